@@ -1,0 +1,40 @@
+# Every target makes its own environment: `make demo` and `make test` are all a new clone needs.
+# Debian: git, make, python3, python3-venv.
+PYTHON ?= python3
+UV := .venv/bin/uv
+RUN := .venv/bin/siglip-jax
+READY := .venv/ready
+EXTRAS := --extra search --extra export
+
+CATALOG ?=
+LAYOUT ?= catalog
+CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
+
+.PHONY: demo test test-slow lint lock clean
+.DEFAULT_GOAL := demo
+
+$(READY): pyproject.toml uv.lock
+	@echo "setting up .venv (about 2.5 GB, TensorFlow the most of it)"
+	@test -x $(UV) || { $(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv; }
+	@$(UV) sync --frozen --inexact --no-progress --python .venv/bin/python $(EXTRAS)
+	@touch $(READY)
+
+demo: $(READY)  ## CATALOG=folder-or-zip does the same job on a real catalogue, CONFIG=file.py names its relevance
+	$(RUN) demo $(if $(CATALOG),--catalog="$(CATALOG)") --layout=$(LAYOUT) --config=$(CONFIG)
+
+test: $(READY) lint
+	.venv/bin/python -m pytest -q -n 2 -m "not slow and not tpu_compile and not gpu"
+
+test-slow: $(READY)
+	.venv/bin/python -m pytest -q -n 2 -m "slow"
+
+lint: $(READY)
+	.venv/bin/ruff check --quiet
+	.venv/bin/ruff format --check --quiet
+	.venv/bin/mypy
+
+lock:
+	$(UV) lock
+
+clean:
+	rm -rf runs dist .pytest_cache .mypy_cache .ruff_cache

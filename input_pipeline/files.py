@@ -1,0 +1,119 @@
+"""Reads the files of a folder or of a .zip, and nothing outside it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import posixpath
+import stat
+import zipfile
+import zlib
+from typing import Protocol
+
+from siglip_jax.errors import UserError
+
+MAX_FILE_BYTES = 32 * 2**20  # of one picture; tables pass their own limit
+
+
+class FileProblem(UserError):
+    """One file that cannot be used; `kind` is the word it is counted under."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+class Files(Protocol):
+    def names(self, folder: str) -> list[str]:
+        """Names of the files directly in `folder` ("" for the top), sorted, without the folder."""
+
+    def read(self, name: str, *, limit: int = MAX_FILE_BYTES) -> bytes:
+        """Bytes of the file at the relative path `name`.
+
+        Raises:
+          FileProblem: kind "unsafe path", "missing image", "too large" or "unreadable image".
+        """
+
+
+def local_path(path: str | os.PathLike) -> pathlib.Path:
+    """The path as a local one; ArrayRecord's Python wheels and zip files need local disks."""
+    if "://" in os.fspath(path):
+        raise UserError(f"{path}: catalogues and datasets are read from local disk; copy it there first")
+    return pathlib.Path(path).expanduser()
+
+
+def open_files(path: pathlib.Path) -> Files:
+    """A folder or a .zip file as `Files`."""
+    if path.is_dir():
+        return Folder(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; expected a catalogue folder, a .zip or a table")
+    return Zip(path)
+
+
+class Folder:
+    def __init__(self, root: pathlib.Path):
+        self.root = root.resolve()
+
+    def names(self, folder: str) -> list[str]:
+        path = self.root / folder
+        if not path.is_dir():
+            return []
+        return sorted(entry.name for entry in os.scandir(path) if not entry.is_dir(follow_symlinks=False))
+
+    def read(self, name: str, *, limit: int = MAX_FILE_BYTES) -> bytes:
+        try:
+            path = (self.root / _safe(name)).resolve()  # follows symbolic links, so that the next line sees them
+            if not path.is_relative_to(self.root):
+                raise FileProblem("unsafe path", f"{name!r} leads outside {self.root}")
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe or a device would block or never end
+                raise FileProblem("missing image", f"{name} is not a file")
+            if status.st_size > limit:
+                raise FileProblem("too large", _too_large(name, status.st_size, limit))
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise FileProblem("missing image", f"{name} not found in {self.root}") from error
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
+            raise FileProblem("unreadable image", f"{name} cannot be read ({error})") from error
+
+
+class Zip:
+    """A zip; where it holds one folder with everything in it (`zip -r shop.zip shop`), that folder is the top."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+            raise UserError(f"{path}: cannot be opened as a zip ({error}); expected a folder, .zip or table") from error
+        names = [name for name in self._zip.namelist() if not name.startswith("__MACOSX/")]
+        tops = {name.split("/")[0] for name in names}
+        self._top = f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
+
+    def names(self, folder: str) -> list[str]:
+        prefix = f"{self._top}{folder}/" if folder else self._top
+        names = (name[len(prefix) :] for name in self._zip.namelist() if name.startswith(prefix))
+        return sorted(name for name in names if name and "/" not in name)
+
+    def read(self, name: str, *, limit: int = MAX_FILE_BYTES) -> bytes:
+        try:
+            info = self._zip.getinfo(self._top + _safe(name))
+            if info.file_size > limit:
+                raise FileProblem("too large", _too_large(name, info.file_size, limit))
+            return self._zip.read(info)  # zipfile stops at file_size, whatever the compressed stream holds
+        except KeyError as error:
+            raise FileProblem("missing image", f"{name} not found in {self.path}") from error
+        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+            raise FileProblem("unreadable image", f"{name} in {self.path} cannot be read ({error})") from error
+
+
+def _safe(name: str) -> str:
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name or ":" in parts[0]:
+        raise FileProblem("unsafe path", f"{name!r}; expected a path relative to the catalogue, with / and without ..")
+    return posixpath.normpath(name)
+
+
+def _too_large(name: str, size: int, limit: int) -> str:
+    return f"{name} has {size / 2**20:.0f} MiB; the limit is {limit / 2**20:.0f} MiB"

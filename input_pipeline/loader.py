@@ -1,0 +1,257 @@
+"""Batches for training and for passes over a split: the only importer of Grain.
+
+Grain deals out row numbers (shuffled anew each epoch, shared out over processes, resumable); a batch of rows is then
+read at once, either from disk or from a copy of the split in memory. Both give the same bits.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from input_pipeline.dataset import Split, open_split
+from input_pipeline.progress import progress
+from siglip_jax.errors import UserError
+from siglip_jax.preprocessing import Preprocessing
+
+AUTO_CACHE_BYTES = 2 * 2**30
+CHUNK_ROWS = 16  # pictures per task of a decoding thread
+
+
+def make_loader(
+    dataset_dir: str | os.PathLike,
+    *,
+    split: str,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+    epochs: int | None = None,
+    flip: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int | None = None,
+    num_workers: int = 0,
+    cache: bool | None = None,
+    show_progress: bool = True,
+) -> grain.DatasetIterator:
+    """Training batches of one process.
+
+    Each batch is {"image": uint8 [b, h, w, 3], "text": int32 [b, L], "group": int32 [b] (equal titles, equal number),
+    "index": int64 [b] (row in the split)}. Batch k of all processes together is one stretch of the epoch's order, so
+    that only the product of `batch_size` and `process_count` matters to a run. A row is in an epoch at most once; what
+    does not fill a batch is left out of that epoch. Everything follows from `seed`: threads, workers and `cache` change
+    speed alone. `get_state()` is a small JSON-able dict; `set_state` continues exactly, given the same arguments.
+
+    Args:
+      dataset_dir, split: see `build_dataset`.
+      preprocessing: with a tokenizer.
+      batch_size: rows per process.
+      seed: 0 ... 2**32 - 1; of the order and the flips.
+      epochs: None goes on for ever.
+      flip: mirror half of the pictures, drawn anew each epoch.
+      num_threads: for decoding; the machine's cores when absent.
+      num_workers: processes that prepare batches, for large pictures on many cores; 0 stays in this one.
+      cache: keep decoded, resized pictures and ids in memory, by one pass at the start. None: where they take less than
+        AUTO_CACHE_BYTES and `num_workers` is 0.
+
+    Raises:
+      UserError: a batch larger than the process's share of the split, arguments out of range, no tokenizer, no memory.
+    """
+    rows = open_split(dataset_dir, split)
+    _check(preprocessing, batch_size, seed, epochs, process_index, process_count, num_workers)
+    share = len(rows) // process_count
+    if share < batch_size:
+        raise UserError(
+            f"batch_size={batch_size} on {process_count} process{'es' * (process_count > 1)} needs "
+            f"{batch_size * process_count} rows; split {split} has {len(rows)}; give a smaller batch"
+        )
+    disk = _Disk(rows, preprocessing, num_threads or os.cpu_count() or 1)
+    cached = _wants_cache(cache, len(rows), preprocessing, num_workers)
+    source: _Source = _Memory.load(disk, show_progress) if cached else disk
+
+    order = grain.MapDataset.range(len(rows)).seed(seed)
+    if shuffle:
+        order = order.shuffle()
+    # Slicing the shuffled order gives every process other rows each epoch, and all of them equally many.
+    order = order.slice(slice(process_index, share * process_count, process_count))
+    order = order.batch(batch_size, drop_remainder=True, batch_fn=_row_numbers)
+    make_batch = functools.partial(_make_batch, source, seed if flip else None, len(order))
+    batches = order.repeat(epochs).map_with_index(make_batch)
+    # Two batches ahead, not Grain's 500: they may be hundreds of MB each, and the rows of one are decoded in parallel.
+    batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
+    if num_workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+    return iter(batches)
+
+
+def iterate_split(
+    dataset_dir: str | os.PathLike,
+    *,
+    split: str,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    rows: range | None = None,
+    num_threads: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Every row once, in order, the last batch short; the next batch is prepared while one is used.
+
+    Batches are those of `make_loader` without flips, and with "id": list[str], "title": list[str], "attributes":
+    {name: list[str]}. There is no "text" where the preprocessing has no tokenizer.
+
+    Args:
+      rows: which rows of the split, all of them when absent: a process's share, or what is left after a stop.
+    """
+    _check_positive(batch_size=batch_size)
+    source = _Disk(open_split(dataset_dir, split), preprocessing, num_threads or os.cpu_count() or 1)
+    count = len(source.rows)
+    rows = range(count) if rows is None else rows
+    if len(rows) and not 0 <= min(rows) <= max(rows) < count:
+        raise UserError(f"rows {rows.start}:{rows.stop} asked of split {split}; it has {count}")
+    starts = range(0, len(rows), batch_size)
+    batches = grain.MapDataset.range(len(starts)).map(
+        lambda k: source.take_all(rows[starts[k] : starts[k] + batch_size])
+    )
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)))
+
+
+# --- where the rows of a batch come from ------------------------------------------------------------------------------
+
+
+class _Source(Protocol):
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """{"image", "text", "group"} of the rows, in arrays of the caller's own."""
+
+
+@dataclasses.dataclass
+class _Disk:
+    """Reads and decodes on demand."""
+
+    rows: Split
+    preprocessing: Preprocessing
+    num_threads: int
+
+    @functools.cached_property
+    def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
+        return concurrent.futures.ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode")
+
+    def __getstate__(self) -> dict[str, Any]:  # a pool cannot go to a worker process
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return self._arrays(self.rows.__getitems__(rows))
+
+    def take_all(self, rows: Sequence[int]) -> dict[str, Any]:
+        records = self.rows.__getitems__(rows)
+        names = records[0]["attributes"]
+        return {
+            **self._arrays(records),
+            "index": np.asarray(rows, np.int64),
+            "id": [record["id"] for record in records],
+            "title": [record["title"] for record in records],
+            "attributes": {name: [record["attributes"][name] for record in records] for name in names},
+        }
+
+    def _arrays(self, records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        image = np.empty((len(records), *self.preprocessing.image_size, 3), np.uint8)
+
+        def decode(start: int) -> None:
+            for row in range(start, min(start + CHUNK_ROWS, len(records))):
+                image[row] = self.preprocessing.image(records[row]["image"])
+
+        for _ in self._pool.map(decode, range(0, len(records), CHUNK_ROWS)):
+            pass  # an error in a thread is raised here
+        arrays: dict[str, np.ndarray] = {"image": image}
+        arrays["group"] = np.array([record["title_group"] for record in records], np.int32)
+        if self.preprocessing.tokenizer is not None:
+            arrays["text"] = self.preprocessing.text([record["title"] for record in records])
+        return arrays
+
+
+@dataclasses.dataclass
+class _Memory:
+    """The whole split as arrays: image uint8 [N, h, w, 3], text int32 [N, L], group int32 [N]."""
+
+    arrays: dict[str, np.ndarray]
+
+    @classmethod
+    def load(cls, disk: _Disk, show_progress: bool) -> _Memory:
+        count = len(disk.rows)
+        arrays: dict[str, np.ndarray] = {}
+        chunk = 64 * CHUNK_ROWS
+        label = f"decoding {disk.rows.name} into memory"
+        starts = progress(range(0, count, chunk), total=count, step=chunk, label=label, show=show_progress)
+        for start in starts:
+            for key, value in disk.take(np.arange(start, min(start + chunk, count))).items():
+                arrays.setdefault(key, np.empty((count, *value.shape[1:]), value.dtype))[start : start + chunk] = value
+        return cls(arrays)
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {key: value[rows] for key, value in self.arrays.items()}
+
+
+def _make_batch(source: _Source, flip_seed: int | None, batches_per_epoch: int, number: int, rows: np.ndarray):
+    batch = {**source.take(rows), "index": rows}
+    if flip_seed is not None:
+        mirrored = _coins(rows, seed=flip_seed, epoch=number // batches_per_epoch)
+        batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
+    return batch
+
+
+def _row_numbers(rows: Sequence[int]) -> np.ndarray:
+    return np.asarray(rows, np.int64)
+
+
+def _coins(rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """bool [b]: a fair coin for each (seed, epoch, row), by the mixing function of SplitMix64 (Steele et al., 2014).
+
+    A generator per element, as Grain's `random_map` has, costs more than the whole batch; and a coin that belongs to
+    the row does not depend on the batch size or the number of processes.
+    """
+    mixed = np.zeros(1, np.uint64)
+    for word in (np.array([seed]), np.array([epoch]), rows):
+        mixed = (mixed ^ word.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return (mixed >> np.uint64(63)).astype(bool)
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _check(preprocessing, batch_size, seed, epochs, process_index, process_count, num_workers) -> None:
+    _check_positive(batch_size=batch_size, process_count=process_count, epochs=1 if epochs is None else epochs)
+    if preprocessing.tokenizer is None:
+        raise UserError("the preprocessing has no tokenizer; training on titles needs one")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}; expected 0 to {2**32 - 1}")
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process_index={process_index}; expected 0 to {process_count - 1}")
+    if num_workers < 0:
+        raise UserError(f"num_workers={num_workers}; expected 0 or more")
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{name}={value}; expected 1 or more")
+
+
+def _wants_cache(cache: bool | None, count: int, preprocessing: Preprocessing, num_workers: int) -> bool:
+    height, width = preprocessing.image_size
+    needed = count * (height * width * 3 + preprocessing.text_length * 4 + 4)
+    if cache is None:
+        return needed <= AUTO_CACHE_BYTES and not num_workers
+    if cache and num_workers:
+        raise UserError(f"cache with num_workers={num_workers}; cached batches need no workers: give num_workers=0")
+    if cache and needed > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        raise UserError(f"the decoded split takes {needed / 2**30:.1f} GiB of {memory / 2**30:.1f}; do without cache")
+    return cache

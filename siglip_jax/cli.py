@@ -1,0 +1,109 @@
+"""`siglip-jax <program> [flags]`: finds the program, parses its flags, turns user errors into one line and exit 2.
+
+Nothing heavy is imported here, so that `siglip-jax --help` answers at once; each program is a module of `tools` with a
+docstring, `define_flags(flag_values)` and `main(flags)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from siglip_jax import __version__
+from siglip_jax.errors import UserError
+
+PROGRAMS = {
+    "demo": "the whole thread: catalogue, training, ranking table, report, SavedModel",
+    "data": "a catalogue of items and images -> an ArrayRecord dataset and its audit",
+    "train": "fine-tune on a dataset; resumes by itself from --workdir",
+    "embed": "a model and a dataset -> an embedding store (Parquet)",
+    "index": "an embedding store -> a search index, exact or ScaNN, with its measured recall",
+    "rank": "embedding stores -> ranking metrics with intervals, and the report",
+    "export": "a model -> SavedModel, checked in a process without JAX",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one program; returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"siglip-jax {__version__}")
+        return 0
+    program, arguments = arguments[0], arguments[1:]
+    try:
+        return run(program, arguments)
+    except UserError as error:
+        # One line whatever the message holds, so that logs and scripts can rely on it.
+        print(f"siglip-jax {program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"siglip-jax {program}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `siglip-jax ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def run(program: str, arguments: Sequence[str]) -> int:
+    """Parses `arguments` with the program's own flags and runs it.
+
+    Raises:
+      UserError: an unknown program, flag or config field, or whatever the program refuses.
+    """
+    if program not in PROGRAMS:
+        raise UserError(f"unknown program {program!r}; expected one of {', '.join(PROGRAMS)}")
+    from absl import flags as absl_flags
+
+    module = importlib.import_module(f"tools.{program}")
+    # A FlagValues of its own: two programs' flags would collide in absl's global one.
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_boolean("help", False, "show this help", short_name="h", flag_values=values)
+    module.define_flags(values)
+    command = [f"siglip-jax {program}", *arguments]
+    shown, sys.argv = sys.argv, command  # ml_collections reads overrides such as --config.steps=10 from sys.argv
+    try:
+        rest = values(command)
+        if values.help:
+            print(f"{(module.__doc__ or program).strip()}\n\nflags:\n{_flag_help(values)}")
+            return 0
+        if len(rest) > 1:
+            raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value (see --help)")
+        values.validate_all_flags()
+    except absl_flags.Error as error:
+        raise UserError(
+            f"{str(error).removeprefix('FATAL Flags parsing error: ')}; see siglip-jax {program} --help"
+        ) from error
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+        raise UserError(f"--config: {error}; see the fields in the config file") from error
+    finally:
+        sys.argv = shown
+    module.main(values)
+    return 0
+
+
+def _usage() -> str:
+    width = max(map(len, PROGRAMS))
+    programs = "\n".join(f"  {name:<{width}}  {text}" for name, text in PROGRAMS.items())
+    return (
+        f"usage: siglip-jax <program> [--flag=value ...]\n\n{programs}\n\nsiglip-jax <program> --help shows its flags."
+    )
+
+
+def _flag_help(values) -> str:
+    lines = []
+    for name in sorted(values):
+        flag = values[name]
+        if name in ("help", "h") or name == flag.short_name:
+            continue
+        default = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
+        lines.append(f"  --{name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

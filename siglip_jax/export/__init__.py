@@ -1,0 +1,1 @@
+"""Trained encoders in the formats that serving systems read."""

@@ -1,0 +1,205 @@
+"""The image encoder as a TensorFlow SavedModel. The only module that imports TensorFlow.
+
+Signatures: `serving_default` takes JPEG or PNG bytes (string [n], "image"), `pixels` takes what the image tower takes
+(float32 [n, h, w, 3], "pixels"); both give "embedding", unit-norm float32 [n, d]. Decoding and resizing are part of the
+graph and follow the model's own preprocessing value, so that serving cannot drift from training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from siglip_jax import __version__
+from siglip_jax.errors import UserError
+from siglip_jax.preprocessing import Preprocessing
+
+if TYPE_CHECKING:  # a process that only serves has no JAX
+    from siglip_jax.model import Model
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+MANIFEST = "siglip_jax.json"
+
+
+def export_saved_model(model: Model, folder: str | pathlib.Path) -> None:
+    """Writes the image encoder to `folder`, complete or not at all.
+
+    The batch is dynamic, from 1 row on. Parameters are variables, since a graph's constants are limited to 2 GB.
+
+    Raises:
+      UserError: TensorFlow is not installed, the folder exists, or the model has no known preprocessing.
+    """
+    tf = _tensorflow()
+    from jax.experimental import jax2tf
+
+    folder = pathlib.Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder} exists already; choose another --output or remove it")
+    preprocessing = model.preprocessing
+    if preprocessing is None:
+        raise UserError("export: the model has no known preprocessing; save it with preprocessing= first")
+    height, width = model.architecture.image_size
+
+    def encode(params: Any, pixels: Any) -> Any:
+        return model.module.apply({"params": params}, pixels, method="encode_image")
+
+    convert = jax2tf.convert(
+        encode,
+        polymorphic_shapes=[None, f"(batch, {height}, {width}, 3)"],
+        native_serialization_platforms=PLATFORMS,
+        with_gradient=False,
+    )
+    exported = tf.Module()
+    # Only the image tower travels: the text tower is most of a multilingual model's bytes.
+    kept = {name: model.params[name] for name in ("img", "t", "b")}
+    exported.parameters = tf.nest.map_structure(tf.Variable, kept)
+
+    # autograph=False: nothing here is Python control flow, and AutoGraph would try to rewrite JAX itself.
+    @tf.function(input_signature=[tf.TensorSpec([None, height, width, 3], tf.float32, name="pixels")], autograph=False)
+    def pixels(pixels):
+        return {"embedding": convert(exported.parameters, pixels)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image")], autograph=False)
+    def serving_default(image):
+        resized = tf.map_fn(
+            lambda encoded: _decode_and_resize(tf, encoded, preprocessing),
+            image,
+            fn_output_signature=tf.TensorSpec([height, width, 3], tf.float32),
+        )
+        low, high = preprocessing.value_range
+        return {"embedding": convert(exported.parameters, resized * ((high - low) / 255) + low)}
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        path = pathlib.Path(temporary) / "export"
+        signatures = {"serving_default": serving_default, "pixels": pixels}
+        tf.saved_model.save(exported, str(path), signatures=signatures)
+        manifest = {
+            "signatures": {"serving_default": "image: string [n], JPEG or PNG", "pixels": "float32 [n, h, w, 3]"},
+            "output": f"embedding: float32 [n, {model.architecture.embedding_dim}], unit norm",
+            "platforms": PLATFORMS,
+            "preprocessing": preprocessing.to_json(),
+            "siglip_jax": __version__,
+            "tensorflow": tf.__version__,
+        }
+        (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        shutil.move(path, folder)
+
+
+def run_saved_model(folder: str | pathlib.Path, signature: str, values: np.ndarray | Sequence[bytes]) -> np.ndarray:
+    """Calls a signature of a SavedModel, which needs no JAX: bytes or float32 pixels -> float32 [n, d]."""
+    tf = _tensorflow()
+    function = tf.saved_model.load(str(folder)).signatures[signature]
+    name = {"serving_default": "image", "pixels": "pixels"}[signature]
+    return function(**{name: tf.constant(values)})["embedding"].numpy()
+
+
+def _tensorflow() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets every start with lines about the processor
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(f"SavedModels need TensorFlow ({error}); install siglip-jax[export]") from error
+    return tf
+
+
+def _decode_and_resize(tf: Any, encoded: Any, preprocessing: Preprocessing) -> Any:
+    """Scalar string -> float32 [h, w, 3] of whole numbers 0 to 255, as `Preprocessing.image` gives."""
+    image = tf.cond(
+        tf.io.is_jpeg(encoded),
+        # PIL's decoder; TensorFlow's default is off by up to 5 grey levels.
+        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_png(encoded, channels=3),
+    )
+    image = tf.cast(image, tf.float32)
+    shape = tf.shape(image)
+    antialias = preprocessing.resize != "bilinear_no_antialias"
+    kernel = "bicubic" if preprocessing.resize == "bicubic" else "bilinear"
+    rows, columns = (
+        _resampling_matrix(tf, shape[axis], new, kernel=kernel, antialias=antialias)
+        for axis, new in enumerate(preprocessing.image_size)
+    )
+    if not antialias:  # big_vision truncates once, at the end; equal sizes are left alone
+        return tf.floor(tf.clip_by_value(tf.einsum("hH,wW,HWc->hwc", rows, columns, image), 0, 255))
+
+    def to_grey_levels(x: Any) -> Any:
+        return tf.clip_by_value(tf.floor(x + 0.5), 0, 255)
+
+    # PIL resizes along the width first and rounds to uint8 in between.
+    image = to_grey_levels(tf.einsum("wW,HWc->Hwc", columns, image))
+    return to_grey_levels(tf.einsum("hH,Hwc->hwc", rows, image))
+
+
+def _resampling_matrix(tf: Any, old: Any, new: int, *, kernel: str, antialias: bool) -> Any:
+    """float32 [new, old]: PIL's resampling (Resample.c, precompute_coeffs) along one axis as a matrix.
+
+    tf.image.resize differs from PIL by up to 5 grey levels with bicubic and antialias; written as a matrix both agree.
+    """
+    scale = tf.cast(old, tf.float64) / new
+    stretch = tf.maximum(scale, 1.0) if antialias else tf.constant(1.0, tf.float64)
+    reach = (2.0 if kernel == "bicubic" else 1.0) * stretch
+    center = (tf.range(new, dtype=tf.float64) + 0.5)[:, None] * scale
+    source = tf.range(tf.cast(old, tf.float64), dtype=tf.float64)[None, :]
+    first, last = tf.floor(center - reach + 0.5), tf.floor(center + reach + 0.5)
+    distance = tf.abs((source - center + 0.5) / stretch)
+    if kernel == "bicubic":  # Keys' cubic with a = -0.5
+        near = (1.5 * distance - 2.5) * distance * distance + 1
+        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+        weight = tf.where(distance < 1, near, tf.where(distance < 2, far, tf.zeros_like(distance)))
+    else:
+        weight = tf.maximum(1 - distance, 0)
+    weight = tf.where((source >= first) & (source < last), weight, tf.zeros_like(weight))
+    return tf.cast(weight / tf.reduce_sum(weight, axis=1, keepdims=True), tf.float32)
+
+
+def check_saved_model(folder: str | pathlib.Path, model: Model, pictures: Sequence[bytes]) -> dict[str, float]:
+    """Loads the export in a process without JAX and compares its embeddings of `pictures` with the model's own.
+
+    Returns:
+      {"pixels_max_error": largest absolute difference from equal pixels,
+       "bytes_min_cosine": smallest cosine between the graph's own decoding and `Preprocessing`'s}.
+
+    Raises:
+      RuntimeError: the other process failed; its last line is in the message.
+    """
+    assert model.preprocessing is not None
+    pixels = model.preprocessing.images(pictures)
+    expected = model.encode_image(pixels)
+    with tempfile.TemporaryDirectory() as temporary:
+        inputs, outputs = (str(pathlib.Path(temporary) / name) for name in ("inputs.npz", "outputs.npz"))
+        encoded = {f"picture_{i}": np.frombuffer(picture, np.uint8) for i, picture in enumerate(pictures)}
+        np.savez(inputs, pixels=pixels, **encoded)  # type: ignore[arg-type]
+        command = [sys.executable, "-m", __spec__.name, str(folder), inputs, outputs]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(
+                f"{folder} cannot be loaded without JAX: {(done.stderr.strip() or '?').splitlines()[-1]}"
+            )
+        with np.load(outputs) as arrays:
+            from_pixels, from_bytes = arrays["from_pixels"], arrays["from_bytes"]
+    return {
+        "pixels_max_error": float(np.abs(from_pixels - expected).max()),
+        "bytes_min_cosine": float(np.sum(from_bytes * expected, axis=-1).min()),
+    }
+
+
+def _answer(folder: str, inputs: str, outputs: str) -> None:
+    """The other side of `check_saved_model`."""
+    sys.modules["jax"] = None  # type: ignore[assignment]  # any import of it fails from here on
+    with np.load(inputs) as arrays:
+        pictures = [arrays[f"picture_{i}"].tobytes() for i in range(len(arrays.files) - 1)]
+        from_pixels = run_saved_model(folder, "pixels", arrays["pixels"])
+    np.savez(outputs, from_pixels=from_pixels, from_bytes=run_saved_model(folder, "serving_default", pictures))
+
+
+if __name__ == "__main__":
+    _answer(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The two towers of SigLIP, in Flax Linen with big_vision's parameter names."""

@@ -1,0 +1,99 @@
+"""The fields of a training config with their defaults; every file in `configs/` starts from them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import ml_collections
+
+from siglip_jax.errors import UserError
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """A locked ConfigDict: an unknown field, from a file or a flag, is an error."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    # Start: "" trains from random weights; a path continues from a saved model and keeps its preprocessing.
+    config.init = ""
+
+    config.data = ml_collections.ConfigDict()
+    config.data.train_split = "train"
+    config.data.flip = True
+    # Keeps decoded, resized pictures and token ids in memory: right for small pictures, not for millions of them.
+    config.data.cache = False
+    config.data.threads = 8
+
+    config.preprocessing = ml_collections.ConfigDict()
+    config.preprocessing.image_size = (224, 224)  # height, width
+    config.preprocessing.resize = "bilinear"
+    config.preprocessing.text_length = 64
+    config.preprocessing.vocab_size = 32_000  # of the tokenizer trained on the titles, unless one is given
+    config.preprocessing.tokenizer = ""  # a SentencePiece file
+    config.preprocessing.lowercase = "unicode"
+    config.preprocessing.punctuation = "keep"
+
+    config.model = ml_collections.ConfigDict()
+    config.model.patch_size = 16
+    config.model.image = ml_collections.ConfigDict(dict(width=768, depth=12, mlp_dim=3072, heads=12))
+    config.model.text = ml_collections.ConfigDict(dict(width=768, depth=12, mlp_dim=3072, heads=12))
+    config.model.dtype = "float32"  # computes; parameters are stored in float32
+    config.model.remat = "none"
+    config.model.unroll = 1
+    config.model.init_temperature = 10.0
+    config.model.init_bias = -10.0
+
+    config.batch_size = 256  # global
+    config.steps = 1000
+    config.same_group = "positive"  # what rows of equal title are to each other: "positive" or "ignore"
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.final_fraction = 0.01  # of the peak rate, where the cosine ends
+    config.optimizer.weight_decay = 0.1  # times the learning rate, as in AdamW
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+    config.optimizer.clip_norm = 1.0
+
+    config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1 takes the devices left over
+
+    config.checkpoint_every = 500
+    config.log_every = 20
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.split = "test"
+    # Graded relevance as attribute agreements; the first rule that holds gives the gain.
+    config.evaluation.relevance = ({"gain": 1, "agree": ("title",)},)
+    config.evaluation.relevant_from = 1  # smallest gain that precision, hit and recall count
+    config.evaluation.gain = "exponential"
+    config.evaluation.metrics = ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10")
+    return config.lock()
+
+
+def config_to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Plain JSON types, tuples as lists."""
+    return json.loads(config.to_json())
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines such as "model.patch_size: 8 here, 16 there" for every leaf that differs."""
+    lines: list[str] = []
+    for key in sorted({*ours, *theirs}):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} here, {b!r} there")
+    return lines
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises a UserError for values that no run could use."""
+    for name in ("batch_size", "steps", "checkpoint_every", "log_every"):
+        if config[name] < 1:
+            raise UserError(f"config.{name}={config[name]}; expected at least 1")
+    if config.optimizer.warmup_steps >= config.steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} is not below config.steps={config.steps}"
+        )

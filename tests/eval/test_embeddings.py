@@ -1,0 +1,173 @@
+"""The embedding store: round trips, what it refuses to write, what it refuses to read."""
+
+import hashlib
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval.embeddings import read_manifest, read_store, write_manifest, write_shard, write_store
+from siglip_jax.errors import UserError
+
+ABOUT = {"model": "tiny", "preprocessing": {"size": 32}, "dataset": {"fingerprint": "f00d"}}
+
+
+def vectors(n, d=3, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+def batches(v, ids, sizes):
+    lo = 0
+    for size in sizes:
+        yield ids[lo : lo + size], v[lo : lo + size]
+        lo += size
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=6).filter(any), st.integers(1, 9), st.integers(1, 4))
+def test_round_trip_whatever_the_batches_and_shards(tmp_path_factory, sizes, rows_per_shard, d):
+    folder = tmp_path_factory.mktemp("store")
+    n = sum(sizes)
+    v, ids = vectors(n, d), [f"ärt/{i}" for i in range(n)]
+    written = write_store(folder, batches(v, ids, sizes), manifest=ABOUT, rows_per_shard=rows_per_shard)
+    store = read_store(folder)
+    np.testing.assert_array_equal(store.vectors, v)
+    assert store.ids == ids
+    assert store.manifest == written == read_manifest(folder)
+    assert (store.manifest["count"], store.manifest["dimension"], store.manifest["model"]) == (n, d, "tiny")
+    counts = [shard["count"] for shard in store.manifest["shards"]]
+    assert counts == [rows_per_shard] * (n // rows_per_shard) + [n % rows_per_shard] * (n % rows_per_shard > 0)
+
+
+def test_shards_are_plain_parquet_with_true_sums(tmp_path):
+    v = vectors(5)
+    manifest = write_store(tmp_path, [(list("abcde"), v)], manifest=ABOUT, rows_per_shard=3)
+    for shard in manifest["shards"]:
+        assert hashlib.sha256((tmp_path / shard["file"]).read_bytes()).hexdigest() == shard["sha256"]
+    table = pa.concat_tables([pq.read_table(tmp_path / s["file"]) for s in manifest["shards"]])
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 3)
+    assert table["id"].to_pylist() == list("abcde")
+    np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), v)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "shard-00000.parquet", "shard-00001.parquet"]
+
+
+def test_equal_input_writes_equal_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_store(tmp_path / name, [(["x", "y"], vectors(2))], manifest=ABOUT)
+    assert (tmp_path / "a/manifest.json").read_bytes() == (tmp_path / "b/manifest.json").read_bytes()
+
+
+def test_parts_written_by_several_hosts_make_one_store(tmp_path):
+    entries = [write_shard(tmp_path, 1, ["c"], vectors(1, seed=1)), write_shard(tmp_path, 0, ["a", "b"], vectors(2))]
+    write_manifest(tmp_path, entries[::-1], manifest=ABOUT)
+    assert read_store(tmp_path).ids == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"dimensions \[3, 4\]"):
+        write_manifest(tmp_path, [*entries, write_shard(tmp_path, 2, ["d"], vectors(1, 4))], manifest=ABOUT)
+
+
+def test_a_write_cut_off_leaves_no_store_and_a_new_write_replaces_all(tmp_path):
+    write_store(tmp_path, [(["a", "b", "c"], vectors(3))], manifest=ABOUT, rows_per_shard=1)
+
+    def dies():
+        yield ["x"], vectors(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path, dies(), manifest=ABOUT, rows_per_shard=1)
+    with pytest.raises(UserError, match="cut off"):
+        read_store(tmp_path)
+    write_store(tmp_path, [(["y"], vectors(1))], manifest=ABOUT)
+    assert read_store(tmp_path).ids == ["y"]
+    assert len(list(tmp_path.glob("*.parquet"))) == 1
+
+
+def bad(row):
+    v = vectors(3)
+    v[1] = row
+    return v
+
+
+@pytest.mark.parametrize(
+    ("given_batches", "message"),
+    [
+        ([(["a", "b", "c"], bad([1, np.nan, 1]))], "id 'b' holds NaN or infinity"),
+        ([(["a", "b", "c"], bad([1, np.inf, 1]))], "id 'b' holds NaN or infinity"),
+        ([(["a", "b", "c"], bad([0, 0, 0]))], "id 'b' holds only zeros"),
+        ([(["a"], np.array([[1e300, 1.0]]))], "id 'a' holds NaN or infinity"),  # too large for float32
+        ([(["a", "b"], vectors(3))], "2 ids \\(first id 'a'\\)"),
+        ([(["a"], vectors(1)[0])], "expected floats"),
+        ([(["a"], np.ones((1, 3), np.uint8))], "expected floats"),
+        ([(["a"], vectors(1)), (["b"], vectors(1, 4))], "'b' has dimension 4, earlier ones 3"),
+        ([(["a", "b"], vectors(2)), (["a"], vectors(1))], "'a' occurs twice"),
+        ([([7], vectors(1))], "id 7"),
+        ([([""], vectors(1))], "non-empty"),
+        ([], "no embedding was given"),
+    ],
+)
+def test_refuses_to_write(tmp_path, given_batches, message):
+    with pytest.raises(UserError, match=message):
+        write_store(tmp_path / "s", given_batches, manifest=ABOUT)
+    assert not (tmp_path / "s" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("about", "message"), [({"count": 3}, "'count'"), ({"x": np.float32(1)}, "JSON"), ({"x": float("nan")}, "JSON")]
+)
+def test_refuses_manifests(tmp_path, about, message):
+    with pytest.raises(UserError, match=message):
+        write_store(tmp_path, [(["a"], vectors(1))], manifest=about)
+
+
+def store_with(tmp_path, change):
+    write_store(tmp_path, [(["a", "b", "c"], vectors(3))], manifest=ABOUT, rows_per_shard=2)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    change(tmp_path, manifest)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def tamper(folder, manifest):
+    path = folder / "shard-00001.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def repeat(folder, manifest):
+    manifest["shards"][1] = {k: v for k, v in write_shard(folder, 1, ["a"], vectors(1)).items() if k != "dimension"}
+
+
+def other_dimension(folder, manifest):
+    manifest["shards"][1] = write_shard(folder, 1, ["c"], vectors(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (tamper, "shard-00001.parquet is not what was written"),
+        (lambda folder, m: (folder / "shard-00001.parquet").unlink(), "shard-00001.parquet is missing"),
+        (lambda folder, m: m["shards"][0].update(file="../elsewhere/shard-00000.parquet"), "is missing"),
+        (lambda folder, m: m["shards"].pop(), "2 rows in the shards, 3 in the manifest"),
+        (lambda folder, m: m.update(count=2), "rows, not"),
+        (lambda folder, m: m.update(dimension=4), "expected float32 of 4"),
+        (lambda folder, m: m.update(format="other"), "not of format"),
+        (repeat, "'a' occurs twice"),
+        (other_dimension, "expected float32 of 3"),
+    ],
+)
+def test_refuses_to_read(tmp_path, change, message):
+    store_with(tmp_path, change)
+    with pytest.raises(UserError, match=message) as error:
+        read_store(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_missing_folder_and_broken_manifest(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        read_store(tmp_path / "none")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        read_store(tmp_path)

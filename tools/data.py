@@ -1,0 +1,54 @@
+"""siglip-jax data: a catalogue becomes a TFDS dataset in ArrayRecord files, with an audit.
+
+The catalogue is a folder or .zip with items.tsv, .csv, .jsonl or .parquet (columns id, title, image, and any
+attributes) and the pictures. Splits are made by title and picture, so that no duplicate is on both sides.
+
+  siglip-jax data --catalog=shop.zip --output=data/shop
+  siglip-jax data --catalog=archive.zip --layout=fashion --output=data/fashion
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from siglip_jax.errors import UserError
+from tools import options
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("catalog", None, "Folder, .zip or table.", required=True, flag_values=values)
+    options.define_output(values, "Folder of the dataset.")
+    options.define_layout(values)
+    for column in ("id", "title", "image"):
+        flags.DEFINE_string(f"{column}_column", column, f"Column that holds the {column}.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "split", ["train=0.8", "test=0.2"], "name=share, once for each split.", flag_values=values
+    )
+    flags.DEFINE_integer("seed", 0, "Of the split.", flag_values=values)
+    flags.DEFINE_enum(
+        "on_error", "skip", ["skip", "refuse"], "What a bad row does; both list it in the audit.", flag_values=values
+    )
+    flags.DEFINE_boolean("overwrite", False, "Replace a dataset that is there.", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+    from tools import workflow
+
+    fractions = {}
+    for entry in values.split:
+        name, _, share = entry.partition("=")
+        try:
+            fractions[name] = float(share)
+        except ValueError as error:
+            raise UserError(f"--split={entry}: expected name=share, such as train=0.8") from error
+    columns = {name: str(values[f"{name}_column"].value) for name in ("id", "title", "image")}
+    workflow.build_data(
+        values.catalog,
+        values.output,
+        layout=values.layout,
+        columns={name: column for name, column in columns.items() if column != name},
+        fractions=fractions,
+        seed=values.seed,
+        on_error=values.on_error,
+        overwrite=values.overwrite,
+    )

@@ -1,0 +1,100 @@
+"""siglip-jax demo: the whole thread, from a catalogue to a ranking table, a report and a SavedModel.
+
+  siglip-jax demo                                  on a generated, synthetic catalogue
+  siglip-jax demo --catalog=shop.zip --config=...  on a real one; the config names the attributes of relevance
+
+Started again after a stop, it continues the training where the last checkpoint left it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import shutil
+import sys
+import time
+
+from absl import flags
+
+from siglip_jax.errors import UserError
+from tools import options
+
+ROWS = ("random", "raw pixels")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("catalog", "", "Folder, .zip or table; synthetic when empty.", flag_values=values)
+    options.define_layout(values)
+    options.define_config(values, default="demo.py")
+    flags.DEFINE_string("workdir", "runs/demo", "Where everything is written.", flag_values=values)
+    options.define_scann(values)
+
+
+def main(values: flags.FlagValues) -> None:
+    from eval.report import format_table, write_report
+    from siglip_jax.training.config import config_to_json
+    from tools import comparison, workflow
+
+    begin = time.monotonic()
+    config, workdir = values.config, pathlib.Path(values.workdir)
+    split = config.evaluation.split
+    workdir.mkdir(parents=True, exist_ok=True)
+
+    def announce(text: str) -> None:
+        print(f"\n[{(time.monotonic() - begin) / 60:4.1f} min] {text}", flush=True)
+
+    catalog = values.catalog
+    if not catalog:
+        from input_pipeline.synthetic import write_synthetic_catalogue
+
+        announce("catalogue: rendering synthetic products")
+        catalog = str(workdir / "catalog")
+        if not (workdir / "catalog" / "items.tsv").exists():
+            write_synthetic_catalogue(catalog, items=config.synthetic_items, seed=config.seed)
+
+    announce(f"data: {catalog} to ArrayRecord, split by title and picture")
+    dataset = workdir / "dataset"
+    audit = workflow.build_data(catalog, dataset, layout=values.layout, overwrite=True)
+    try:
+        comparison.relevance_of(config, dataset)  # before minutes are spent on training
+    except UserError as error:
+        raise UserError(f"{error}; declare your own in a copy of configs/fashion.py and pass it as --config") from error
+
+    # A folder for each pair of config and data, so that a run is continued only by the same run.
+    run = hashlib.sha256(json.dumps([config_to_json(config), audit["fingerprint"]]).encode()).hexdigest()[:12]
+    announce(f"training: {config.steps} steps of {config.batch_size} pairs")
+    trained = workflow.train(config, dataset=dataset, workdir=workdir / "train" / run)
+
+    announce("embedding the held-out items with the start and the trained encoder")
+    start = workflow.start_model(config, dataset)
+    start_name = "zero-shot" if config.init else "start (random init)"
+    vectors = comparison.baseline_vectors(ROWS, dataset=dataset, split=split)
+    for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
+        output = workdir / "embeddings" / folder
+        vectors[name] = workflow.embed(model, dataset=dataset, split=split, output=output, name=name).vectors
+
+    announce("ranking each held-out item against the others")
+    report = comparison.rank(
+        vectors,
+        config=config,
+        dataset=dataset,
+        title="Synthetic catalogue" if not values.catalog else f"Catalogue {pathlib.Path(catalog).name}",
+        new="trained",
+        scann=options.scann_options(values.scann),
+        loss_curve=workflow.metrics_of(workdir / "train" / run),
+        provenance={
+            "command": " ".join(["siglip-jax", "demo", *sys.argv[1:]]),
+            "catalogue": {name: audit[name] for name in ("rows", "kept", "splits", "problems", "catalogue_sha256")},
+            "config": config_to_json(config),
+        },
+    )
+    write_report(workdir / "report.html", report, pictures=comparison.pictures_by_id(dataset, split))
+
+    announce("exporting the image encoder")
+    shutil.rmtree(workdir / "savedmodel", ignore_errors=True)
+    workflow.export(trained, workdir / "savedmodel", dataset=dataset, split=split)
+
+    announce("done")
+    print(format_table(report))
+    print(f"report: {workdir / 'report.html'}")

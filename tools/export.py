@@ -1,0 +1,24 @@
+"""siglip-jax export: writes the image encoder as a SavedModel and checks it in a process without JAX.
+
+siglip-jax export --model=runs/fashion --output=runs/fashion/savedmodel --dataset=data/fashion
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from tools import options
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    options.define_model(values)
+    options.define_output(values, "Folder of the SavedModel.")
+    flags.DEFINE_string("dataset", None, "Dataset whose pictures check the export.", required=True, flag_values=values)
+    flags.DEFINE_string("split", "test", "Split that the pictures are from.", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+    from siglip_jax.model import load
+    from tools import workflow
+
+    workflow.export(load(values.model), values.output, dataset=values.dataset, split=values.split)

@@ -1,0 +1,69 @@
+"""Flags that several programs share, each defined once."""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
+
+def define_config(values: flags.FlagValues, *, default: str) -> None:
+    """--config file.py[:argument], with --config.field=value for every field."""
+    config_flags.DEFINE_config_file(
+        "config",
+        str(CONFIGS / default),
+        "Config file, with :argument where it takes one; --config.field=value changes a field.",
+        flag_values=values,
+    )
+
+
+def define_dataset(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("dataset", None, "Folder written by siglip-jax data.", required=True, flag_values=values)
+
+
+def define_output(values: flags.FlagValues, text: str) -> None:
+    flags.DEFINE_string("output", None, text, required=True, flag_values=values)
+
+
+def define_model(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("model", None, "Saved model, or a training run's workdir.", required=True, flag_values=values)
+
+
+def define_layout(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum(
+        "layout",
+        "catalog",
+        ["catalog", "fashion"],
+        "fashion: the public Fashion Product Images layout, styles.csv and images/.",
+        flag_values=values,
+    )
+
+
+def define_scann(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum(
+        "scann",
+        "ah",
+        ["none", "brute_force", "ah", "tree"],
+        "ScaNN's kind of index for the column beside exact search; none leaves the column out.",
+        flag_values=values,
+    )
+
+
+def scann_options(mode: str) -> dict[str, str] | None:
+    return None if mode == "none" else {"mode": mode}
+
+
+def named_paths(entries: list[str], *, flag: str) -> dict[str, str]:
+    """["trained=runs/a", ...] -> {"trained": "runs/a"}; a UserError where an entry is not name=path or repeats."""
+    from siglip_jax.errors import UserError
+
+    named: dict[str, str] = {}
+    for entry in entries:
+        name, sign, path = entry.partition("=")
+        if not (name and sign and path) or name in named:
+            raise UserError(f"--{flag}={entry}: expected name=folder, each name once")
+        named[name] = path
+    return named

@@ -1,0 +1,30 @@
+"""siglip-jax train: fine-tunes SigLIP on a dataset; run again with the same --workdir, it continues.
+
+siglip-jax train --config=configs/fashion.py --dataset=data/fashion --workdir=runs/fashion
+siglip-jax train --config=configs/fashion.py --config.optimizer.learning_rate=5e-4 ...
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from tools import options
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    options.define_config(values, default="demo.py")
+    options.define_dataset(values)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of the run: checkpoints, metrics, the trained model.",
+        required=True,
+        flag_values=values,
+    )
+
+
+def main(values: flags.FlagValues) -> None:
+    from tools import workflow
+
+    workflow.train(values.config, dataset=values.dataset, workdir=values.workdir)
+    print(f"trained model in {values.workdir}")

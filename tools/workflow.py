@@ -1,0 +1,183 @@
+"""The steps that programs share: each joins the data, the library and the evaluation for one part of the thread."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from eval.embeddings import EmbeddingStore, read_store, write_store
+from input_pipeline.catalogue import read_catalogue
+from input_pipeline.dataset import attributes, build_dataset, dataset_fingerprint, open_split
+from input_pipeline.loader import iterate_split, make_loader
+from input_pipeline.progress import progress
+from input_pipeline.tokenizer import train_tokenizer
+from siglip_jax.errors import UserError
+from siglip_jax.preprocessing import Preprocessing
+
+EMBED_BATCH = 256
+PICTURES_CHECKED = 64  # of an export
+MAX_PIXELS_ERROR = 1e-5
+MIN_BYTES_COSINE = 0.9999
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def build_data(
+    catalog: str,
+    output: epath.PathLike,
+    *,
+    layout: str = "catalog",
+    columns: Mapping[str, str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """A catalogue in our layout or the public fashion one -> a dataset; prints and returns the audit.
+
+    `options` are those of `build_dataset`.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        source = pathlib.Path(catalog)
+        if layout == "fashion":
+            from input_pipeline.fashion import convert_fashion
+
+            counts = convert_fashion(source, temporary)
+            print(f"fashion layout: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
+            source = pathlib.Path(temporary)
+        audit = build_dataset(read_catalogue(source, columns=columns), output, **options)
+    splits = ", ".join(f"{count} {name}" for name, count in audit["splits"].items())
+    print(f"{audit['kept']} of {audit['rows']} rows kept: {splits}")
+    if audit["problems"]:
+        print("left out: " + ", ".join(f"{count} {kind}" for kind, count in audit["problems"].items()))
+    print(f"dataset {output}, audit {pathlib.Path(output) / 'audit.json'}")
+    return audit
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> Any:
+    """The model before the first step: loaded from `config.init`, or random with a tokenizer of the training titles.
+
+    Deterministic, so the start can be embedded again after training.
+    """
+    from siglip_jax import model as models
+    from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
+
+    options = config.model
+    compute = {"dtype": options.dtype, "remat": options.remat, "unroll": options.unroll}
+    if config.init:
+        return models.load(config.init, **compute)
+    text = config.preprocessing
+    preprocessing = Preprocessing(
+        image_size=tuple(text.image_size),
+        resize=text.resize,
+        text_length=text.text_length,
+        lowercase=text.lowercase,
+        punctuation=text.punctuation,
+    )
+    if text.tokenizer:
+        try:
+            tokenizer = epath.Path(text.tokenizer).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"tokenizer {text.tokenizer}: {error.strerror}; pass a SentencePiece .model file"
+            ) from error
+    else:
+        _, titles, _ = attributes(dataset, config.data.train_split)
+        tokenizer = train_tokenizer(map(preprocessing.canonical, titles), vocab_size=text.vocab_size)
+    preprocessing = preprocessing.replace(tokenizer=tokenizer)
+    architecture = Architecture(
+        image_size=preprocessing.image_size,
+        patch_size=options.patch_size,
+        image=TowerSize(**options.image),
+        text=TowerSize(**options.text),
+        vocab_size=preprocessing.vocab_size,
+        text_length=preprocessing.text_length,
+    )
+    module = TwoTowers(architecture, init_temperature=options.init_temperature, init_bias=options.init_bias, **compute)
+    return models.init(module, preprocessing, seed=config.seed)
+
+
+def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir: epath.PathLike) -> Any:
+    """Trains on `dataset`, continuing a run in `workdir`, and returns the trained model; also saved in the workdir."""
+    import jax
+
+    from siglip_jax.training import loop
+
+    processes = jax.process_count()
+    if config.batch_size % processes:
+        raise UserError(f"config.batch_size={config.batch_size} does not divide over {processes} processes")
+    fingerprint = dataset_fingerprint(dataset)
+    loop.claim_workdir(epath.Path(workdir), config, fingerprint)  # before the work of preparing data
+    model = start_model(config, dataset)
+    batches = make_loader(
+        dataset,
+        split=config.data.train_split,
+        preprocessing=model.preprocessing,
+        batch_size=config.batch_size // processes,
+        seed=config.seed,
+        flip=config.data.flip,
+        process_index=jax.process_index(),
+        process_count=processes,
+        cache=config.data.cache,
+    )
+    return loop.train(config, model=model, batches=batches, workdir=workdir, fingerprint=fingerprint)
+
+
+def metrics_of(workdir: epath.PathLike) -> list[dict[str, float]]:
+    """The logged lines of a training run."""
+    from siglip_jax.training.loop import read_metrics
+
+    return read_metrics(workdir)
+
+
+# --- embeddings -------------------------------------------------------------------------------------------------------
+
+
+def embed(model: Any, *, dataset: epath.PathLike, split: str, output: epath.PathLike, name: str) -> EmbeddingStore:
+    """Embeds the pictures of a split with `model` and writes them to an embedding store."""
+    rows = len(open_split(dataset, split))
+    batches = iterate_split(dataset, split=split, preprocessing=model.preprocessing, batch_size=EMBED_BATCH)
+
+    def embedded() -> Iterator[tuple[list[str], np.ndarray]]:
+        watched = progress(batches, total=rows, label=f"embedding ({name})", unit="images", step=EMBED_BATCH)
+        for batch in watched:
+            yield batch["id"], model.encode_image(model.preprocessing.to_float(batch["image"]), batch_size=EMBED_BATCH)
+
+    manifest = {
+        "model": {"name": name, "architecture": model.architecture.to_json()},
+        "preprocessing": model.preprocessing.to_json(),
+        "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
+    }
+    write_store(output, embedded(), manifest=manifest)
+    return read_store(output)
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def export(model: Any, output: epath.PathLike, *, dataset: epath.PathLike, split: str) -> None:
+    """Writes a SavedModel, compares it with the model in a process without JAX, and prints what was found.
+
+    Raises:
+      UserError: the SavedModel differs from the model by more than the limits above.
+    """
+    from siglip_jax.export import savedmodel
+
+    rows = open_split(dataset, split)
+    pictures = [rows[i]["image"] for i in range(min(PICTURES_CHECKED, len(rows)))]
+    savedmodel.export_saved_model(model, output)
+    found = savedmodel.check_saved_model(output, model, pictures)
+    said = (
+        f"SavedModel {output}, loaded without JAX, {len(pictures)} pictures: largest error from pixels "
+        f"{found['pixels_max_error']:.1e}, smallest cosine from bytes {found['bytes_min_cosine']:.6f}"
+    )
+    if not (found["pixels_max_error"] <= MAX_PIXELS_ERROR and found["bytes_min_cosine"] >= MIN_BYTES_COSINE):
+        raise UserError(f"{said}; expected at most {MAX_PIXELS_ERROR} and at least {MIN_BYTES_COSINE}: do not serve it")
+    print(said)
