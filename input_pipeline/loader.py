@@ -16,12 +16,14 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from input_pipeline.augment import Augmentation
 from input_pipeline.dataset import Split, open_split
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 
 AUTO_CACHE_BYTES = 2 * 2**30
+NO_AUGMENTATION = Augmentation(flip=False)
 CHUNK_ROWS = 16  # pictures per task of a decoding thread
 
 
@@ -34,7 +36,7 @@ def make_loader(
     seed: int,
     shuffle: bool = True,
     epochs: int | None = None,
-    flip: bool = True,
+    augmentation: Augmentation = NO_AUGMENTATION,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
@@ -54,9 +56,9 @@ def make_loader(
       dataset_dir, split: see `build_dataset`.
       preprocessing: with a tokenizer.
       batch_size: rows per process.
-      seed: 0 ... 2**32 - 1; of the order and the flips.
+      seed: 0 ... 2**32 - 1; of the order and the augmentation.
       epochs: None goes on for ever.
-      flip: mirror half of the pictures, drawn anew each epoch.
+      augmentation: of the pictures, drawn anew each epoch.
       num_threads: for decoding; the machine's cores when absent.
       num_workers: processes that prepare batches, for large pictures on many cores; 0 stays in this one.
       cache: keep decoded, resized pictures and ids in memory, by one pass at the start. None: where they take less than
@@ -83,7 +85,7 @@ def make_loader(
     # Slicing the shuffled order gives every process other rows each epoch, and all of them equally many.
     order = order.slice(slice(process_index, share * process_count, process_count))
     order = order.batch(batch_size, drop_remainder=True, batch_fn=_row_numbers)
-    make_batch = functools.partial(_make_batch, source, seed if flip else None, len(order))
+    make_batch = functools.partial(_make_batch, source, augmentation, seed, len(order))
     batches = order.repeat(epochs).map_with_index(make_batch)
     # Two batches ahead, not Grain's 500: they may be hundreds of MB each, and the rows of one are decoded in parallel.
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
@@ -103,7 +105,7 @@ def iterate_split(
 ) -> Iterator[dict[str, Any]]:
     """Every row once, in order, the last batch short; the next batch is prepared while one is used.
 
-    Batches are those of `make_loader` without flips, and with "id": list[str], "title": list[str], "attributes":
+    Batches are those of `make_loader` without augmentation, and with "id": list[str], "title": list[str], "attributes":
     {name: list[str]}. There is no "text" where the preprocessing has no tokenizer.
 
     Args:
@@ -197,31 +199,16 @@ class _Memory:
         return {key: value[rows] for key, value in self.arrays.items()}
 
 
-def _make_batch(source: _Source, flip_seed: int | None, batches_per_epoch: int, number: int, rows: np.ndarray):
+def _make_batch(
+    source: _Source, augment: Augmentation, seed: int, batches_per_epoch: int, number: int, rows: np.ndarray
+) -> dict[str, np.ndarray]:
     batch = {**source.take(rows), "index": rows}
-    if flip_seed is not None:
-        mirrored = _coins(rows, seed=flip_seed, epoch=number // batches_per_epoch)
-        batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
+    batch["image"] = augment(batch["image"], rows, seed=seed, epoch=number // batches_per_epoch)
     return batch
 
 
 def _row_numbers(rows: Sequence[int]) -> np.ndarray:
     return np.asarray(rows, np.int64)
-
-
-def _coins(rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """bool [b]: a fair coin for each (seed, epoch, row), by the mixing function of SplitMix64 (Steele et al., 2014).
-
-    A generator per element, as Grain's `random_map` has, costs more than the whole batch; and a coin that belongs to
-    the row does not depend on the batch size or the number of processes.
-    """
-    mixed = np.zeros(1, np.uint64)
-    for word in (np.array([seed]), np.array([epoch]), rows):
-        mixed = (mixed ^ word.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return (mixed >> np.uint64(63)).astype(bool)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

@@ -127,14 +127,14 @@ def _cloth(look: Look, base: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.nda
     if look.pattern == "striped":
         ink = ((v % 1) < 0.42).astype(np.float32)
     elif look.pattern == "checked":
-        ink = 0.5 * ((u % 1) < 0.45) + 0.5 * ((v % 1) < 0.45).astype(np.float32)
+        ink = (0.5 * ((u % 1) < 0.45) + 0.5 * ((v % 1) < 0.45)).astype(np.float32)
     elif look.pattern == "dotted":
         row = np.floor(v)
         ink = (((u + 0.5 * (row % 2)) % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.33**2).astype(np.float32)
     else:
         ink = np.zeros_like(u)
     if look.colour == "white":
-        second = np.array((88, 96, 112), np.float32)
+        second: np.ndarray = np.array((88, 96, 112), np.float32)
     elif look.colour == "black" or look.ink == "light":
         second = np.array((250, 247, 240), np.float32)
     else:

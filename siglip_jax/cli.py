@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # One line whatever the message holds, so that logs and scripts can rely on it.
         print(f"siglip-jax {program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        print(f"siglip-jax {program}: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"siglip-jax {program}: interrupted", file=sys.stderr)
         return 130
@@ -62,24 +65,27 @@ def run(program: str, arguments: Sequence[str]) -> int:
     module = importlib.import_module(f"tools.{program}")
     # A FlagValues of its own: two programs' flags would collide in absl's global one.
     values = absl_flags.FlagValues()
-    absl_flags.DEFINE_boolean("help", False, "show this help", short_name="h", flag_values=values)
     module.define_flags(values)
+    if not {"-h", "-help", "--help"}.isdisjoint(arguments):  # before parsing, which demands the required flags
+        print(f"{(module.__doc__ or program).strip()}\n\nflags:\n{_flag_help(values)}")
+        return 0
     command = [f"siglip-jax {program}", *arguments]
     shown, sys.argv = sys.argv, command  # ml_collections reads overrides such as --config.steps=10 from sys.argv
     try:
         rest = values(command)
-        if values.help:
-            print(f"{(module.__doc__ or program).strip()}\n\nflags:\n{_flag_help(values)}")
-            return 0
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value (see --help)")
         values.validate_all_flags()
+        if "config" in values:
+            values.config.lock()  # a file that is not there is only said at the first use
     except absl_flags.Error as error:
         raise UserError(
             f"{str(error).removeprefix('FATAL Flags parsing error: ')}; see siglip-jax {program} --help"
         ) from error
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
-        raise UserError(f"--config: {error}; see the fields in the config file") from error
+    except UserError:
+        raise
+    except Exception as error:  # a config file is the user's own Python
+        raise UserError(f"--config: {type(error).__name__}: {error}; see the fields in the config file") from error
     finally:
         sys.argv = shown
     module.main(values)
@@ -98,7 +104,7 @@ def _flag_help(values) -> str:
     lines = []
     for name in sorted(values):
         flag = values[name]
-        if name in ("help", "h") or name == flag.short_name:
+        if name == flag.short_name:
             continue
         default = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
         lines.append(f"  --{name}: {flag.help}{default}")

@@ -90,7 +90,11 @@ class Model:
         """Writes everything but the parameters."""
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        fields = {"format": FORMAT, "architecture": self.architecture.to_json(), "dtype": str(self.module.dtype)}
+        fields = {
+            "format": FORMAT,
+            "architecture": self.architecture.to_json(),
+            "dtype": jax.numpy.dtype(self.module.dtype).name,
+        }
         (folder / "model.json").write_text(json.dumps(fields, indent=1) + "\n")
         if self.preprocessing is not None:
             self.preprocessing.save(folder)

@@ -86,7 +86,8 @@ class Preprocessing:
 
     def images(self, pictures: Iterable[bytes | PIL.Image.Image]) -> np.ndarray:
         """Pictures -> float32 [n, height, width, 3] in `value_range`, what the image tower takes."""
-        return self.to_float(np.stack([self.image(picture) for picture in pictures]))
+        arrays = [self.image(picture) for picture in pictures]
+        return self.to_float(np.reshape(arrays, (len(arrays), *self.image_size, 3)).astype(np.uint8))
 
     def to_float(self, image):
         """uint8 [..., 3] (numpy or JAX) -> float32 in `value_range`."""
@@ -97,7 +98,8 @@ class Preprocessing:
 
     def canonical(self, title: str) -> str:
         """The title as the tokenizer sees it: cut to a bound, lower-cased, punctuation handled."""
-        title = title[:MAX_TITLE_CHARACTERS]
+        # Half an emoji, left by a careless cut upstream, is no UTF-8; it becomes "?".
+        title = title[:MAX_TITLE_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
         if self.punctuation == "delete":
             title = " ".join(title.translate(_DELETE_PUNCTUATION).split())
         if self.lowercase == "ascii":

@@ -72,7 +72,8 @@ def main(values: flags.FlagValues) -> None:
     vectors = comparison.baseline_vectors(ROWS, dataset=dataset, split=split)
     for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
         output = workdir / "embeddings" / folder
-        vectors[name] = workflow.embed(model, dataset=dataset, split=split, output=output, name=name).vectors
+        encoder = workflow.image_encoder(model, name=name)
+        vectors[name] = workflow.embed(encoder, dataset=dataset, split=split, output=output).vectors
 
     announce("ranking each held-out item against the others")
     report = comparison.rank(

@@ -1,6 +1,7 @@
 """siglip-jax embed: embeds the pictures of a dataset's split into an embedding store (Parquet with a manifest).
 
 siglip-jax embed --model=runs/fashion --dataset=data/fashion --output=runs/fashion/embeddings
+siglip-jax embed --model=mobilenet.tflite --dataset=data/fashion --output=runs/mobilenet/embeddings
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from siglip_jax.model import load
     from tools import workflow
 
-    store = workflow.embed(
-        load(values.model), dataset=values.dataset, split=values.split, output=values.output, name=values.model
-    )
+    encoder = workflow.load_encoder(values.model)
+    store = workflow.embed(encoder, dataset=values.dataset, split=values.split, output=values.output)
     print(f"{len(store.ids)} embeddings of {store.vectors.shape[1]} numbers in {values.output}")

@@ -29,7 +29,13 @@ def define_output(values: flags.FlagValues, text: str) -> None:
 
 
 def define_model(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("model", None, "Saved model, or a training run's workdir.", required=True, flag_values=values)
+    flags.DEFINE_string(
+        "model",
+        None,
+        "Saved model, a training run's workdir, or (embed) a .tflite network.",
+        required=True,
+        flag_values=values,
+    )
 
 
 def define_layout(values: flags.FlagValues) -> None:

@@ -20,7 +20,7 @@ def define_flags(values: flags.FlagValues) -> None:
     options.define_config(values, default="demo.py")
     options.define_dataset(values)
     options.define_output(values, "The report, an .html file; the same as .json is written beside it.")
-    flags.DEFINE_multi_string("store", [], "name=folder of an embedding store.", required=True, flag_values=values)
+    flags.DEFINE_multi_string("store", None, "name=folder of an embedding store.", required=True, flag_values=values)
     flags.DEFINE_multi_string("baseline", ["random", "raw pixels"], "Rows that need no store.", flag_values=values)
     options.define_scann(values)
 

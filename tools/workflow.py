@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -12,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from eval.embeddings import EmbeddingStore, read_store, write_store
+from input_pipeline.augment import Augmentation
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import attributes, build_dataset, dataset_fingerprint, open_split
 from input_pipeline.loader import iterate_split, make_loader
@@ -122,7 +124,7 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         preprocessing=model.preprocessing,
         batch_size=config.batch_size // processes,
         seed=config.seed,
-        flip=config.data.flip,
+        augmentation=Augmentation(flip=config.data.flip, shift=config.data.shift),
         process_index=jax.process_index(),
         process_count=processes,
         cache=config.data.cache,
@@ -140,22 +142,51 @@ def metrics_of(workdir: epath.PathLike) -> list[dict[str, float]]:
 # --- embeddings -------------------------------------------------------------------------------------------------------
 
 
-def embed(model: Any, *, dataset: epath.PathLike, split: str, output: epath.PathLike, name: str) -> EmbeddingStore:
-    """Embeds the pictures of a split with `model` and writes them to an embedding store."""
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What turns pictures into vectors: uint8 [n, h, w, 3] of `preprocessing` -> float32 [n, d]."""
+
+    encode: Callable[[np.ndarray], np.ndarray]
+    preprocessing: Preprocessing
+    description: dict[str, Any]
+
+
+def image_encoder(model: Any, *, name: str) -> Encoder:
+    """The image tower of a `siglip_jax.Model`."""
+    preprocessing = model.preprocessing
+    if preprocessing is None:
+        raise UserError(f"{name}: the model has no known preprocessing; save it with preprocessing= first")
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        return model.encode_image(preprocessing.to_float(images), batch_size=EMBED_BATCH)
+
+    return Encoder(encode, preprocessing, {"name": name, "architecture": model.architecture.to_json()})
+
+
+def load_encoder(path: str) -> Encoder:
+    """A saved model, a workdir, or a .tflite network as a baseline."""
+    if path.endswith(".tflite"):
+        from eval.tflite import TfliteEncoder
+
+        network = TfliteEncoder(path)
+        return Encoder(network.encode_image, network.preprocessing, network.description)
+    from siglip_jax.model import load
+
+    return image_encoder(load(path), name=path)
+
+
+def embed(encoder: Encoder, *, dataset: epath.PathLike, split: str, output: epath.PathLike) -> EmbeddingStore:
+    """Embeds the pictures of a split and writes them to an embedding store."""
     rows = len(open_split(dataset, split))
-    batches = iterate_split(dataset, split=split, preprocessing=model.preprocessing, batch_size=EMBED_BATCH)
-
-    def embedded() -> Iterator[tuple[list[str], np.ndarray]]:
-        watched = progress(batches, total=rows, label=f"embedding ({name})", unit="images", step=EMBED_BATCH)
-        for batch in watched:
-            yield batch["id"], model.encode_image(model.preprocessing.to_float(batch["image"]), batch_size=EMBED_BATCH)
-
+    batches = iterate_split(dataset, split=split, preprocessing=encoder.preprocessing, batch_size=EMBED_BATCH)
+    label = f"embedding ({encoder.description.get('name', 'tflite')})"
+    watched = progress(batches, total=rows, label=label, unit="images", step=EMBED_BATCH)
     manifest = {
-        "model": {"name": name, "architecture": model.architecture.to_json()},
-        "preprocessing": model.preprocessing.to_json(),
+        "model": encoder.description,
+        "preprocessing": encoder.preprocessing.to_json(),
         "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
     }
-    write_store(output, embedded(), manifest=manifest)
+    write_store(output, ((batch["id"], encoder.encode(batch["image"])) for batch in watched), manifest=manifest)
     return read_store(output)
 
 

@@ -48,6 +48,8 @@ class Architecture:
         if any(side % self.patch_size for side in self.image_size):
             raise UserError(f"model: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         for name, tower in (("image", self.image), ("text", self.text)):
+            if min(dataclasses.astuple(tower)) < 1:
+                raise UserError(f"model: {name} is {tower}; expected width, depth, mlp_dim and heads of at least 1")
             if tower.width % tower.heads:
                 raise UserError(f"model: {name}.width {tower.width} is not a multiple of {name}.heads {tower.heads}")
 
@@ -151,6 +153,10 @@ class TwoTowers(nn.Module):
     def setup(self):
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"model: remat={self.remat!r}; expected one of {', '.join(REMAT_POLICIES)}")
+        try:
+            jnp.dtype(self.dtype)
+        except TypeError as error:
+            raise UserError(f"model: dtype={self.dtype!r}; expected float32 or bfloat16") from error
         arch = self.architecture
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype, remat=self.remat, unroll=self.unroll)
         self.img = ImageTower(arch.image, arch.patch_size, **kinds)

@@ -19,10 +19,10 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.train_split = "train"
-    config.data.flip = True
+    config.data.flip = True  # mirror half of the pictures
+    config.data.shift = 0  # move each picture by up to this many pixels
     # Keeps decoded, resized pictures and token ids in memory: right for small pictures, not for millions of them.
     config.data.cache = False
-    config.data.threads = 8
 
     config.preprocessing = ml_collections.ConfigDict()
     config.preprocessing.image_size = (224, 224)  # height, width

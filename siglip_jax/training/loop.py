@@ -133,28 +133,36 @@ def train(
 
 def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
     """Writes config.json into a new workdir; refuses one that belongs to another run, naming the differences."""
-    ours: dict[str, Any] = {"config": configs.config_to_json(config), "data": fingerprint}
+    ours = {"config": configs.config_to_json(config), "data": fingerprint}
     path = workdir / "config.json"
     if path.exists():
-        try:
-            theirs = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
-        # Mesh and logging may change between restarts: they do not change what is computed.
-        for run in (ours, theirs):
-            for name in ("mesh", "log_every", "checkpoint_every"):
-                run.get("config", {}).pop(name, None)
-        if different := configs.differences(ours, theirs):
+        different = _differences(path, ours)
+        if not different:
+            return
+        # Without a checkpoint nothing was computed yet: a config that failed at the start may be mended.
+        if (workdir / "checkpoints").exists():
             more = f" and {len(different) - 5} more" if len(different) > 5 else ""
             raise UserError(
                 f"--workdir {workdir} holds a run with another config ({'; '.join(different[:5])}{more}); "
                 "choose another --workdir or the same config"
             )
-        return
-    if workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(workdir.iterdir()):
         raise UserError(f"--workdir {workdir} is not empty and holds no run; choose a new folder")
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(ours, indent=1) + "\n")
+
+
+def _differences(path: epath.Path, ours: dict[str, Any]) -> list[str]:
+    """Between ours and a run's config.json, but for mesh and logging, which do not change what is computed."""
+    try:
+        theirs = json.loads(path.read_text())
+        runs: list[dict[str, Any]] = [{"config": dict(run["config"]), "data": run["data"]} for run in (ours, theirs)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not of a training run ({error}); choose another --workdir") from error
+    for run in runs:
+        for name in ("mesh", "log_every", "checkpoint_every"):
+            run["config"].pop(name, None)
+    return configs.differences(runs[0], runs[1])
 
 
 class MetricsFile:

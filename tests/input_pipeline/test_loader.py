@@ -10,9 +10,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from input_pipeline.augment import Augmentation
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import build_dataset, open_split
-from input_pipeline.loader import _coins, iterate_split, make_loader
+from input_pipeline.loader import iterate_split, make_loader
 from input_pipeline.tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
@@ -47,7 +48,7 @@ def assert_same(a, b):
 
 
 def test_a_batch(dataset):
-    batch = next(loader(dataset, flip=False))
+    batch = next(loader(dataset))
     assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
         "image": ("uint8", (8, 6, 5, 3)),
         "text": ("int32", (8, 12)),
@@ -124,26 +125,17 @@ def test_processes_cover_the_split(dataset):
     assert len(set(np.concatenate(seen).tolist())) == 52  # of 53; the odd one is another each epoch
 
 
-def test_flips(dataset):
+def test_augmentation_reaches_the_batches_and_nothing_else(dataset):
     flipped = 0
-    for a, b in zip(loader(dataset, epochs=10), loader(dataset, epochs=10, flip=False), strict=True):
+    for a, b in zip(
+        loader(dataset, epochs=10, augmentation=Augmentation(flip=True)), loader(dataset, epochs=10), strict=True
+    ):
         for one, plain in zip(a["image"], b["image"], strict=True):
             mirrored = np.array_equal(one, plain[:, ::-1])
             assert mirrored or np.array_equal(one, plain)
             flipped += mirrored
         assert_same({**a, "image": 0}, {**b, "image": 0})
     assert 0.4 < flipped / 480 < 0.6
-
-
-def test_coins_are_fair_and_independent():
-    rows = np.arange(100_000)
-    tosses = np.array(
-        [_coins(rows, seed=seed, epoch=epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (2**32 - 1, 9))]
-    )
-    np.testing.assert_allclose(tosses.mean(axis=1), 0.5, atol=0.01)
-    np.testing.assert_allclose(np.corrcoef(tosses), np.eye(4), atol=0.015)
-    np.testing.assert_allclose((tosses[:, 1:] == tosses[:, :-1]).mean(axis=1), 0.5, atol=0.01)
-    np.testing.assert_array_equal(_coins(rows[500:510], seed=0, epoch=1), tosses[1, 500:510])
 
 
 def test_iterate_split(dataset):

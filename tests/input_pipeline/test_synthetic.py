@@ -155,7 +155,7 @@ def test_pictures_have_the_size_and_both_formats(catalogue):
 
 
 def test_raw_pixels_do_not_solve_it(catalogue):
-    """nDCG_exp@5 of centred raw-pixel cosine; gain 3 for type, colour and pattern, 2 for type and colour, 1 for type."""
+    """nDCG_exp@5 of centred raw-pixel cosine: 3 for type, colour and pattern, 2 for type and colour, 1 for type."""
     folder, _, rows = catalogue
     pixels, looks = [], []
     for row in rows:

@@ -1,0 +1,145 @@
+"""One tiny catalogue, dataset, model and training run, each made once and read by many tests."""
+
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+# Tolerances are those of float32 on a CPU; JAX_PLATFORMS=cuda in the environment still wins, for `-m gpu`.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tiny models spend their time in the compiler; level 0 halves it. Bit-equality needs it in other processes as well.
+FAST_COMPILE = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{FAST_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
+# Many tests, and the processes they start, compile the same step.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = tempfile.TemporaryDirectory(prefix="siglip-jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+TINY_CONFIG = '''"""A run of seconds."""
+
+from siglip_jax.training.config import default_config
+
+
+def get_config(argument: str = ""):
+    config = default_config()
+    config.data.cache = True
+    config.preprocessing.image_size = (16, 16)
+    config.preprocessing.text_length = 8
+    config.preprocessing.vocab_size = 400
+    config.model.patch_size = 8
+    config.model.image = dict(width=16, depth=2, mlp_dim=32, heads=2)
+    config.model.text = dict(width=16, depth=1, mlp_dim=32, heads=2)
+    config.model.init_bias = -2.5
+    config.batch_size = 16
+    config.steps = 20
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 2
+    config.log_every = 1
+    config.checkpoint_every = 5
+    config.evaluation.relevance = ({"gain": 2, "agree": ("type", "colour")}, {"gain": 1, "agree": ("type",)})
+    config.evaluation.metrics = ("nDCG@5", "precision@1")
+    return config.lock()
+'''
+
+
+@pytest.fixture(scope="session")
+def golden() -> pathlib.Path:
+    """What the reference implementations computed."""
+    return pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory) -> pathlib.Path:
+    """A catalogue of 120 synthetic items, five of them faulty."""
+    from input_pipeline.synthetic import write_synthetic_catalogue
+
+    folder = tmp_path_factory.mktemp("shop") / "catalogue"
+    write_synthetic_catalogue(folder, items=120, size=24)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shop_dataset(shop, tmp_path_factory) -> pathlib.Path:
+    """The catalogue as a dataset with splits train and test."""
+    from input_pipeline.catalogue import read_catalogue
+    from input_pipeline.dataset import build_dataset
+
+    folder = tmp_path_factory.mktemp("dataset") / "shop"
+    build_dataset(read_catalogue(shop), folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path.write_text(TINY_CONFIG)
+    return path
+
+
+@pytest.fixture
+def tiny_config(config_file):
+    """A fresh, locked config of the tiny run; tests change its fields."""
+    return runpy.run_path(str(config_file))["get_config"]()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(config_file, shop_dataset):
+    """The model that the tiny run starts from: random weights, a tokenizer of the training titles."""
+    from tools.workflow import start_model
+
+    return start_model(runpy.run_path(str(config_file))["get_config"](), shop_dataset)
+
+
+@pytest.fixture(scope="session")
+def trained_workdir(config_file, shop_dataset, tmp_path_factory) -> pathlib.Path:
+    """The workdir of a finished, unbroken tiny run on one device. Not to be written to."""
+    from tools.workflow import train
+
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    train(runpy.run_path(str(config_file))["get_config"](), dataset=shop_dataset, workdir=workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def python():
+    """python(code, *arguments, devices=1, cwd=None) -> the finished process of a fresh interpreter."""
+
+    def run(code: str, *arguments, devices: int = 1, cwd=None) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env=process_environment(devices),
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def start_python():
+    """As `python`, but returns the running process."""
+
+    def start(code: str, *arguments) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env=process_environment(1),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def process_environment(devices: int) -> dict[str, str]:
+    """Of a process that sees `devices` CPU devices."""
+    flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}

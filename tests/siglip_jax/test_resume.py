@@ -1,0 +1,146 @@
+"""A run that is killed and started again computes what an unbroken one would have, bit for bit; or is refused."""
+
+import json
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import siglip_jax
+from siglip_jax.errors import UserError
+from siglip_jax.training import loop
+from tools.workflow import train
+
+# A run whose steps take 0.2 s, so that there is time to kill it.
+SLOW_TRAIN = """
+import sys, time
+from siglip_jax.training import loop
+to_devices = loop.to_devices
+loop.to_devices = lambda batch, mesh: (time.sleep(0.2), to_devices(batch, mesh))[1]
+from siglip_jax.cli import main
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def deterministic(workdir):
+    """The logged lines without what depends on the clock."""
+    clock = ("images_per_second", "wait_share")
+    return [{k: v for k, v in line.items() if k not in clock} for line in loop.read_metrics(workdir)]
+
+
+def assert_same_parameters(a, b):
+    a, b = siglip_jax.load(a), siglip_jax.load(b)
+    assert a.preprocessing == b.preprocessing
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+
+
+@pytest.fixture(scope="module")
+def killed(start_python, config_file, shop_dataset, tmp_path_factory):
+    """The workdir of a run killed after its first checkpoint."""
+    workdir = tmp_path_factory.mktemp("killed") / "run"
+    flags = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={workdir}"]
+    process = start_python(SLOW_TRAIN, *flags)
+    deadline = time.monotonic() + 240
+    while not (workdir / "checkpoints" / "5").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    return workdir
+
+
+def test_killed_and_resumed_is_unbroken(killed, trained_workdir, tiny_config, shop_dataset):
+    assert not (killed / "checkpoints" / "20").exists()
+    assert len(loop.read_metrics(killed)) < 20
+    with (killed / "metrics.jsonl").open("a") as file:  # what a kill in the middle of a write leaves
+        file.write('{"step": 19, "loss": 1.0}\n{"step": 20, "lo')
+    trained = train(tiny_config, dataset=shop_dataset, workdir=killed)
+    assert deterministic(killed) == deterministic(trained_workdir)
+    assert_same_parameters(killed, trained_workdir)
+    jax.tree.map(np.testing.assert_array_equal, trained.params, siglip_jax.load(killed).params)
+    # Done is done: once more changes nothing.
+    again = train(tiny_config, dataset=shop_dataset, workdir=killed)
+    jax.tree.map(np.testing.assert_array_equal, trained.params, again.params)
+    assert deterministic(killed) == deterministic(trained_workdir)
+
+
+def test_training_moved_the_parameters(trained_workdir, tiny_model):
+    trained = siglip_jax.load(trained_workdir)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), trained.params, jax.device_get(tiny_model.params))
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer.learning_rate": 0.5}, r"optimizer\.learning_rate: 0\.5 here, 0\.003 there"),
+        ({"seed": 7}, "seed: 7 here, 0 there"),
+        ({"model.image.mlp_dim": 64}, r"model\.image\.mlp_dim: 64 here, 32 there"),
+    ],
+    ids=str,
+)
+def test_another_config_is_refused(trained_workdir, tiny_config, shop_dataset, change, message):
+    before = (trained_workdir / "config.json").read_bytes()
+    tiny_config.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=message):
+        train(tiny_config, dataset=shop_dataset, workdir=trained_workdir)
+    assert (trained_workdir / "config.json").read_bytes() == before
+
+
+def test_other_data_are_refused(trained_workdir, tiny_config):
+    with pytest.raises(UserError, match="data: 'another' here"):
+        loop.claim_workdir(trained_workdir, tiny_config, "another")
+
+
+def test_where_it_runs_and_what_it_logs_may_change(trained_workdir, tiny_config):
+    fingerprint = json.loads((trained_workdir / "config.json").read_text())["data"]
+    tiny_config.mesh.data, tiny_config.log_every, tiny_config.checkpoint_every = 8, 3, 2
+    loop.claim_workdir(trained_workdir, tiny_config, fingerprint)
+
+
+def test_a_foreign_folder_is_refused(tiny_config, shop_dataset, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        train(tiny_config, dataset=shop_dataset, workdir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    for text in ("{", "[]", '{"config": 1}', '{"config": 1, "data": ""}', '{"their": "settings"}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match="is not of a training run"):
+            train(tiny_config, dataset=shop_dataset, workdir=tmp_path)
+        assert (tmp_path / "config.json").read_text() == text
+
+
+def test_a_start_that_failed_does_not_claim_the_workdir(tiny_config, shop_dataset, tmp_path):
+    """Nothing was computed yet, so the mended config may have the folder."""
+    workdir = tmp_path / "run"
+    tiny_config.batch_size = 100_000
+    with pytest.raises(UserError, match="smaller batch"):
+        train(tiny_config, dataset=shop_dataset, workdir=workdir)
+    tiny_config.batch_size = 16
+    loop.claim_workdir(workdir, tiny_config, "data")
+    written = json.loads((workdir / "config.json").read_text())
+    assert (written["config"]["batch_size"], written["data"]) == (16, "data")
+    assert written["config"]["mesh"]["data"] == -1
+    (workdir / "checkpoints").mkdir()
+    tiny_config.seed = 5
+    with pytest.raises(UserError, match="seed: 5 here, 0 there"):
+        loop.claim_workdir(workdir, tiny_config, "data")
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained_workdir, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained_workdir, folder)
+    fields = json.loads((folder / "model.json").read_text())
+    fields["architecture"]["text"]["mlp_dim"] = 48
+    (folder / "model.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"txt/Encoder_0/encoderblock/MlpBlock_0/Dense_0/bias \(1, 32\) instead of"):
+        siglip_jax.load(folder)
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        siglip_jax.load(folder)
