@@ -16,16 +16,16 @@ def get_config(argument: str = ""):
     config.preprocessing.vocab_size = 4096
     config.data.cache = True
 
-    config.model.patch_size = 8
-    config.model.image = dict(width=192, depth=4, mlp_dim=768, heads=3)
+    config.model.patch_size = 12  # 16 patches: many small steps beat few large ones in this time
+    config.model.image = dict(width=192, depth=3, mlp_dim=768, heads=3)
     config.model.text = dict(width=128, depth=1, mlp_dim=512, heads=2)
     config.model.unroll = 4
-    config.model.init_bias = -5.5  # log(p / (1 - p)) for one positive in a batch of 256
+    config.model.init_bias = -4.8  # log(p / (1 - p)) for one positive in a batch of 128
 
-    config.batch_size = 256
-    config.steps = 850
-    config.optimizer.warmup_steps = 85
-    config.checkpoint_every = 250
+    config.batch_size = 128
+    config.steps = 3300
+    config.optimizer.warmup_steps = 330
+    config.checkpoint_every = 500
     config.log_every = 10
     if argument == "tiny":
         config.steps, config.optimizer.warmup_steps = 4, 1

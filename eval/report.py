@@ -6,6 +6,7 @@ numbers it is given; titles and names are data and are escaped.
 The report is a dict:
   title, protocol, gain ("linear" or "exponential"), primary_metric: str;  queries, items, left_out: int
   relevance: [{"gain": 3, "agree": ["type", "colour"]}, ...];  relevant_from: int
+  resampled: what the bootstrap draws, "queries" when absent
   rows: [{"name", "exact": {metric: {"mean", "low", "high"}}, "scann": the same or None,
           "scann_recall": {"recall@10": float} or None, "tie_rate": float}, ...]
   differences: [{"a", "b", "metric", "mean", "low", "high"}, ...]  a minus b, paired by query; 95 % intervals throughout

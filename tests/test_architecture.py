@@ -33,7 +33,7 @@ def late_imports(source: str) -> set[str]:
     constants = (
         n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and isinstance(n.value, str)
     )
-    return {value for value in constants if all(map(str.isidentifier, value.split(".")))}
+    return {value for value in constants if "." in value and all(map(str.isidentifier, value.split(".")))}
 
 
 def violations(package: str, allowed) -> list[str]:

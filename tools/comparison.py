@@ -13,6 +13,7 @@ from etils import epath
 
 from eval import baselines
 from eval.embeddings import EmbeddingStore
+from eval.metrics import max_cutoff
 from eval.ranking import CatalogueRanking, compare_rows, rank_catalogue
 from eval.relevance import AttributeRelevance
 from input_pipeline.dataset import attributes, dataset_fingerprint, open_split
@@ -119,7 +120,7 @@ def rank(
         scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
     recall = {name: float(np.mean(r.index_recall)) for name, r in approximate.items() if r.index_recall is not None}
     primary = table["metrics"][0]
-    depth = max(int(m.rpartition("@")[2]) for m in options.metrics if "@" in m)
+    depth = max(1, max_cutoff(options.metrics))
     left_out = table["rows"][0]["metrics"][primary]["left_out"]
     return {
         "title": title,
@@ -131,6 +132,7 @@ def rank(
         "items": len(ids),
         "left_out": left_out,
         "primary_metric": primary,
+        "resampled": "titles",
         "rows": [
             {
                 "name": row["name"],

@@ -101,11 +101,13 @@ def train(
         def finish_oldest():
             done, arrays = in_flight.popleft()
             metrics = {name: float(value) for name, value in arrays.items()}
-            if not math.isfinite(metrics["loss"]):
-                raise UserError(
-                    f"step {done}: the loss is {metrics['loss']}; lower config.optimizer.learning_rate and start from "
-                    f"the checkpoint before ({checkpoints.latest_step() or 'none yet'})"
-                )
+            for name in ("loss", "gradient_norm"):
+                if not math.isfinite(metrics[name]):
+                    raise UserError(
+                        f"step {done}: the {name.replace('_', ' ')} is {metrics[name]}; lower "
+                        "config.optimizer.learning_rate and start again in a new --workdir "
+                        f"(last good checkpoint here: {checkpoints.latest_step() or 'none yet'})"
+                    )
             progress.update(done, loss=metrics["loss"])
             if done % config.log_every == 0 or done in (1, config.steps):
                 metrics_file.write(

@@ -111,6 +111,7 @@ def test_refusals(tiny_model, tmp_path):
     assert not list(tmp_path.iterdir())  # complete or not at all
 
 
+@pytest.mark.slow
 def test_a_damaged_export_is_said_to_be_one(tiny_model, tmp_path):
     with pytest.raises(RuntimeError, match="cannot be loaded without JAX: OSError"):
         savedmodel.check_saved_model(tmp_path, tiny_model, [PICTURES["PNG"]])

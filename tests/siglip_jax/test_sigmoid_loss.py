@@ -51,17 +51,16 @@ def ours(image, text, t, b, dtype="float32", **options):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    n=st.sampled_from([1, 2, 7]),
-    d=st.sampled_from([1, 5]),
+    n=st.sampled_from([1, 7]),
     t=st.floats(-2, 5),
     b=st.floats(-20, 5),
     kinds=st.sampled_from([None, 1, 3]),
     same_group=st.sampled_from(["positive", "ignore"]),
     seed=st.integers(0, 2**16),
 )
-def test_values_and_gradients(n, d, t, b, kinds, same_group, seed):
+def test_values_and_gradients(n, t, b, kinds, same_group, seed):
     rng = np.random.default_rng(seed)
-    image, text = unit(rng, n, d), unit(rng, n, d)
+    image, text = unit(rng, n, 4), unit(rng, n, 4)
     groups = None if kinds is None else rng.integers(0, kinds, n).astype(np.int32)
     loss, gradients = ours(image, text, t, b, groups=groups, same_group=same_group)
     expected, by_hand = reference(image, text, t, b, groups, same_group)

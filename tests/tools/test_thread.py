@@ -146,3 +146,19 @@ def test_export(thread, capsys):
     assert (thread / "export" / "saved_model.pb").is_file()
     assert cli.main(["export", *flags]) == 2  # never over another
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_demo(shop, config_file, tmp_path, capsys):
+    """The whole thread in one program, on a catalogue of the user's own; a second start changes no number."""
+    pytest.importorskip("tensorflow")
+    flags = [f"--catalog={shop}", f"--config={config_file}", f"--workdir={tmp_path}", f"--scann={SCANN}"]
+    reports = []
+    for _ in range(2):
+        assert cli.main(["demo", *flags]) == 0
+        assert str(tmp_path / "report.html") in capsys.readouterr().out
+        reports.append(json.loads((tmp_path / "report.json").read_text()))
+    assert [row["name"] for row in reports[0]["rows"]] == ["random", "raw pixels", "start (random init)", "trained"]
+    assert reports[0]["rows"] == reports[1]["rows"]
+    assert len(reports[0]["loss_curve"]) == 20
+    assert (tmp_path / "savedmodel" / "saved_model.pb").is_file()
