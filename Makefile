@@ -15,7 +15,7 @@ CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
 $(READY): pyproject.toml uv.lock
 	@echo "setting up .venv (about 2.5 GB, TensorFlow the most of it)"
-	@test -x $(UV) || { $(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv; }
+	@test -x $(UV) || { $(PYTHON) -m venv --clear .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv; }
 	@$(UV) sync --frozen --inexact --no-progress --python .venv/bin/python $(EXTRAS)
 	@touch $(READY)
 

@@ -27,6 +27,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("catalog", "", "Folder, .zip or table; synthetic when empty.", flag_values=values)
     options.define_layout(values)
     options.define_config(values, default="demo.py")
+    options.define_tokenizer(values)
     flags.DEFINE_string("workdir", "runs/demo", "Where everything is written.", flag_values=values)
     options.define_scann(values)
 
@@ -37,7 +38,7 @@ def main(values: flags.FlagValues) -> None:
     from tools import comparison, workflow
 
     begin = time.monotonic()
-    config, workdir = values.config, pathlib.Path(values.workdir)
+    config, workdir = options.config_of(values), pathlib.Path(values.workdir)
     split = config.evaluation.split
     workdir.mkdir(parents=True, exist_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -18,6 +19,19 @@ def define_config(values: flags.FlagValues, *, default: str) -> None:
         "Config file, with :argument where it takes one; --config.field=value changes a field.",
         flag_values=values,
     )
+
+
+def define_tokenizer(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "tokenizer", "", "SentencePiece .model file; trained on the training titles when absent.", flag_values=values
+    )
+
+
+def config_of(values: flags.FlagValues) -> ml_collections.ConfigDict:
+    """The config, with what other flags say of it."""
+    if values.tokenizer:
+        values.config.preprocessing.tokenizer = values.tokenizer
+    return values.config
 
 
 def define_dataset(values: flags.FlagValues) -> None:

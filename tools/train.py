@@ -13,6 +13,7 @@ from tools import options
 
 def define_flags(values: flags.FlagValues) -> None:
     options.define_config(values, default="demo.py")
+    options.define_tokenizer(values)
     options.define_dataset(values)
     flags.DEFINE_string(
         "workdir",
@@ -26,5 +27,5 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     from tools import workflow
 
-    workflow.train(values.config, dataset=values.dataset, workdir=values.workdir)
+    workflow.train(options.config_of(values), dataset=values.dataset, workdir=values.workdir)
     print(f"trained model in {values.workdir}")

@@ -17,6 +17,7 @@ from etils import epath
 from siglip_jax.checkpoints import Checkpoints
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
+from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.training import config as configs
 from siglip_jax.training.optimizer import make_optimizer, make_schedule
 from siglip_jax.training.progress import Progress
@@ -65,6 +66,11 @@ def train(
     if model.preprocessing is None:
         raise UserError("train: the model has no known preprocessing; save it with preprocessing= first")
     claim_workdir(workdir, config, fingerprint)
+    if (workdir / "checkpoints").exists() and (stored := Preprocessing.load(workdir)) != model.preprocessing:
+        raise UserError(
+            f"--workdir {workdir} was trained with another preprocessing: {stored.to_json()} there, "
+            f"{model.preprocessing.to_json()} here; a run cannot mix two"
+        )
     model.save_description(workdir)
     mesh = make_mesh(config.mesh)
     if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):

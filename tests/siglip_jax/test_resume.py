@@ -144,3 +144,12 @@ def test_a_checkpoint_of_another_model_is_refused(trained_workdir, tmp_path):
     (folder / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no complete checkpoint"):
         siglip_jax.load(folder)
+
+
+def test_another_preprocessing_is_refused(trained_workdir, tiny_config, tiny_model, shop_dataset, tmp_path):
+    """The config names a tokenizer file by its path; what the file holds may have changed since."""
+    folder = tmp_path / "copy"
+    shutil.copytree(trained_workdir, folder)
+    tiny_model.preprocessing.replace(lowercase="none").save(folder)
+    with pytest.raises(UserError, match="another preprocessing: .*'lowercase': 'none'.*'lowercase': 'unicode'"):
+        train(tiny_config, dataset=shop_dataset, workdir=folder)

@@ -162,3 +162,15 @@ def test_demo(shop, config_file, tmp_path, capsys):
     assert reports[0]["rows"] == reports[1]["rows"]
     assert len(reports[0]["loss_curve"]) == 20
     assert (tmp_path / "savedmodel" / "saved_model.pb").is_file()
+
+
+def test_train_takes_a_tokenizer(shop_dataset, config_file, tmp_path):
+    """--tokenizer instead of one trained on the titles; it travels with the model."""
+    from input_pipeline.tokenizer import train_tokenizer
+
+    path = tmp_path / "mine.model"
+    path.write_bytes(train_tokenizer(["entirely other titles", "of other things"], vocab_size=300))
+    run = [f"--config={config_file}", "--config.steps=3", "--config.batch_size=8"]
+    workdir = tmp_path / "run"
+    assert cli.main(["train", *run, f"--dataset={shop_dataset}", f"--tokenizer={path}", f"--workdir={workdir}"]) == 0
+    assert siglip_jax.load(workdir).preprocessing.tokenizer == path.read_bytes()
