@@ -11,7 +11,7 @@ import numpy as np
 
 from siglip_jax.errors import UserError
 
-_FLIP, _SHIFT_DOWN, _SHIFT_RIGHT = range(3)  # what a draw is for: equal rows draw anew for each
+_FLIP, _SHIFT_DOWN, _SHIFT_RIGHT, _ZOOM = range(4)  # what a draw is for: equal rows draw anew for each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,31 +21,47 @@ class Augmentation:
     Attributes:
       flip: mirror half of the pictures.
       shift: move by up to this many pixels along each side; the uncovered edge repeats the outermost pixels.
+      zoom: enlarge or shrink about the centre by up to this share (0.2: 0.8 to 1.2 times), by nearest pixels.
     """
 
     flip: bool = True
     shift: int = 0
+    zoom: float = 0.0
 
     def __post_init__(self):
         if self.shift < 0:
             raise UserError(f"augmentation: shift={self.shift} pixels; expected 0 or more")
+        if not 0 <= self.zoom < 1:
+            raise UserError(f"augmentation: zoom={self.zoom}; expected a share from 0 to less than 1")
 
     def __call__(self, images: np.ndarray, rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
         """uint8 [b, h, w, 3] of the given rows -> a new array of the same shape."""
         if self.flip:
             mirrored = (draws(rows, seed=seed, epoch=epoch, purpose=_FLIP) >> np.uint64(63)).astype(bool)
             images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-        if self.shift:
-            steps = np.uint64(2 * self.shift + 1)
-            down, right = (
-                (draws(rows, seed=seed, epoch=epoch, purpose=purpose) % steps).astype(np.int64) - self.shift
-                for purpose in (_SHIFT_DOWN, _SHIFT_RIGHT)
+        if self.shift or self.zoom:
+            down, right, zoom = (
+                draws(rows, seed=seed, epoch=epoch, purpose=purpose) for purpose in (_SHIFT_DOWN, _SHIFT_RIGHT, _ZOOM)
             )
-            height, width = images.shape[1:3]
-            y = np.clip(np.arange(height) - down[:, None], 0, height - 1)
-            x = np.clip(np.arange(width) - right[:, None], 0, width - 1)
+            scale = 1 + self.zoom * (2 * _unit(zoom) - 1)
+            y, x = (
+                _sources(side, np.floor(_unit(drawn) * (2 * self.shift + 1)) - self.shift, scale)
+                for side, drawn in zip(images.shape[1:3], (down, right), strict=True)
+            )
             images = images[np.arange(len(images))[:, None, None], y[:, :, None], x[:, None, :]]
         return images
+
+
+def _sources(side: int, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """int64 [b, side]: which pixel each one is taken from, after a move by `shift` [b] and a zoom by `scale` [b]."""
+    centre = (side - 1) / 2
+    position = centre + (np.arange(side) - shift[:, None] - centre) / scale[:, None]
+    return np.clip(np.floor(position + 0.5), 0, side - 1).astype(np.int64)
+
+
+def _unit(drawn: np.ndarray) -> np.ndarray:
+    """uint64 -> float64 in [0, 1)."""
+    return (drawn >> np.uint64(11)) * 2.0**-53
 
 
 def draws(rows: np.ndarray, *, seed: int, epoch: int, purpose: int = 0) -> np.ndarray:

@@ -22,7 +22,7 @@ from siglip_jax.errors import UserError
 COLUMNS = ("id", "title", "image", "type", "colour", "pattern", "brand", "line", "audience", "seller")
 _BRANDS = dict(zip(("Norvik", "Tessaro", "Quillon", "Bramwyn", "Veltane", "Okumi"), MARKS, strict=True))
 _LINES = ("Alta", "Brisk", "Cove", "Dune", "Ember", "Fjell", "Gale", "Hush", "Isla", "Juno", "Kite", "Loom")
-_HOME = ("mug", "lamp", "chair")
+_HOME = ("mug", "chair")
 _SELLERS = 60
 _RELISTED = 0.09  # share of the rows
 _MARKER = "SYNTHETIC.txt"
@@ -137,8 +137,6 @@ def _products(rng: np.random.Generator) -> Iterator[_Product]:
             line = f"{name} {edition}"
         taken.add((kind, brand, line))
         audience = "home" if kind in _HOME else str(rng.choice(["women", "men", "kids"]))
-        if kind == "dress" and audience == "men":
-            audience = "women"
         look = Look(
             kind, "", "", _BRANDS[brand], cut=float(rng.random()), pitch=float(rng.uniform(0.105, 0.155)), ink=""
         )

@@ -19,14 +19,11 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (38, 37, 42),
     "white": (243, 242, 237),
     "red": (206, 36, 44),
-    "orange": (243, 128, 28),
     "yellow": (247, 212, 48),
     "green": (44, 150, 72),
     "blue": (36, 84, 196),
-    "purple": (122, 56, 168),
-    "pink": (244, 142, 182),
 }
-PATTERNS = ("plain", "striped", "checked", "dotted")
+PATTERNS = ("plain", "striped", "dotted")
 MARKS = ("disc", "triangle", "square", "diamond", "cross", "ring")
 _MATERIALS = {"dark": (52, 49, 50), "metal": (176, 180, 186), "wood": (158, 108, 66), "white": (242, 240, 234)}
 _SUPERSAMPLE = 3  # drawn this many times larger, then averaged: smooth edges without an anti-aliasing rasteriser
@@ -126,8 +123,6 @@ def _cloth(look: Look, base: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.nda
     u, v = x / look.pitch, y / look.pitch
     if look.pattern == "striped":
         ink = ((v % 1) < 0.42).astype(np.float32)
-    elif look.pattern == "checked":
-        ink = (0.5 * ((u % 1) < 0.45) + 0.5 * ((v % 1) < 0.45)).astype(np.float32)
     elif look.pattern == "dotted":
         row = np.floor(v)
         ink = (((u + 0.5 * (row % 2)) % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.33**2).astype(np.float32)

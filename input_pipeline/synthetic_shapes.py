@@ -107,23 +107,6 @@ def _trousers(cut: float) -> Shape:
     )
 
 
-def _dress(cut: float) -> Shape:
-    hem, wide = 0.30 + 0.16 * cut, 0.40 - 0.10 * cut
-    half = [(-0.07, -0.34), (-0.085, -0.48), (-0.15, -0.48), (-0.175, -0.28), (-0.115, -0.07)]
-    skirt = _curve([(-wide, hem), (-0.2, hem + 0.045), (0.0, hem + 0.03), (0.2, hem + 0.045), (wide, hem)])
-    outline = [*half, *skirt, *_flip(half)[::-1]]
-    return Shape(
-        [
-            Layer("body", outline),
-            *_both("seam", [(-0.05, -0.04), (-0.15, hem)], 0.013),
-            Layer("seam", [(0.0, -0.04), (0.0, hem)], 0.013),
-            Layer("shade", _box(-0.13, -0.10, 0.13, -0.04)),
-            *_both("shade", [(0.0, -0.07), (-0.08, -0.13), (-0.08, -0.01)]),
-        ],
-        (0.0, -0.23, 0.045),
-    )
-
-
 def _sneakers(cut: float) -> Shape:
     top = -0.10 - 0.16 * cut
     upper = _curve([(-0.44, 0.20), (-0.45, 0.05), (-0.42, top - 0.02), (-0.36, top), (-0.20, top + 0.05)])
@@ -199,22 +182,6 @@ def _mug(cut: float) -> Shape:
     )
 
 
-def _lamp(cut: float) -> Shape:
-    low = -0.06 + 0.06 * cut
-    return Shape(
-        [
-            Layer("metal", [(0, low - 0.02), (0, 0.40)], 0.05),
-            Layer("metal", _ellipse(0, 0.20, 0.055, 0.075)),
-            Layer("shade", _ellipse(0, 0.42, 0.22, 0.06)),
-            Layer("white", _ellipse(0, low + 0.01, 0.07, 0.055)),
-            Layer("body", [(-0.15 - 0.05 * cut, -0.48), (0.15 + 0.05 * cut, -0.48), (0.36, low), (-0.36, low)]),
-            Layer("tint", [(-0.36, low), (0.36, low)], 0.03),
-            Layer("dark", [(0.14, low), (0.14, low + 0.13)], 0.014),
-        ],
-        (0.0, -0.22, 0.06),
-    )
-
-
 def _chair(cut: float) -> Shape:
     top = -0.42 - 0.08 * cut
     return Shape(
@@ -228,22 +195,6 @@ def _chair(cut: float) -> Shape:
             Layer("shade", _box(-0.365, 0.115, 0.365, 0.175, 0.02)),
         ],
         (0.0, top + 0.16, 0.055),
-    )
-
-
-def _cap(cut: float) -> Shape:
-    top = 0.40 + 0.08 * cut
-    dome = _ellipse(-0.10, 0.14, 0.34, top, 180, 360)
-    brim = _curve([(0.02, 0.12), (0.25, 0.06), (0.40, 0.10), (0.50, 0.21), (0.30, 0.18), (0.05, 0.20), (0.02, 0.12)])
-    return Shape(
-        [
-            Layer("body", [*dome, (0.16, 0.17), (-0.36, 0.17)]),
-            Layer("seam", _ellipse(-0.10, 0.14, 0.13, top, 180, 360), 0.014),
-            Layer("shade", _box(-0.44, 0.11, 0.10, 0.18)),
-            Layer("shade", brim),
-            Layer("tint", _ellipse(-0.10, 0.14 - top, 0.035, 0.025)),
-        ],
-        (-0.10, -0.08, 0.07),
     )
 
 
@@ -267,33 +218,13 @@ def _umbrella(cut: float) -> Shape:
     )
 
 
-def _backpack(cut: float) -> Shape:
-    pocket = 0.04 + 0.10 * cut
-    return Shape(
-        [
-            Layer("dark", _ellipse(0, -0.40, 0.085, 0.09, 180, 360), 0.04),
-            *_both("dark", _curve([(-0.22, -0.28), (-0.37, -0.12), (-0.38, 0.18), (-0.30, 0.36)]), 0.06),
-            Layer("body", _box(-0.30, -0.42, 0.30, 0.46, 0.16)),
-            Layer("seam", _ellipse(0, -0.14, 0.25, 0.13, 190, 350), 0.022),
-            Layer("shade", _box(-0.22, pocket, 0.22, 0.40, 0.06)),
-            Layer("metal", [(-0.18, pocket + 0.06), (0.18, pocket + 0.06)], 0.018),
-            Layer("metal", _box(0.10, pocket + 0.05, 0.14, pocket + 0.14)),
-        ],
-        (0.0, -0.07, 0.06),
-    )
-
-
 SHAPES: dict[str, Callable[[float], Shape]] = {
     "shirt": _shirt,
     "trousers": _trousers,
-    "dress": _dress,
     "sneakers": _sneakers,
     "handbag": _handbag,
     "watch": _watch,
     "mug": _mug,
-    "lamp": _lamp,
     "chair": _chair,
-    "cap": _cap,
     "umbrella": _umbrella,
-    "backpack": _backpack,
 }

@@ -124,7 +124,7 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         preprocessing=model.preprocessing,
         batch_size=config.batch_size // processes,
         seed=config.seed,
-        augmentation=Augmentation(flip=config.data.flip, shift=config.data.shift),
+        augmentation=Augmentation(flip=config.data.flip, shift=config.data.shift, zoom=config.data.zoom),
         process_index=jax.process_index(),
         process_count=processes,
         cache=config.data.cache,

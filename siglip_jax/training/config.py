@@ -21,6 +21,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.data.train_split = "train"
     config.data.flip = True  # mirror half of the pictures
     config.data.shift = 0  # move each picture by up to this many pixels
+    config.data.zoom = 0.0  # enlarge or shrink each by up to this share
     # Keeps decoded, resized pictures and token ids in memory: right for small pictures, not for millions of them.
     config.data.cache = False
 

@@ -49,6 +49,16 @@ def test_every_shift_occurs_equally_often():
     np.testing.assert_allclose(shares.sum(), 1)
 
 
+def test_a_zoom_enlarges_about_the_centre():
+    images = np.zeros((2000, 21, 21, 3), np.uint8)
+    images[:, 7:14, 7:14] = 255  # a square of 7, in the middle
+    moved = Augmentation(flip=False, zoom=0.5)(images, np.arange(2000), seed=1, epoch=0)[..., 0] == 255
+    sides = moved[:, 10].sum(axis=1)
+    assert set(sides) == {3, 5, 7, 9, 11}  # odd: symmetric about the centre
+    np.testing.assert_array_equal(moved, moved[:, ::-1, ::-1])
+    np.testing.assert_array_equal(moved.sum(axis=(1, 2)), sides**2)
+
+
 def test_the_input_is_left_alone():
     images = pictures(8, 4, 4)
     before = images.copy()
@@ -56,6 +66,7 @@ def test_the_input_is_left_alone():
     np.testing.assert_array_equal(images, before)
 
 
-def test_a_negative_shift_is_refused():
-    with pytest.raises(UserError, match="shift=-1"):
-        Augmentation(shift=-1)
+@pytest.mark.parametrize(("name", "value"), [("shift", -1), ("zoom", -0.1), ("zoom", 1.0)])
+def test_out_of_range(name, value):
+    with pytest.raises(UserError, match=f"{name}={value}"):
+        Augmentation(**{name: value})

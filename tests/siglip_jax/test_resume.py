@@ -151,5 +151,5 @@ def test_another_preprocessing_is_refused(trained_workdir, tiny_config, tiny_mod
     folder = tmp_path / "copy"
     shutil.copytree(trained_workdir, folder)
     tiny_model.preprocessing.replace(lowercase="none").save(folder)
-    with pytest.raises(UserError, match="another preprocessing: .*'lowercase': 'none'.*'lowercase': 'unicode'"):
+    with pytest.raises(UserError, match=r"another preprocessing: .*'lowercase': 'none'.*'lowercase': 'unicode'"):
         train(tiny_config, dataset=shop_dataset, workdir=folder)
