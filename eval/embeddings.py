@@ -8,6 +8,7 @@ The manifest is written last, so a folder with a manifest is complete. Folders m
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ MANIFEST = "manifest.json"
 FORMAT = "siglip-jax embeddings 1"
 _OWN_KEYS = ("format", "library_version", "dimension", "count", "shards")
 _SHARD_BYTES = 256 << 20
+_OWN_FILES = re.compile(r"(shard-[0-9]{5,}\.parquet|manifest\.json)(\.partial)?")
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,18 @@ def write_store(
         The manifest as written.
 
     Raises:
-        UserError: no embedding at all, wrong shapes, mixed dimensions, NaN, infinite or zero vectors, repeated or
-            non-string ids (each naming the id).
+        UserError: a folder that holds anything but a store or a part of one, no embedding at all, wrong shapes, mixed
+            dimensions, NaN, infinite or zero vectors, repeated or non-string ids (each naming the id).
     """
     if rows_per_shard is not None and rows_per_shard < 1:
         raise UserError(f"rows_per_shard={rows_per_shard}: expected at least 1")
     folder = epath.Path(folder)
     _check_manifest(manifest)
+    earlier = _earlier_files(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # from here until the end the folder is no store
-    for old in folder.glob("shard-*.parquet"):
-        old.unlink()
+    for old in earlier:
+        old.unlink(missing_ok=True)
     seen: set[str] = set()
     shards: list[dict[str, Any]] = []
     for ids, vectors in _shards(batches, rows_per_shard):
@@ -119,36 +122,53 @@ def read_store(folder: epath.PathLike) -> EmbeddingStore:
     """Reads a whole store into memory after checking it.
 
     Raises:
-        UserError: no folder or manifest, a shard missing, altered or of another shape than the manifest says,
-            repeated ids.
+        UserError: no folder or manifest, a malformed manifest, a shard missing, altered, not Parquet or of another
+            shape than the manifest says, null or repeated ids, null vectors.
     """
     folder = epath.Path(folder)
     manifest = read_manifest(folder)
     dimension, count = manifest["dimension"], manifest["count"]
-    vectors = np.empty((count, dimension), np.float32)
     ids: list[str] = []
+    parts: list[np.ndarray] = []
     for shard in manifest["shards"]:
         path = folder / shard["file"]
-        if path.name != shard["file"] or not path.exists():
+        if not path.exists():
             raise UserError(f"embedding store {folder}: shard {shard['file']} is missing; embed again")
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != shard["sha256"]:
             raise UserError(f"embedding store {folder}: {shard['file']} is not what was written (sha256); embed again")
-        table = pq.read_table(pa.BufferReader(content))
-        kind = table.schema.field("embedding").type if {"id", "embedding"} <= set(table.column_names) else None
-        if kind != pa.list_(pa.float32(), dimension):
-            raise UserError(f"embedding store {folder}: {shard['file']} holds {kind}: expected float32 of {dimension}")
-        if table.num_rows != shard["count"] or len(ids) + table.num_rows > count:
+        try:
+            table = pq.read_table(pa.BufferReader(content))
+        except (pa.ArrowException, OSError):
+            raise UserError(f"embedding store {folder}: {shard['file']} is not Parquet; embed again") from None
+        kinds: dict[str, Any] = dict(zip(table.schema.names, table.schema.types, strict=True))
+        if (
+            sorted(table.schema.names) != ["embedding", "id"]
+            or kinds["id"] != pa.string()
+            or not pa.types.is_fixed_size_list(kinds["embedding"])
+            or (kinds["embedding"].value_type, kinds["embedding"].list_size) != (pa.float32(), dimension)
+        ):
+            found = ", ".join(f"{name} {kinds[name]}" for name in kinds)
             raise UserError(
-                f"embedding store {folder}: {shard['file']} holds {table.num_rows} rows, not {shard['count']}"
+                f"embedding store {folder}: {shard['file']} holds {found}: expected id string, embedding float32 of "
+                f"{dimension}; embed again"
             )
-        flat = table["embedding"].combine_chunks().flatten().to_numpy()
-        vectors[len(ids) : len(ids) + table.num_rows] = flat.reshape(-1, dimension)
+        if table.num_rows != shard["count"]:
+            raise UserError(
+                f"embedding store {folder}: {shard['file']} holds {table.num_rows} rows, not {shard['count']}; "
+                "embed again"
+            )
+        rows = table["embedding"].combine_chunks()
+        if table["id"].null_count or rows.null_count or rows.flatten().null_count:
+            raise UserError(f"embedding store {folder}: {shard['file']} holds null ids or vectors; embed again")
+        parts.append(rows.flatten().to_numpy().reshape(-1, dimension))
         ids += table["id"].to_pylist()
-    if len(ids) != count:
-        raise UserError(
-            f"embedding store {folder}: {len(ids)} rows in the shards, {count} in the manifest; embed again"
-        )
+    vectors = np.empty((count, dimension), np.float32)  # only now: the shards hold as many rows as the manifest says
+    filled = 0
+    while parts:  # each is let go once copied
+        part = parts.pop(0)
+        vectors[filled : filled + len(part)] = part
+        filled += len(part)
     if len(set(ids)) != count:
         repeated = next(item for item in ids if ids.count(item) > 1)
         raise UserError(f"embedding store {folder}: id {repeated!r} occurs twice; ids must be unique")
@@ -169,7 +189,57 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
         raise UserError(f"embedding store {folder}: {MANIFEST} is not JSON; embed again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not manifest.keys() >= set(_OWN_KEYS):
         raise UserError(f"embedding store {folder}: {MANIFEST} is not of format {FORMAT!r}")
+    for key in ("dimension", "count"):
+        if not _is_count(manifest[key]) or manifest[key] == 0:
+            raise UserError(
+                f"embedding store {folder}: {MANIFEST} has {key} {manifest[key]!r}: expected a whole number from 1; "
+                "embed again"
+            )
+    shards = manifest["shards"]
+    wrong = [shard for shard in shards if not _is_shard(shard)] if isinstance(shards, list) else [shards]
+    if wrong:
+        raise UserError(
+            f"embedding store {folder}: {MANIFEST} has shard {wrong[0]!r}: expected a list of "
+            '{"file": a file name, "count": a whole number, "sha256": text}; embed again'
+        )
+    rows = sum(shard["count"] for shard in shards)
+    if rows != manifest["count"]:
+        raise UserError(
+            f"embedding store {folder}: {rows} rows in the shards, {manifest['count']} in the manifest; embed again"
+        )
     return manifest
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_shard(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_count(value.get("count")) or not isinstance(value.get("sha256"), str):
+        return False
+    name = value.get("file")
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def _earlier_files(folder: epath.Path) -> list[epath.Path]:
+    """Files of the store, complete or cut off, that is in the folder; UserError where it holds anything else."""
+    if not folder.exists():
+        return []
+    expected = "expected an empty or new folder, or an embedding store to replace; choose another"
+    if not folder.is_dir():
+        raise UserError(f"embedding store {folder}: is a file: {expected}")
+    files = sorted(folder.iterdir())
+    foreign = [path.name for path in files if not _OWN_FILES.fullmatch(path.name) or path.is_dir()]
+    if foreign:
+        raise UserError(f"embedding store {folder}: holds {foreign[0]!r}: {expected}")
+    if (folder / MANIFEST).exists():
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+        except ValueError:
+            manifest = None
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise UserError(f"embedding store {folder}: {MANIFEST} is not of format {FORMAT!r}: {expected}")
+    return files
 
 
 def _check_manifest(manifest: Mapping[str, Any]) -> None:

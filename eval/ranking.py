@@ -82,7 +82,8 @@ def rank_catalogue(
         progress: called with (queries done, n) after each chunk.
 
     Raises:
-        UserError: sizes that differ, a NaN, infinite or zero vector, unknown options, ScaNN wanted and not installed.
+        UserError: sizes that differ, a NaN, infinite or zero vector, no metric, unknown options, ScaNN wanted and not
+            installed.
     """
     vectors = np.asarray(vectors)
     n = len(vectors)
@@ -90,6 +91,8 @@ def rank_catalogue(
         raise UserError(
             f"vectors {list(vectors.shape)} for {len(relevance)} items: expected [{len(relevance)}, d], 2 or more"
         )
+    if not metrics:
+        raise UserError('no metric to rank by: expected at least one, such as "nDCG@5"')
     if backend not in BACKENDS:
         raise UserError(f"unknown backend {backend!r}: known are {', '.join(BACKENDS)}")
     if chunk < 1 or show_depth < 1:
@@ -160,12 +163,14 @@ def compare_rows(
         pair and metric; "relative" is the mean of a - b over the mean of b on the queries both have.
 
     Raises:
-        UserError: no row, rows of other metrics or lengths, an unknown row in `pairs` or `tied`.
+        UserError: no row, no metric, rows of other metrics or lengths, an unknown row in `pairs` or `tied`.
     """
     if not rows:
         raise UserError("nothing to compare: expected at least one row of metrics")
     first, reference = next(iter(rows.items()))
     names = list(reference)
+    if not names:
+        raise UserError(f"row {first!r} has no metric: expected at least one to compare")
     queries = len(next(iter(reference.values()), ()))
     for row, values in rows.items():
         if list(values) != names or any(np.shape(column) != (queries,) for column in values.values()):

@@ -5,8 +5,9 @@ rules = [{"gain": 3, "agree": ["articleType", "gender", "baseColour", "usage"]},
          {"gain": 1, "agree": ["subCategory"]}]
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class AttributeRelevance:
         """Codes the attributes; memory is 4 bytes per item and rule.
 
         Args:
-            rules: in any order, gains whole numbers from 1 to 10, no two alike.
+            rules: in any order, gains whole numbers from 1 to 10, no two alike; mappings of any kind, ConfigDict too.
             attributes: {name: value of each item}, all of one length.
 
         Raises:
@@ -78,22 +79,26 @@ class AttributeRelevance:
 
 def _checked_rules(rules: Sequence[RelevanceRule | Mapping]) -> tuple[RelevanceRule, ...]:
     """The rules by descending gain."""
+    if isinstance(rules, str | Mapping) or not isinstance(rules, Iterable):
+        raise UserError(f'relevance rules {rules!r}: expected a list of {{"gain": 2, "agree": ["attribute", ...]}}')
     checked: list[RelevanceRule] = []
-    for given in rules:
-        if isinstance(given, RelevanceRule):
-            given = {"gain": given.gain, "agree": given.agree}
-        if not isinstance(given, Mapping) or set(given) != {"gain", "agree"}:
+    for rule in rules:
+        given: Any = rule
+        if isinstance(rule, RelevanceRule):
+            given = {"gain": rule.gain, "agree": rule.agree}
+        elif hasattr(rule, "keys"):  # a ConfigDict is no collections.abc.Mapping
+            given = dict(rule)
+        if not isinstance(given, dict) or set(given) != {"gain", "agree"}:
             raise UserError(f'relevance rule {given!r}: expected {{"gain": 2, "agree": ["attribute", ...]}}')
         gain, agree = given["gain"], given["agree"]
         if isinstance(gain, bool) or not isinstance(gain, (int, np.integer)) or not 1 <= gain <= MAX_GAIN:
             raise UserError(f"relevance rule {given!r}: gain must be a whole number from 1 to {MAX_GAIN}")
-        if isinstance(agree, str) or not agree or len(set(agree)) != len(agree):
+        listed = isinstance(agree, Sequence) and not isinstance(agree, str) and all(isinstance(a, str) for a in agree)
+        if not listed or not agree or len(set(agree)) != len(agree):
             raise UserError(f"relevance rule {given!r}: agree must list one or more different attributes")
         for other in checked:
             if other.gain == gain or set(other.agree) == set(agree):
-                raise UserError(
-                    f"relevance rules {vars(other)} and {dict(given)}: gains and attribute lists must differ"
-                )
+                raise UserError(f"relevance rules {vars(other)} and {given}: gains and attribute lists must differ")
         checked.append(RelevanceRule(int(gain), tuple(agree)))
     if not checked:
         raise UserError('no relevance rule: expected at least one {"gain": 1, "agree": ["attribute", ...]}')

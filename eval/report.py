@@ -30,6 +30,8 @@ import jinja2
 from etils import epath
 from PIL import Image
 
+from siglip_jax.errors import UserError
+
 _TEMPLATE = "report.html.jinja"
 _THUMBNAIL = 144  # pixels: twice the width shown, for dense screens
 _LEAST_RECALL = 0.98  # below this the index, not the encoder, may decide a ScaNN column
@@ -41,8 +43,18 @@ def write_report(path: epath.PathLike, report: dict[str, Any], *, pictures: Call
 
     `pictures` gives the encoded image of an item by its id; where it raises KeyError or OSError, or gives no image, the
     page has an empty frame. In the JSON, numbers that are not finite are null.
+
+    Raises:
+        UserError: the name ending in .json is that of the page, or of a file that is no earlier report.
     """
     target = epath.Path(path)
+    beside = target.with_suffix(".json")
+    if beside == target:
+        raise UserError(f"report {target}: its data goes to that name; expected a page such as {target.stem}.html")
+    if beside.exists() and not _is_report(beside):
+        raise UserError(
+            f"report {target}: its data would overwrite {beside}, which is no earlier report; choose another name"
+        )
     data = _plain(report)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -66,7 +78,7 @@ def write_report(path: epath.PathLike, report: dict[str, Any], *, pictures: Call
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    target.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    beside.write_text(text + "\n", encoding="utf-8")
 
 
 def headlines(report: dict[str, Any]) -> list[str]:
@@ -120,6 +132,14 @@ def format_table(report: dict[str, Any]) -> str:
     prose = [*headlines(data), "", f"{data['protocol']}; {data['gain']} gain", counts, ""]
     wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
     return "\n".join([*wrapped, *_align(table), "", *_align(differences)]).rstrip()
+
+
+def _is_report(path: epath.Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "protocol" in found
 
 
 def _align(table: list[list[str]]) -> list[str]:

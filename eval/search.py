@@ -26,7 +26,7 @@ from siglip_jax.errors import UserError
 
 BACKENDS = ("exact", "scann")
 FORMAT = "siglip-jax index 1"
-MANIFEST, IDS, VECTORS = "manifest.json", "ids.json", "vectors.npy"
+MANIFEST, PARTIAL, IDS, VECTORS = "manifest.json", "manifest.json.partial", "ids.json", "vectors.npy"
 _BLOCK = 1 << 23  # scores [query, item] held at once by the exact backend
 
 
@@ -81,14 +81,14 @@ class Index(ABC):
         return Neighbours(rows, scores, self.ids)
 
     def save(self, folder: epath.PathLike) -> None:
-        """Writes the index, manifest last; replaces an index that is there. Equal builds write equal bytes."""
+        """Writes the index, manifest last; replaces an index that is there. Equal builds write equal bytes.
+
+        Raises:
+            UserError: the folder is a file or holds something else than an index or one whose writing was cut off.
+        """
         folder = epath.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in [MANIFEST, *_files_of(folder)]:  # from here until the end the folder is no index
-            (folder / old).unlink(missing_ok=True)
+        earlier = _earlier_files(folder)
         files = {**self._files(), IDS: json.dumps(self.ids, ensure_ascii=False).encode()}
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
         manifest = {
             "format": FORMAT,
             "library_version": siglip_jax.__version__,
@@ -99,8 +99,13 @@ class Index(ABC):
             "measured": self.measured,
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
         }
-        partial = folder / f"{MANIFEST}.partial"
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / PARTIAL  # written first: if this is cut off, it tells the next save whose files these are
         partial.write_text(json.dumps(manifest, indent=2) + "\n")
+        for old in [MANIFEST, *earlier]:  # from here until the end the folder is no index
+            (folder / old).unlink(missing_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
         partial.replace(folder / MANIFEST)
 
     @abstractmethod
@@ -254,10 +259,12 @@ def measure_recall(
         UserError: vectors of another shape than the index, or fewer than two items.
     """
     vectors = np.asarray(vectors)
-    if vectors.shape != (len(index), index.dimension) or len(index) < 2 or k < 1 or sample < 1:
+    if len(index) < 2:
+        raise UserError("the index holds 1 item: recall needs at least 2, a query and a neighbour to find; index more")
+    if vectors.shape != (len(index), index.dimension) or k < 1 or sample < 1:
         raise UserError(
             f"recall@{k} over {sample} queries of vectors {list(vectors.shape)}: expected k and sample >= 1 and the "
-            f"vectors of the index, [{len(index)}, {index.dimension}], at least 2"
+            f"vectors of the index, [{len(index)}, {index.dimension}]"
         )
     scorer = Scorer(vectors)
     k = min(k, len(index) - 1)
@@ -353,9 +360,22 @@ def npy_array(content: bytes) -> np.ndarray:
     return np.load(io.BytesIO(content), allow_pickle=False)
 
 
-def _files_of(folder: epath.Path) -> list[str]:
-    """Files a manifest in the folder lists, to be replaced with it."""
-    try:
-        return [name for name in json.loads((folder / MANIFEST).read_text())["files"] if name == os.path.basename(name)]
-    except (OSError, ValueError, KeyError, TypeError):
+def _earlier_files(folder: epath.Path) -> list[str]:
+    """Files of the index, complete or cut off, that is in the folder; UserError where it holds something else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return []
+    manifests = []
+    for path in (folder / MANIFEST, folder / PARTIAL):
+        try:
+            manifests.append(json.loads(path.read_text()) if path.exists() else None)
+        except (OSError, ValueError):
+            manifests.append({})
+    whole, partial = manifests
+    found = partial if whole is None else whole
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(
+            f"search index {folder}: holds something else than an index: expected an empty or new folder, or an index "
+            "to replace; choose another"
+        )
+    listed = [files for m in manifests if isinstance(m, dict) and isinstance(files := m.get("files"), dict)]
+    return [name for files in listed for name in files if name and name == os.path.basename(name)]

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -81,9 +82,31 @@ def build_dataset(
     check_fractions(fractions)
     if on_error not in ("skip", "refuse"):
         raise UserError(f"on_error={on_error!r}; expected skip or refuse")
-    out_dir = local_path(out_dir)
-    _check_writable(out_dir, overwrite)
+    out_dir = pathlib.Path(os.path.realpath(local_path(out_dir)))
+    temporary = _make_temporary(out_dir, overwrite)
+    try:
+        audit, rows = _check_and_split(catalogue, fractions, seed, min_image_size, progress, num_threads)
+        _refuse(audit, out_dir, on_error)
+        partial = temporary / "dataset"
+        partial.mkdir()  # with the usual permissions, which mkdtemp does not give
+        _write_records(catalogue, rows, audit["splits"], partial, progress)
+        _write_json(partial / "audit.json", audit)
+        _replace(out_dir, partial)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _refusal_path(out_dir).unlink(missing_ok=True)
+    return audit
 
+
+def _check_and_split(
+    catalogue: Catalogue,
+    fractions: Mapping[str, float],
+    seed: int,
+    min_image_size: int,
+    progress: bool,
+    num_threads: int | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The audit and the rows to write, each with its item, image_sha256, title_group and split."""
     checked = list(
         show_progress(
             _check_rows(catalogue, min_image_size, num_threads),
@@ -124,18 +147,7 @@ def build_dataset(
         "catalogue_sha256": catalogue.sha256,
         "fingerprint": _fingerprint(rows),
     }
-    _refuse(audit, out_dir, on_error)
-
-    partial = out_dir.parent / f".{out_dir.name}.partial-{os.getpid()}"
-    partial.mkdir(parents=True)
-    try:
-        _write_records(catalogue, rows, counts, partial, progress)
-        _write_json(partial / "audit.json", audit)
-        _replace(out_dir, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    _refusal_path(out_dir).unlink(missing_ok=True)
-    return audit
+    return audit, rows
 
 
 def _check_rows(
@@ -289,6 +301,17 @@ def _rows_per_shard(catalogue: Catalogue, rows: Sequence[Mapping[str, Any]]) -> 
     return max(1, int(SHARD_BYTES / (np.mean(sample) + 512)))
 
 
+def _make_temporary(out_dir: pathlib.Path, overwrite: bool) -> pathlib.Path:
+    """A new folder beside `out_dir`, made before the long work so that what cannot be written is known at once."""
+    try:
+        _check_writable(out_dir, overwrite)
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        return pathlib.Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.partial-", dir=out_dir.parent))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{out_dir}: cannot be written ({reason}); give another folder") from error
+
+
 def _check_writable(out_dir: pathlib.Path, overwrite: bool) -> None:
     if not out_dir.exists():
         return
@@ -303,16 +326,23 @@ def _check_writable(out_dir: pathlib.Path, overwrite: bool) -> None:
 
 def _replace(out_dir: pathlib.Path, partial: pathlib.Path) -> None:
     """Moves `partial` to `out_dir`; an older dataset there is moved aside first and deleted last."""
-    old = out_dir.with_name(f".{out_dir.name}.old-{os.getpid()}")
-    if out_dir.exists():
-        out_dir.rename(old)
+    if not out_dir.exists():
+        partial.rename(out_dir)
+        return
+    inside = pathlib.Path.cwd() == out_dir
+    aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.old-", dir=out_dir.parent))
     try:
+        out_dir.rename(aside / "dataset")
         partial.rename(out_dir)
     except OSError:
         with contextlib.suppress(OSError):
-            old.rename(out_dir)
+            (aside / "dataset").rename(out_dir)
+        with contextlib.suppress(OSError):
+            aside.rmdir()  # fails, as it should, where the older dataset could not be moved back
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if inside:
+        os.chdir(out_dir)  # the older folder, where this process stood, is about to go
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

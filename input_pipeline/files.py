@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import pathlib
 import posixpath
@@ -13,6 +14,9 @@ from typing import Protocol
 from siglip_jax.errors import UserError
 
 MAX_FILE_BYTES = 32 * 2**20  # of one picture; tables pass their own limit
+ZIP_ERRORS = (  # what zipfile raises on damaged, encrypted or unknown members
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, NotImplementedError, EOFError, ValueError,
+)  # fmt: skip
 
 
 class FileProblem(UserError):
@@ -104,7 +108,7 @@ class Zip:
             return self._zip.read(info)  # zipfile stops at file_size, whatever the compressed stream holds
         except KeyError as error:
             raise FileProblem("missing image", f"{name} not found in {self.path}") from error
-        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+        except ZIP_ERRORS as error:
             raise FileProblem("unreadable image", f"{name} in {self.path} cannot be read ({error})") from error
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from siglip_jax.errors import UserError
 
+MAX_NAME = 64  # letters of a split's name, which becomes part of file names
+
 
 def normalise_title(title: str) -> str:
     """Case folded, runs of white space made one blank: titles equal after this are one title."""
@@ -81,6 +83,8 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
     for name, fraction in fractions.items():
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name == "all":
             raise UserError(f"split name {name!r}; expected letters, digits and _, a letter first, and not 'all'")
+        if len(name) > MAX_NAME:
+            raise UserError(f"split name {name[:20]}... of {len(name)} letters; expected {MAX_NAME} or fewer")
         if not 0 < fraction <= 1:
             raise UserError(f"split {name}={fraction}; expected a fraction between 0 and 1")
     if not fractions or not math.isclose(math.fsum(fractions.values()), 1, abs_tol=1e-6):

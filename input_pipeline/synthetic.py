@@ -77,7 +77,7 @@ def write_synthetic_catalogue(
             f"items={items}, size={size}: a synthetic catalogue needs items of 20 or more and size of 16 or more"
         )
     folder = Path(folder)
-    _prepare(folder)
+    _prepare(folder, _note(items, seed, size))
     rng = np.random.default_rng([seed, 0])
     shelf = list(itertools.islice(_products(rng), items))
     products = (shelf[i] for i in rng.permutation(items))  # so that a product's variants do not lie side by side
@@ -104,7 +104,9 @@ def write_synthetic_catalogue(
     for path, content in pictures.items():
         (folder / path).write_bytes(content)
     lines = ["\t".join(COLUMNS), *("\t".join(asdict(row).values()) for row in rows)]
-    (folder / "items.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    table = folder / ".items.tsv.partial"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    table.replace(folder / "items.tsv")  # last and in one step: where it is, the catalogue is whole
 
     looks: dict[tuple[str, str, str], set[Look]] = {}
     for product in photographed:
@@ -114,14 +116,35 @@ def write_synthetic_catalogue(
     return counts | {"variants": variants, "relists": relists} | faults
 
 
-def _prepare(folder: Path) -> None:
+def is_written(folder: str | Path, *, items: int, seed: int, size: int = 64) -> bool:
+    """Whether `folder` holds just what `write_synthetic_catalogue` with these arguments writes, and all of it.
+
+    Files are counted, not read.
+    """
+    folder = Path(folder)
+    try:
+        if (folder / _MARKER).read_text(encoding="utf-8") != _note(items, seed, size):
+            return False
+        rows = (folder / "items.tsv").read_bytes().count(b"\n") - 1
+        return rows == items and len(list((folder / "images").iterdir())) == items - _faults_of_each_kind(items)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _note(items: int, seed: int, size: int) -> str:
+    return f"{_NOTE}items={items} seed={seed} size={size}\n"
+
+
+def _prepare(folder: Path, note: str) -> None:
     """Make the folders; empty an earlier synthetic catalogue's, and refuse to touch anything else."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _MARKER).exists():
         raise UserError(f"{folder}: not empty and not a synthetic catalogue; give a new or empty folder")
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "items.tsv").unlink(missing_ok=True)  # first, so that what is half written never looks whole
+    (folder / _MARKER).write_text(note, encoding="utf-8")
+    (folder / "images").mkdir(exist_ok=True)
     for old in (folder / "images").iterdir():
         old.unlink()
-    (folder / _MARKER).write_text(_NOTE, encoding="utf-8")
 
 
 def _products(rng: np.random.Generator) -> Iterator[_Product]:
@@ -188,9 +211,13 @@ def _encode(picture: Image.Image, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
+def _faults_of_each_kind(items: int) -> int:
+    return max(1, round(items / 500))
+
+
 def _spoil(rng: np.random.Generator, rows: list[_Item], pictures: dict[str, bytes]) -> dict[str, int]:
     """Put each kind of fault into its own rows, in place; one of each for every 500 rows."""
-    each = max(1, round(len(rows) / 500))
+    each = _faults_of_each_kind(len(rows))
     jpegs = [i for i, row in enumerate(rows) if row.image.endswith(".jpg")]
     chosen = iter(int(i) for i in rng.permutation(jpegs))
     for _ in range(each):

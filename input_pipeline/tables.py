@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from siglip_jax.errors import UserError
 
@@ -35,12 +36,15 @@ def read_table(data: bytes, *, name: str) -> tuple[list[str], list[list[str]]]:
         columns, rows = _lines(_text(data, name), name, suffix)
     else:
         raise UserError(f"{name}: not a table; expected one of {', '.join(f'.{f}' for f in FORMATS)}")
+    return columns, rows
+
+
+def _check_names(columns: list[str], name: str) -> None:
     for number, column in enumerate(columns, 1):
         if not column.strip():
-            raise UserError(f"{name}: column {number} has no name; give every column a name in the first line")
+            raise UserError(f"{name}: column {number} has no name; give every column a name")
         if column in columns[: number - 1]:
             raise UserError(f"{name}: two columns are named {column}; rename one")
-    return columns, rows
 
 
 def _text(data: bytes, name: str) -> str:
@@ -56,6 +60,7 @@ def _lines(text: str, name: str, suffix: str) -> tuple[list[str], list[list[str]
     _, columns = next(numbered, (0, []))
     if not columns:
         raise UserError(f"{name}: empty; expected a first line with column names")
+    _check_names(columns, name)
     rows = []
     for line, row in numbered:
         if len(row) != len(columns):
@@ -67,7 +72,7 @@ def _lines(text: str, name: str, suffix: str) -> tuple[list[str], list[list[str]
 
 
 def _tsv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_split(text), 1):
         if line := line.removesuffix("\r"):
             yield number, line.split("\t")
 
@@ -82,13 +87,19 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{name} line {reader.line_num}: not CSV ({error}); mend the line") from error
 
 
+def _split(text: str) -> list[str]:
+    return text.split("\n" if "\n" in text else "\r")  # some old programs end lines with CR alone
+
+
 def _jsonl(text: str, name: str) -> tuple[list[str], list[list[str]]]:
     records = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_split(text), 1):
         if not line.strip():
             continue
         try:  # numbers stay as they were written
-            record = json.loads(line, parse_int=str, parse_float=str, parse_constant=lambda _: None)
+            record = json.loads(
+                line, parse_int=str, parse_float=str, parse_constant=lambda _: None, object_pairs_hook=_distinct
+            )
             if not isinstance(record, dict):
                 raise ValueError("expected an object")
             record = {key: _json_text(value) for key, value in record.items()}
@@ -97,7 +108,18 @@ def _jsonl(text: str, name: str) -> tuple[list[str], list[list[str]]]:
             raise UserError(f"{name} line {number}: not a JSON object ({error}); mend the line") from error
         records.append(record)
     columns = list(dict.fromkeys(key for record in records for key in record))
+    if not columns:
+        raise UserError(f"{name}: empty; expected a JSON object with id and title on each line")
+    _check_names(columns, name)
     return columns, [[record.get(column, "") for column in columns] for record in records]
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in names if names.count(key) > 1)} is given twice")
+    return record
 
 
 def _json_text(value) -> str:
@@ -112,6 +134,7 @@ def _parquet(data: bytes, name: str) -> tuple[list[str], list[list[str]]]:
     import pyarrow.parquet as pq
 
     try:
+        _check_names(pq.read_schema(pa.BufferReader(data)).names, name)
         table = pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name}: not readable as Parquet ({str(error)[:120]})") from error

@@ -15,7 +15,7 @@ from etils import epath
 
 from siglip_jax.errors import UserError
 
-logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax narrates every save
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates; what it raises is what counts
 
 
 class Checkpoints:
@@ -54,10 +54,11 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), iterator=ocp.args.JsonRestore())
             )
-        except (ValueError, KeyError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+        except Exception as error:  # Orbax and TensorStore raise plain Exception, among others
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
-                f"{self.folder / str(step)} does not hold this model ({reason}); use the config it was trained with"
+                f"{self.folder / str(step)} is damaged or of another model ({reason}); use the config it was trained "
+                "with, or remove that folder to continue from the checkpoint before"
             ) from error
         return restored["state"], restored["iterator"]
 
@@ -81,16 +82,26 @@ def restore_params(folder: epath.PathLike, *, like: Any) -> tuple[Any, int]:
         if step is None:
             raise UserError(f"{folder}: no complete checkpoint; train first, or name a saved model")
         path = checkpoints.folder.resolve() / str(step) / "state"
-        with ocp.PyTreeCheckpointer() as reader:
-            stored = reader.metadata(path).item_metadata.tree["params"]
-            _check_shapes(path, stored, like)
-            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            item = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)}
-            arguments = ocp.checkpoint_utils.construct_restore_args(item)
-            restored = reader.restore(
-                path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
-            )
-    return restored["params"], step
+        try:
+            return _read_params(path, like), step
+        except UserError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise plain Exception, among others
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(f"{path} is damaged ({reason}); remove {path.parent} to use the one before") from error
+
+
+def _read_params(path: epath.Path, like: Any) -> Any:
+    with ocp.PyTreeCheckpointer() as reader:
+        stored = reader.metadata(path).item_metadata.tree["params"]
+        _check_shapes(path, stored, like)
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        item = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)}
+        arguments = ocp.checkpoint_utils.construct_restore_args(item)
+        restored = reader.restore(
+            path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+        )
+    return restored["params"]
 
 
 def _check_shapes(path: epath.Path, stored: Any, like: Any) -> None:

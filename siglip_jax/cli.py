@@ -10,9 +10,14 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from siglip_jax import __version__
 from siglip_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from absl.flags import FlagValues
 
 PROGRAMS = {
     "demo": "the whole thread: catalogue, training, ranking table, report, SavedModel",
@@ -41,15 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # One line whatever the message holds, so that logs and scripts can rely on it.
         print(f"siglip-jax {program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        print(f"siglip-jax {program}: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"siglip-jax {program}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `siglip-jax ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a path that cannot be written, a full disk
+        place = f"{str(error.filename)[:200]}: " if error.filename else ""
+        print(f"siglip-jax {program}: {place}{error.strerror or error}; give another path", file=sys.stderr)
+        return 2
 
 
 def run(program: str, arguments: Sequence[str]) -> int:
@@ -65,12 +71,23 @@ def run(program: str, arguments: Sequence[str]) -> int:
     module = importlib.import_module(f"tools.{program}")
     # A FlagValues of its own: two programs' flags would collide in absl's global one.
     values = absl_flags.FlagValues()
+    command = [f"siglip-jax {program}", *arguments]
+    # ml_collections reads overrides such as --config.steps=10 from sys.argv, from the moment the flag is defined.
+    shown, sys.argv = sys.argv, command
+    try:
+        return _parse_and_run(program, module, values)
+    finally:
+        sys.argv = shown
+
+
+def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
+    from absl import flags as absl_flags
+
+    command, arguments = sys.argv, sys.argv[1:]
     module.define_flags(values)
     if not {"-h", "-help", "--help"}.isdisjoint(arguments):  # before parsing, which demands the required flags
         print(f"{(module.__doc__ or program).strip()}\n\nflags:\n{_flag_help(values)}")
         return 0
-    command = [f"siglip-jax {program}", *arguments]
-    shown, sys.argv = sys.argv, command  # ml_collections reads overrides such as --config.steps=10 from sys.argv
     try:
         rest = values(command)
         if len(rest) > 1:
@@ -84,10 +101,8 @@ def run(program: str, arguments: Sequence[str]) -> int:
         ) from error
     except UserError:
         raise
-    except Exception as error:  # a config file is the user's own Python
+    except (Exception, SystemExit) as error:  # a config file is the user's own Python
         raise UserError(f"--config: {type(error).__name__}: {error}; see the fields in the config file") from error
-    finally:
-        sys.argv = shown
     module.main(values)
     return 0
 

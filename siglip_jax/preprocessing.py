@@ -70,10 +70,18 @@ class Preprocessing:
                 raise UserError(
                     f"preprocessing: {field}={getattr(self, field)!r}; expected one of {', '.join(choices)}"
                 )
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise UserError(f"preprocessing: image_size={self.image_size!r}; expected (height, width), both positive")
-        if self.text_length < 1:
-            raise UserError(f"preprocessing: text_length={self.text_length}; expected at least 1")
+        sides = self.image_size
+        if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+            raise UserError(f"preprocessing: image_size={sides!r}; expected (height, width), whole and positive")
+        if sides[0] * sides[1] > MAX_IMAGE_PIXELS:
+            raise UserError(f"preprocessing: image_size={sides!r}; the limit is {MAX_IMAGE_PIXELS} pixels")
+        if type(self.text_length) is not int or self.text_length < 1:
+            raise UserError(f"preprocessing: text_length={self.text_length!r}; expected a whole number of at least 1")
+        if type(self.pad_id) is not int or self.pad_id < 0:
+            raise UserError(f"preprocessing: pad_id={self.pad_id!r}; expected a token id")
+        span = self.value_range
+        if len(span) != 2 or not all(isinstance(end, (int, float)) for end in span) or not span[0] < span[1]:
+            raise UserError(f"preprocessing: value_range={span!r}; expected (low, high)")
 
     def replace(self, **changes: Any) -> Preprocessing:
         return dataclasses.replace(self, **changes)
@@ -158,7 +166,7 @@ class Preprocessing:
             fields |= {"image_size": tuple(fields["image_size"]), "value_range": tuple(fields["value_range"])}
             tokenizer = (folder / "tokenizer.model").read_bytes() if sha256 else None
             value = cls(tokenizer=tokenizer, **fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{path}: not a preprocessing file ({error}); save the model again") from error
         except OSError as error:
             raise UserError(
@@ -180,6 +188,8 @@ def open_tokenizer(serialised: bytes):
     """A `sentencepiece.SentencePieceProcessor` over serialised bytes; anything else is a `UserError`."""
     import sentencepiece
 
+    if not serialised:
+        raise UserError("the tokenizer is an empty file; pass a SentencePiece .model file")
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=serialised)
     except (RuntimeError, OSError) as error:
@@ -206,6 +216,8 @@ def decode_image(picture: bytes | PIL.Image.Image) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     except UserError:
         raise
+    except PIL.UnidentifiedImageError as error:  # its text names an object by its address, another one in each run
+        raise UserError("not a readable picture (unknown format)") from error
     except Exception as error:  # PIL raises many types on damaged files, SyntaxError and struct.error among them
         raise UserError(f"not a readable picture ({type(error).__name__}: {str(error)[:100]})") from error
 

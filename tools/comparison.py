@@ -31,7 +31,7 @@ BATCH = 256
 def relevance_of(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> AttributeRelevance:
     """The config's relevance rules over the evaluation split; also the check that the catalogue has the attributes."""
     _, titles, columns = attributes(dataset, config.evaluation.split)
-    return AttributeRelevance([dict(rule) for rule in config.evaluation.relevance], {"title": titles, **columns})
+    return AttributeRelevance(tuple(config.evaluation.relevance), {"title": titles, **columns})
 
 
 def baseline_vectors(

@@ -34,9 +34,11 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     from tools import workflow
 
-    fractions = {}
+    fractions: dict[str, float] = {}
     for entry in values.split:
         name, _, share = entry.partition("=")
+        if name in fractions:
+            raise UserError(f"--split={entry}: {name} is given twice; give each split once")
         try:
             fractions[name] = float(share)
         except ValueError as error:

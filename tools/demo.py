@@ -33,13 +33,16 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
+    from eval.metrics import max_cutoff
     from eval.report import format_table, write_report
-    from siglip_jax.training.config import config_to_json
+    from siglip_jax.training.config import check, config_to_json
     from tools import comparison, workflow
 
     begin = time.monotonic()
     config, workdir = options.config_of(values), pathlib.Path(values.workdir)
     split = config.evaluation.split
+    check(config)
+    max_cutoff(config.evaluation.metrics)  # says which are unknown
     workdir.mkdir(parents=True, exist_ok=True)
 
     def announce(text: str) -> None:
@@ -47,12 +50,13 @@ def main(values: flags.FlagValues) -> None:
 
     catalog = values.catalog
     if not catalog:
-        from input_pipeline.synthetic import write_synthetic_catalogue
+        from input_pipeline.synthetic import is_written, write_synthetic_catalogue
 
         announce("catalogue: rendering synthetic products")
         catalog = str(workdir / "catalog")
-        if not (workdir / "catalog" / "items.tsv").exists():
-            write_synthetic_catalogue(catalog, items=config.synthetic_items, seed=config.seed)
+        wanted = {"items": config.get("synthetic_items", 2000), "seed": config.seed}
+        if not is_written(catalog, **wanted):
+            write_synthetic_catalogue(catalog, **wanted)
 
     announce(f"data: {catalog} to ArrayRecord, split by title and picture")
     dataset = workdir / "dataset"

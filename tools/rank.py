@@ -35,7 +35,10 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(f"--output={values.output}: expected a file name ending in .html")
     split = values.config.evaluation.split
     ids, _, _ = attributes(values.dataset, split)
-    stores = {name: read_store(folder) for name, folder in options.named_paths(values.store, flag="store").items()}
+    folders = options.named_paths(values.store, flag="store")
+    if taken := folders.keys() & set(values.baseline):
+        raise UserError(f"--store={taken.pop()}=...: a baseline has this name; choose another")
+    stores = {name: read_store(folder) for name, folder in folders.items()}
     for name, store in stores.items():
         comparison.check_same_items(name, store, ids, fingerprint=dataset_fingerprint(values.dataset))
     vectors = comparison.baseline_vectors(values.baseline, dataset=values.dataset, split=split)

@@ -74,6 +74,8 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
     options = config.model
     compute = {"dtype": options.dtype, "remat": options.remat, "unroll": options.unroll}
     if config.init:
+        if config.preprocessing.tokenizer:
+            raise UserError(f"a tokenizer and init={config.init}: a loaded model keeps its own; give one of the two")
         return models.load(config.init, **compute)
     text = config.preprocessing
     preprocessing = Preprocessing(
@@ -111,13 +113,20 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
     import jax
 
     from siglip_jax.training import loop
+    from siglip_jax.training.config import check
 
+    check(config)
     processes = jax.process_count()
     if config.batch_size % processes:
         raise UserError(f"config.batch_size={config.batch_size} does not divide over {processes} processes")
     fingerprint = dataset_fingerprint(dataset)
     loop.claim_workdir(epath.Path(workdir), config, fingerprint)  # before the work of preparing data
     model = start_model(config, dataset)
+    millions = {
+        tower: sum(leaf.size for leaf in jax.tree.leaves(model.params[key])) / 1e6
+        for tower, key in (("image", "img"), ("text", "txt"))
+    }
+    print("parameters: " + ", ".join(f"{tower} tower {count:.2f} M" for tower, count in millions.items()), flush=True)
     batches = make_loader(
         dataset,
         split=config.data.train_split,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-SAME_GROUP = ("positive", "ignore")
+SAME_GROUP = ("positive", "ignore")  # what rows of equal group are to each other, off the diagonal
 
 
 def sigmoid_loss(

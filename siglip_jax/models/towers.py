@@ -45,11 +45,13 @@ class Architecture:
     text_length: int
 
     def __post_init__(self):
+        sizes = (*self.image_size, self.patch_size, self.vocab_size, self.text_length)
+        whole = (*sizes, *dataclasses.astuple(self.image), *dataclasses.astuple(self.text))
+        if len(self.image_size) != 2 or any(type(size) is not int or not 0 < size < 2**31 for size in whole):
+            raise UserError(f"model: {self}; expected whole numbers of at least 1 everywhere")
         if any(side % self.patch_size for side in self.image_size):
             raise UserError(f"model: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         for name, tower in (("image", self.image), ("text", self.text)):
-            if min(dataclasses.astuple(tower)) < 1:
-                raise UserError(f"model: {name} is {tower}; expected width, depth, mlp_dim and heads of at least 1")
             if tower.width % tower.heads:
                 raise UserError(f"model: {name}.width {tower.width} is not a multiple of {name}.heads {tower.heads}")
 

@@ -8,6 +8,9 @@ from typing import Any
 import ml_collections
 
 from siglip_jax.errors import UserError
+from siglip_jax.losses.sigmoid import SAME_GROUP
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -89,11 +92,39 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
     return lines
 
 
+def _names(config: ml_collections.ConfigDict) -> set[str]:
+    """Of the fields, and of the fields of fields."""
+    groups = {name: value for name, value in config.items() if isinstance(value, ml_collections.ConfigDict)}
+    return set(config.keys()) | {f"{name}.{field}" for name, group in groups.items() for field in group}
+
+
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises a UserError for values that no run could use."""
+    """Raises a UserError for fields that are missing or values that no run could use."""
+    if missing := sorted(_names(default_config()) - _names(config)):
+        raise UserError(f"the config has no {', '.join(missing[:5])}; start from training.config.default_config()")
     for name in ("batch_size", "steps", "checkpoint_every", "log_every"):
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]}; expected at least 1")
+    optimizer = config.optimizer
+    for name, good, expected in (
+        ("learning_rate", optimizer.learning_rate > 0, "more than 0"),
+        ("warmup_steps", optimizer.warmup_steps >= 0, "0 or more"),
+        ("final_fraction", 0 <= optimizer.final_fraction <= 1, "0 to 1"),
+        ("weight_decay", optimizer.weight_decay >= 0, "0 or more"),
+        ("b1", 0 <= optimizer.b1 < 1, "0 to less than 1"),
+        ("b2", 0 <= optimizer.b2 < 1, "0 to less than 1"),
+        ("clip_norm", optimizer.clip_norm > 0, "more than 0"),
+    ):
+        if not good:
+            raise UserError(f"config.optimizer.{name}={optimizer[name]}; expected {expected}")
+    if config.same_group not in SAME_GROUP:
+        raise UserError(f"config.same_group={config.same_group!r}; expected one of {', '.join(SAME_GROUP)}")
+    if config.model.unroll < 1 or not config.model.init_temperature > 0:
+        raise UserError("config.model: unroll and init_temperature must be more than 0")
+    if config.model.dtype not in COMPUTE_DTYPES:
+        raise UserError(f"config.model.dtype={config.model.dtype!r}; expected one of {', '.join(COMPUTE_DTYPES)}")
+    if config.evaluation.gain not in ("linear", "exponential"):
+        raise UserError(f"config.evaluation.gain={config.evaluation.gain!r}; expected linear or exponential")
     if config.optimizer.warmup_steps >= config.steps:
         raise UserError(
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} is not below config.steps={config.steps}"

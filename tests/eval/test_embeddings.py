@@ -85,6 +85,39 @@ def test_a_write_cut_off_leaves_no_store_and_a_new_write_replaces_all(tmp_path):
     assert len(list(tmp_path.glob("*.parquet"))) == 1
 
 
+def test_partial_files_of_a_killed_write_are_replaced(tmp_path):
+    for name in ("shard-00000.parquet", "shard-00001.parquet.partial", "manifest.json.partial"):
+        (tmp_path / name).write_text("cut off")
+    write_store(tmp_path, [(["y"], vectors(1))], manifest=ABOUT)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "shard-00000.parquet"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"notes.txt": "mine"},
+        {"shard-a.parquet": "mine", "shard-00000.parquet": "theirs"},
+        {"manifest.json": '{"format": "siglip-jax index 1"}', "shard-00000.parquet": "theirs"},
+        {"manifest.json": "{"},
+        {"manifest.json": "[]"},
+        {"sub/shard-00000.parquet": "mine"},
+    ],
+)
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="expected an empty or new folder"):
+        write_store(tmp_path, [(["y"], vectors(1))], manifest=ABOUT)
+    assert {str(p.relative_to(tmp_path)): p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == files
+
+
+def test_a_file_is_no_folder_for_a_store(tmp_path):
+    (tmp_path / "store").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        write_store(tmp_path / "store", [(["y"], vectors(1))], manifest=ABOUT)
+
+
 def bad(row):
     v = vectors(3)
     v[1] = row
@@ -140,6 +173,27 @@ def repeat(folder, manifest):
     manifest["shards"][1] = {k: v for k, v in write_shard(folder, 1, ["a"], vectors(1)).items() if k != "dimension"}
 
 
+def huge(folder, manifest):
+    """Counts that agree with each other, not with the files: nothing may be allocated by them."""
+    manifest["shards"][0]["count"] = 10**12
+    manifest["count"] = 10**12 + 1
+
+
+def cell(value):
+    return pa.array([value], pa.list_(pa.float32(), 3))
+
+
+def table(**columns):
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def reshard(folder, manifest, content):
+    (folder / "shard-00001.parquet").write_bytes(content)
+    manifest["shards"][1]["sha256"] = hashlib.sha256(content).hexdigest()
+
+
 def other_dimension(folder, manifest):
     manifest["shards"][1] = write_shard(folder, 1, ["c"], vectors(1, 4))
 
@@ -149,13 +203,35 @@ def other_dimension(folder, manifest):
     [
         (tamper, "shard-00001.parquet is not what was written"),
         (lambda folder, m: (folder / "shard-00001.parquet").unlink(), "shard-00001.parquet is missing"),
-        (lambda folder, m: m["shards"][0].update(file="../elsewhere/shard-00000.parquet"), "is missing"),
+        (lambda folder, m: m["shards"][0].update(file="../elsewhere/shard-00000.parquet"), "a file name"),
         (lambda folder, m: m["shards"].pop(), "2 rows in the shards, 3 in the manifest"),
-        (lambda folder, m: m.update(count=2), "rows, not"),
-        (lambda folder, m: m.update(dimension=4), "expected float32 of 4"),
+        (lambda folder, m: m.update(count=2), "3 rows in the shards, 2 in the manifest"),
+        (lambda folder, m: [s.update(count=3 - s["count"]) for s in m["shards"]], "holds 2 rows, not 1"),
+        (huge, "holds 2 rows, not 1000000000000"),
+        (lambda folder, m: m.update(count="3"), "count '3': expected a whole number from 1"),
+        (lambda folder, m: m.update(count=0), "count 0"),
+        (lambda folder, m: m.update(dimension=True), "dimension True"),
+        (lambda folder, m: m.update(dimension=-3), "dimension -3"),
+        (lambda folder, m: m.update(dimension=2**40), "expected id string, embedding float32 of 1099511627776"),
+        (lambda folder, m: m.update(shards=7), "has shard 7: expected a list"),
+        (lambda folder, m: m.update(shards=m["shards"][0]), "expected a list"),
+        (lambda folder, m: m.update(shards=["shard-00000.parquet"]), "expected a list"),
+        (lambda folder, m: m["shards"][0].pop("sha256"), "expected a list"),
+        (lambda folder, m: m["shards"][0].update(count=True), "a whole number"),
+        (lambda folder, m: m["shards"][0].update(file=".."), "a file name"),
+        (lambda folder, m: reshard(folder, m, b"no parquet"), "is not Parquet"),
+        (lambda folder, m: reshard(folder, m, table(id=pa.array(["c"]))), "holds id string: expected"),
+        (lambda folder, m: reshard(folder, m, table(id=pa.array([7]), embedding=cell([1, 2, 3]))), "holds id int64"),
+        (lambda folder, m: reshard(folder, m, table(id=pa.array(["c"]), embedding=cell(None))), "null"),
+        (lambda folder, m: reshard(folder, m, table(id=pa.array(["c"]), embedding=cell([1, None, 3]))), "null"),
+        (
+            lambda folder, m: reshard(folder, m, table(id=pa.array([None], pa.string()), embedding=cell([1, 2, 3]))),
+            "null",
+        ),
+        (lambda folder, m: m.update(dimension=4), "expected id string, embedding float32 of 4"),
         (lambda folder, m: m.update(format="other"), "not of format"),
         (repeat, "'a' occurs twice"),
-        (other_dimension, "expected float32 of 3"),
+        (other_dimension, "expected id string, embedding float32 of 3"),
     ],
 )
 def test_refuses_to_read(tmp_path, change, message):
@@ -163,6 +239,7 @@ def test_refuses_to_read(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as error:
         read_store(tmp_path)
     assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_missing_folder_and_broken_manifest(tmp_path):

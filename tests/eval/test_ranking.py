@@ -165,6 +165,7 @@ def test_progress_reaches_the_end():
         ({"backend": "faiss"}, "known are exact, scann"),
         ({"index_options": {"leaves": 3}}, "the exact backend takes none"),
         ({"metrics": ("ndcg",)}, "unknown metric"),
+        ({"metrics": ()}, "no metric to rank by"),
         ({"show": [50]}, "rows from 0 to 49"),
         ({"chunk": 0}, "chunk=0"),
     ],
@@ -214,6 +215,7 @@ def test_undefined_cells_are_null():
     ("rows", "options", "message"),
     [
         ({}, {}, "nothing to compare"),
+        ({"a": {}, "b": {}}, {}, "row 'a' has no metric"),
         ({"a": {"MRR": np.ones(3)}, "b": {"MRR": np.ones(4)}}, {}, "'a' and 'b' differ"),
         ({"a": {"MRR": np.ones(3)}, "b": {"hit@1": np.ones(3)}}, {}, "differ"),
         ({"a": {"MRR": np.ones(3)}}, {"pairs": [("a", "c")]}, "unknown row 'c': rows are a"),

@@ -1,5 +1,8 @@
 """AttributeRelevance against the rule spelled out over every pair."""
 
+import types
+
+import ml_collections
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,11 +60,30 @@ def test_values_do_not_run_together():
         ([{"gain": 1, "agree": ["type", "gender"]}, RelevanceRule(2, ("gender", "type"))], "must differ"),
         ([{"gain": 1}], "expected"),
         ([], "no relevance rule"),
+        ((3,), "relevance rule 3: expected"),
+        (("ab",), "relevance rule 'ab': expected"),
+        ([("gain", "agree")], "expected"),
+        ("ab", "relevance rules 'ab': expected a list"),
+        (3, "relevance rules 3: expected a list"),
+        ({"gain": 1, "agree": ["type"]}, "expected a list"),
+        ([{"gain": 1, "agree": 3}], "must list"),
+        ([{"gain": 1, "agree": (["type"],)}], "must list"),
+        ([{"gain": [1], "agree": ["type"]}], "whole number"),
     ],
 )
 def test_bad_rules(rules, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         AttributeRelevance(rules, {"type": ["a"], "gender": ["b"]})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [dict, types.MappingProxyType, ml_collections.ConfigDict])
+def test_rules_are_mappings_of_any_kind(kind):
+    rules = tuple(kind({"gain": gain, "agree": (name,)}) for gain, name in ((2, "type"), (1, "gender")))
+    assert AttributeRelevance(rules, {"type": ["a"], "gender": ["b"]}).rules == (
+        RelevanceRule(2, ("type",)),
+        RelevanceRule(1, ("gender",)),
+    )
 
 
 def test_columns_of_differing_lengths():

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from eval.report import format_table, headlines, write_report
+from siglip_jax.errors import UserError
 
 _EVIL = '<script>alert("x")</script> & http://example.com/"onload="x'
 
@@ -185,6 +186,25 @@ def test_the_headline_says_what_the_interval_allows(
     assert headlines(report)[0] == f"{claim}: nDCG_exp@5 0.512 against 0.431, difference {difference}."
     page = _page(tmp_path, report).replace("\u00a0", " ")
     assert f'<p class="headline">{headlines(report)[0]}</p>' in page
+
+
+@pytest.mark.parametrize("content", ['{"batch_size": 3}', "[]", "no json", "\udcff"])
+def test_a_json_that_is_no_report_is_not_overwritten(tmp_path: Path, content: str):
+    config = tmp_path / "config.json"
+    config.write_bytes(content.encode("utf-8", "surrogateescape"))
+    before = config.read_bytes()
+    with pytest.raises(UserError, match=r"config\.json, which is no earlier report"):
+        write_report(tmp_path / "config.html", _report(), pictures=_jpeg)
+    assert config.read_bytes() == before
+    assert not (tmp_path / "config.html").exists()
+
+
+def test_a_report_replaces_an_earlier_one_and_needs_a_page_name(tmp_path: Path):
+    _page(tmp_path, _report())
+    _page(tmp_path, _report(title="Second"))
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["title"] == "Second"
+    with pytest.raises(UserError, match=r"such as report\.html"):
+        write_report(tmp_path / "out" / "report.json", _report(), pictures=_jpeg)
 
 
 def test_no_comparison_is_said_so():

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,6 +100,41 @@ def test_saved_exact_index_answers_to_the_last_bit(tmp_path):
     assert len(load_index(tmp_path)) == 4
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"manifest.json": '{"format": "siglip-jax embeddings 1"}', "shard-00000.parquet": "rows"},
+        {"notes.txt": "mine"},
+        {"manifest.json": "{"},
+        {"manifest.json": "[]"},
+        {"manifest.json.partial": '{"format": "siglip-jax embeddings 1"}'},
+    ],
+)
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="something else than an index") as error:
+        build_index(vectors(2), names(2)).save(tmp_path)
+    assert "\n" not in str(error.value)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == files
+
+
+def test_a_save_cut_off_leaves_no_index_and_the_next_one_replaces_it(tmp_path, monkeypatch):
+    def dies(self, content):
+        raise KeyboardInterrupt
+
+    build_index(vectors(3), names(3)).save(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(tmp_path)), "write_bytes", dies)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(vectors(2), names(2)).save(tmp_path)
+    with pytest.raises(UserError, match="cut off"):
+        load_index(tmp_path)
+    build_index(vectors(4), names(4)).save(tmp_path)
+    assert len(load_index(tmp_path)) == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ids.json", "manifest.json", "vectors.npy"]
+
+
 def test_recall_counts_what_an_index_loses():
     """An index that knows only every other item finds half of the neighbours: the measure must say so."""
     x = vectors(400, 4)
@@ -150,6 +186,10 @@ def with_row(row):
         (lambda: build_index(vectors(2), names(2)).search(np.zeros((1, 8)), k=1), "query of row 0 is zero"),
         (lambda: build_index(vectors(2), names(2)).search(vectors(1), k=0), "k=0"),
         (lambda: measure_recall(build_index(vectors(2), names(2)), vectors(3)), "vectors of the index"),
+        (
+            lambda: measure_recall(build_index(vectors(1), names(1)), vectors(1)),
+            "holds 1 item: recall needs at least 2",
+        ),
     ],
 )
 def test_errors(build, message):

@@ -122,12 +122,35 @@ def test_bad_tables_are_named(tmp_path, table, message):
         ("items.jsonl", '{"id": "1"}\n[1]\n', "items.jsonl line 2: not a JSON object"),
         ("items.jsonl", '{"id": "\\ud800", "title": "a", "image": "b"}\n', "line 1"),
         ("items.jsonl", "[" * 100_000, "line 1"),
+        ("items.jsonl", '{"id": "1"}\n{"id": "1", "id": "2"}\n', "line 2: .*the key id is given twice"),
+        ("items.jsonl", "\n", "empty; expected a JSON object with id and title on each line"),
+        ("items.jsonl", "{}\n", "empty; expected"),
+        ("items.csv", "id,title,title\n1,a\n", "two columns are named title"),
         ("items.parquet", "PAR1 no", "not readable as Parquet"),
     ],
 )
 def test_bad_files_of_other_formats(tmp_path, name, table, message):
     with pytest.raises(UserError, match=message):
         read_catalogue(make(tmp_path / "shop", table, images=(), name=name))
+
+
+def test_parquet_with_equal_column_names(tmp_path):
+    pq.write_table(pa.table([["1"], ["a"], ["b"]], names=["id", "title", "title"]), tmp_path / "items.parquet")
+    with pytest.raises(UserError, match="two columns are named title"):
+        read_catalogue(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("items.tsv", "id\ttitle\timage\r1\ta\tb\r2\tc\td\r"),
+        ("items.csv", "id,title,image\r1,a,b\r2,c,d\r"),
+        ("items.jsonl", '{"id": 1, "title": "a", "image": "b"}\r{"id": 2, "title": "c", "image": "d"}'),
+    ],
+)
+def test_lines_may_end_with_a_carriage_return_alone(tmp_path, name, table):
+    rows = read_catalogue(make(tmp_path / "shop", table, images=(), name=name)).rows
+    assert [(item.id, item.title, item.image) for item in rows] == [("1", "a", "b"), ("2", "c", "d")]
 
 
 def test_parquet_with_pictures_inside_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -256,3 +257,38 @@ print([name for name in ("jax", "tensorflow", "grain", "torch") if name in sys.m
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_audits_of_damaged_pictures_are_equal(faulty, tmp_path):
+    for name in ("a", "b"):
+        build(faulty, tmp_path / name, fractions={"train": 1.0})
+    audit = (tmp_path / "a/audit.json").read_bytes()
+    assert audit == (tmp_path / "b/audit.json").read_bytes()
+    assert b"text.jpg: not a readable picture (unknown format)" in audit
+    assert b" at 0x" not in audit
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_current_folder_may_be_given(catalogue, tmp_path, monkeypatch, overwrite):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if overwrite:
+        build(catalogue, ".")
+    audit = build(catalogue, ".", seed=3, overwrite=overwrite)
+    assert dataset_fingerprint(".") == dataset_fingerprint(tmp_path / "here") == audit["fingerprint"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "shop"]
+
+
+def test_leftovers_and_permissions(catalogue, tmp_path):
+    (tmp_path / f".out.partial-{os.getpid()}").mkdir()  # of a killed run
+    (tmp_path / f".out.old-{os.getpid()}/x").mkdir(parents=True)
+    build(catalogue, tmp_path / "out")
+    build(catalogue, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "shop").stat().st_mode
+
+
+@pytest.mark.parametrize("out", ["shop/items.tsv/out", "x" * 300, "x" * 250])
+def test_folders_that_cannot_be_made_are_found_first(catalogue, tmp_path, monkeypatch, out):
+    monkeypatch.setattr("input_pipeline.dataset.decode_image", lambda _: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"cannot be written .*give another folder"):
+        build(catalogue, tmp_path / out)

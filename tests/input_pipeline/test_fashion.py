@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.fashion import COLUMNS, convert_fashion
+from input_pipeline.files import FileProblem
 from siglip_jax.errors import UserError
 
 _HEADER = "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName\n"
@@ -19,7 +22,7 @@ _STYLES = (
     "1,Men,Apparel\n"
     "../../etc,Men,Apparel,Topwear,Shirts,Blue,Fall,2011,Casual,Not an id\n"
 )
-_COUNTS = {"rows": 4, "ragged_lines": 1, "unusable_lines": 2, "missing_images": 1}
+_COUNTS = {"rows": 6, "ragged_lines": 1, "unusable_lines": 2, "missing_images": 1}
 
 
 def _source(folder: Path, styles: str = _STYLES) -> Path:
@@ -43,11 +46,13 @@ def _check(out: Path) -> None:
     assert tuple(table[0]) == COLUMNS
     assert COLUMNS[:3] == ("id", "title", "image")
     rows = {fields[0]: dict(zip(COLUMNS, fields, strict=True)) for fields in table[1:]}
-    assert list(rows) == ["15970", "39386", "59263", "21379"]
+    assert list(rows) == ["15970", "39386", "59263", "21379", "1", "../../etc"]
     assert rows["39386"]["title"] == "Peter England, Men, Party Blue Jeans"
     assert rows["59263"]["title"] == "Titan, Women Silver Watch"
     assert rows["15970"]["baseColour"] == "Navy Blue"
     assert rows["15970"]["usage"] == "Casual"
+    assert rows["1"]["title"] == ""
+    assert rows["1"]["masterCategory"] == "Apparel"
     assert (out / rows["39386"]["image"]).read_bytes() == b"39386"
     assert sorted(p.name for p in (out / "images").iterdir()) == ["15970.jpg", "39386.jpg", "59263.jpg"]
 
@@ -96,3 +101,82 @@ def test_an_existing_table_is_kept(tmp_path: Path):
     (tmp_path / "out" / "items.tsv").write_text("mine")
     with pytest.raises(UserError, match="already there"):
         convert_fashion(_source(tmp_path / "in"), tmp_path / "out")
+
+
+_FIELDS = "Men,Apparel,Topwear,Shirts,Blue,Fall,2011,Casual"
+
+
+def test_unusable_lines_reach_the_reader(tmp_path: Path):
+    convert_fashion(_source(tmp_path / "in", f"{_STYLES}{'7' * 300},{_FIELDS},Long\n"), tmp_path / "out")
+    catalogue = read_catalogue(tmp_path / "out")
+    assert [item.id for item in catalogue.rows[4:]] == ["1", "../../etc", "7" * 300]
+    kinds = []
+    for item in catalogue.rows[5:]:
+        with pytest.raises(FileProblem) as error:
+            catalogue.read_image(item)
+        kinds.append(error.value.kind)
+    assert kinds == ["unsafe path", "unreadable image"]
+
+
+def test_quotes_in_the_middle_of_a_name_survive(tmp_path: Path):
+    names = ['Ruler 12" Blue', 'Turtle "Check Shirt']
+    styles = _HEADER + "".join(f"{k},{_FIELDS},{name}\n" for k, name in enumerate(names))
+    convert_fashion(_source(tmp_path / "in", styles), tmp_path / "out")
+    assert [item.title for item in read_catalogue(tmp_path / "out").rows] == names
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("styles", "message"),
+    [
+        (f'{_HEADER}1,{_FIELDS},a\n2,{_FIELDS},"open\n3,{_FIELDS},b\n', "line 3: not CSV"),
+        (f'{_HEADER}1,{_FIELDS},"open\n2,{_FIELDS},Ruler 12"\n', "line 2: a quote that is not closed"),
+        (f"{_HEADER}1,{_FIELDS},{'x' * 140_000}\n", "line 2: not CSV .*field larger"),
+        (f"{_HEADER}1,{_FIELDS},caf\udce9\n", "line 2: not UTF-8"),
+    ],
+)
+def test_damaged_tables_are_named(tmp_path: Path, packed: bool, styles: str, message: str):
+    source = _source(tmp_path / "in", "")
+    (source / "styles.csv").write_bytes(styles.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=message) as error:
+        convert_fashion(_zip(source, tmp_path / "in.zip", "") if packed else source, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_links_out_of_the_source_are_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool):
+    if not linked:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError))
+    source = _source(tmp_path / "in")
+    (tmp_path / "secret").write_bytes(b"secret")
+    (source / "images/15970.jpg").unlink()
+    (source / "images/15970.jpg").symlink_to(tmp_path / "secret")
+    (source / "images/21379.jpg").symlink_to(source / "images/21379.jpg")
+    assert convert_fashion(source, tmp_path / "out") == _COUNTS | {"missing_images": 2}
+    assert sorted(p.name for p in (tmp_path / "out/images").iterdir()) == ["39386.jpg", "59263.jpg"]
+    (source / "styles.csv").rename(tmp_path / "styles.csv")
+    (source / "styles.csv").symlink_to(tmp_path / "styles.csv")
+    with pytest.raises(UserError, match=r"no styles\.csv"):
+        convert_fashion(source, tmp_path / "other")
+
+
+def test_members_of_a_zip_that_cannot_be_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = _source(tmp_path / "in")
+    path = _zip(source, tmp_path / "in.zip", "")
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"15970.jpg15970", b"15970.jpg1597X"))  # the checksum is wrong now
+    assert convert_fashion(path, tmp_path / "corrupt") == _COUNTS | {"missing_images": 2}
+
+    data = bytearray(whole)
+    for signature, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        place = -1
+        while (place := data.find(signature, place + 1)) >= 0:
+            data[place + offset] |= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"styles\.csv: cannot be read .*encrypted"):
+        convert_fashion(path, tmp_path / "encrypted")
+
+    path.write_bytes(whole)
+    monkeypatch.setattr("input_pipeline.fashion.MAX_FILE_BYTES", 4)
+    assert convert_fashion(path, tmp_path / "large")["missing_images"] == 4
+    assert not list((tmp_path / "large/images").iterdir())

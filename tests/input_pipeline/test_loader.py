@@ -177,7 +177,7 @@ def test_iterate_some_rows_without_tokenizer(dataset):
         ({"split": "dev"}, "no split dev"),
         ({"preprocessing": Preprocessing(image_size=(4, 4))}, "no tokenizer"),
         (
-            {"preprocessing": Preprocessing(image_size=(10**6, 10**6), tokenizer=b"x"), "cache": True},
+            {"preprocessing": Preprocessing(image_size=(6, 5), text_length=10**10, tokenizer=b"x"), "cache": True},
             "do without cache",
         ),
     ],

@@ -86,6 +86,7 @@ def test_title_groups():
         ({"train": 1.0, "test": 0.0}, "test=0.0"),
         ({"all": 1.0}, "split name 'all'"),
         ({"a/b": 1.0}, "split name 'a/b'"),
+        ({"a" * 65: 1.0}, "of 65 letters; expected 64 or fewer"),
     ],
 )
 def test_bad_fractions(fractions, message):

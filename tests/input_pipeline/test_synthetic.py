@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.synthetic import COLUMNS, write_synthetic_catalogue
+from input_pipeline.synthetic import COLUMNS, is_written, write_synthetic_catalogue
 from input_pipeline.synthetic_pictures import COLOURS, PATTERNS
 from input_pipeline.synthetic_shapes import SHAPES
 from input_pipeline.synthetic_titles import COLOUR_WORDS, PATTERN_WORDS, TYPE_WORDS
@@ -45,6 +45,26 @@ def test_writing_again_leaves_nothing_of_the_earlier_one(tmp_path: Path):
     write_synthetic_catalogue(tmp_path / "again", items=30, seed=1, size=24)
     write_synthetic_catalogue(tmp_path / "fresh", items=30, seed=1, size=24)
     assert _content(tmp_path / "again") == _content(tmp_path / "fresh")
+
+
+def test_whether_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, wanted = tmp_path / "shop", {"items": 30, "seed": 1, "size": 24}
+    assert not is_written(folder, **wanted)
+    write_synthetic_catalogue(folder, **wanted)
+    assert is_written(folder, **wanted)
+    for other in ({"items": 31}, {"seed": 2}, {"size": 32}):
+        assert not is_written(folder, **wanted | other)
+    next((folder / "images").iterdir()).unlink()
+    assert not is_written(folder, **wanted)
+
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_synthetic_catalogue(folder, **wanted)
+    assert not (folder / "items.tsv").exists()
+    assert not is_written(folder, **wanted)
+    monkeypatch.undo()
+    write_synthetic_catalogue(folder, **wanted)
+    assert is_written(folder, **wanted)
 
 
 def test_it_says_that_it_is_synthetic(catalogue):

@@ -80,6 +80,9 @@ def places(shop, shop_dataset, config_file, trained_workdir, tiny_model, tmp_pat
     (root / "file").write_text("text")
     (root / "broken.py").write_text("def get_config(:\n")
     (root / "raises.py").write_text("def get_config():\n    return undefined\n")
+    (root / "leaves.py").write_text("import sys\n\n\ndef get_config():\n    sys.exit('bye')\n")
+    bare = "import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({'seed': 0})\n"
+    (root / "bare.py").write_text(bare)
     (root / "other_model").mkdir()
     tiny_model.save(root / "other_model")
     description = json.loads((root / "other_model" / "model.json").read_text())
@@ -98,6 +101,7 @@ def places(shop, shop_dataset, config_file, trained_workdir, tiny_model, tmp_pat
         "model": str(trained_workdir),
         "root": str(root),
         "new": str(root / "new"),
+        "long": "x" * 300,
     }
 
 
@@ -119,6 +123,7 @@ WRONG = {
     "table without pictures": ("data --catalog={root}/no_image --output={new}", "no column image"),
     "no such column": ("data --catalog={catalog} --output={new} --title_column=name", "no column name"),
     "split without a share": ("data --catalog={catalog} --output={new} --split=train", "expected name=share"),
+    "split given twice": ("data --catalog={catalog} --output={new} --split=a=0.5 --split=a=0.5", "twice"),
     "split beyond one": ("data --catalog={catalog} --output={new} --split=train=0.9 --split=test=0.3", "sum to 1"),
     "negative split": (
         "data --catalog={catalog} --output={new} --split=train=1.5 --split=test=-0.5",
@@ -142,11 +147,40 @@ WRONG = {
     "no tokenizer": ("train {config} --config.preprocessing.tokenizer=/none --dataset={data} --workdir={new}", "/none"),
     "foreign workdir": ("train {config} --dataset={data} --workdir={root}", "not empty"),
     "workdir is a file": ("train {config} --dataset={data} --workdir={root}/file", "file"),
+    "patches of no pixels": (
+        "train {config} --config.model.patch_size=0 --dataset={data} --workdir={new}",
+        "at least 1",
+    ),
+    "no unrolling": ("train {config} --config.model.unroll=0 --dataset={data} --workdir={new}", "unroll"),
+    "negative rate": (
+        "train {config} --config.optimizer.learning_rate=-1 --dataset={data} --workdir={new}",
+        "learning_rate=-1",
+    ),
+    "momentum beyond one": ("train {config} --config.optimizer.b1=2 --dataset={data} --workdir={new}", "b1=2"),
+    "unknown group rule": (
+        "train {config} --config.same_group=maybe --dataset={data} --workdir={new}",
+        "positive, ignore",
+    ),
+    "warm-up beyond the run": (
+        "train {config} --config.optimizer.warmup_steps=99 --dataset={data} --workdir={new}",
+        "warmup_steps=99",
+    ),
+    "tokenizer of an empty file": (
+        "train {config} --tokenizer=/dev/null --dataset={data} --workdir={new}",
+        "empty file",
+    ),
+    "tokenizer beside a start model": (
+        "train {config} --config.init={model} --tokenizer=/none --dataset={data} --workdir={new}",
+        "keeps its own",
+    ),
+    "config that leaves": ("train --config={root}/leaves.py --dataset={data} --workdir={new}", "bye"),
+    "config without fields": ("train --config={root}/bare.py --dataset={data} --workdir={new}", "default_config"),
     # embed
     "no model": ("embed --model={root}/none --dataset={data} --output={new}", "no model.json"),
     "model of another architecture": ("embed --model={root}/other_model --dataset={data} --output={new}", "Dense_0"),
     "no split to embed": ("embed --model={model} --dataset={data} --output={new} --split=dev", "splits are"),
     "embeddings into a file": ("embed --model={model} --dataset={data} --output={root}/file", "file"),
+    "name too long": ("embed --model={model} --dataset={data} --output={root}/{long}", "too long"),
     # index
     "no store": ("index --store={root}/none --output={new}", "none"),
     "damaged store": ("index --store={root}/cut_store --output={new}", "shard-00000"),
@@ -159,6 +193,10 @@ WRONG = {
     "store without a name": ("rank {config} --dataset={data} --output={new}.html --store={root}/store", "name=folder"),
     "no store to rank": ("rank {config} --dataset={data} --output={new}.html", "store"),
     "report that is no page": ("rank {config} --dataset={data} --output={new}.pdf --store=a={root}/store", ".html"),
+    "store named as a baseline": (
+        "rank {config} --dataset={data} --output={new}.html --store=random={root}/unknown_data",
+        "baseline",
+    ),
     "missing store": ("rank {config} --dataset={data} --output={new}.html --store=a={root}/none", "none"),
     # export
     "export of no model": ("export --model={root}/empty --dataset={data} --output={new}", "no model.json"),
