@@ -33,14 +33,11 @@ PROGRAMS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one program; returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0
-    if arguments[0] == "--version":
-        print(f"siglip-jax {__version__}")
-        return 0
-    program, arguments = arguments[0], arguments[1:]
+    program, arguments = (arguments or ["--help"])[0], arguments[1:]
     try:
+        if program in ("-h", "--help", "help", "--version"):
+            print(f"siglip-jax {__version__}" if program == "--version" else _usage(), flush=True)
+            return 0
         return run(program, arguments)
     except UserError as error:
         # One line whatever the message holds, so that logs and scripts can rely on it.

@@ -214,3 +214,17 @@ def test_wrong_input_is_one_line_and_code_2(case, places, capsys):
     assert lines[0].startswith(f"siglip-jax {arguments[0]}: ")
     assert part in lines[0]
     assert "Traceback" not in lines[0]
+
+
+def test_a_reader_that_leaves(python):
+    """`siglip-jax --help | head -1` ends without a word of the closed pipe."""
+    code = """
+import os, sys
+from siglip_jax.cli import main
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 1)
+sys.exit(main(["--help"]))
+"""
+    done = python(code)
+    assert (done.returncode, done.stderr) == (141, "")
