@@ -209,9 +209,7 @@ def test_a_tiny_run_learns(trained_workdir):
 TRAIN = "import sys; from siglip_jax.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
 
 
-@pytest.mark.parametrize(
-    "mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, pytest.param({"data": 8}, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_eight_devices_learn_as_one(trained_workdir, config_file, shop_dataset, python, tmp_path, mesh):
     sizes = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
     flags = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={tmp_path / 'run'}"]
