@@ -178,7 +178,7 @@ class MetricsFile:
 
     def __init__(self, path: epath.Path):
         self.path = path
-        self._lines: list[str] = path.read_text().splitlines() if path.exists() else []
+        self._lines: list[str] = path.read_bytes().decode("utf-8", "replace").splitlines() if path.exists() else []
 
     def __enter__(self) -> MetricsFile:
         return self
@@ -205,5 +205,5 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return math.inf  # a line cut short by a kill

@@ -153,3 +153,11 @@ def test_another_preprocessing_is_refused(trained_workdir, tiny_config, tiny_mod
     tiny_model.preprocessing.replace(lowercase="none").save(folder)
     with pytest.raises(UserError, match=r"another preprocessing: .*'lowercase': 'none'.*'lowercase': 'unicode'"):
         train(tiny_config, dataset=shop_dataset, workdir=folder)
+
+
+def test_damaged_metric_lines_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n[]\n\xff\xfe\n{"step": 9}\n{"ste')
+    with loop.MetricsFile(path) as file:
+        file.drop_after(5)
+    assert loop.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
