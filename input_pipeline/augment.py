@@ -6,10 +6,12 @@ A draw belongs to its row, so batches do not depend on the batch size, the numbe
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
 from siglip_jax.errors import UserError
+from siglip_jax.preprocessing import NAFLEX, Patches, Preprocessing
 
 _FLIP, _SHIFT_DOWN, _SHIFT_RIGHT, _ZOOM = range(4)  # what a draw is for: equal rows draw anew for each
 
@@ -34,10 +36,22 @@ class Augmentation:
         if not 0 <= self.zoom < 1:
             raise UserError(f"augmentation: zoom={self.zoom}; expected a share from 0 to less than 1")
 
-    def __call__(self, images: np.ndarray, rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-        """uint8 [b, h, w, 3] of the given rows -> a new array of the same shape."""
+    def check(self, preprocessing: Preprocessing) -> None:
+        """Raises a UserError where pictures of this preprocessing cannot be changed so."""
+        if preprocessing.resize == NAFLEX and (self.shift or self.zoom):
+            raise UserError(
+                f"augmentation: shift={self.shift}, zoom={self.zoom} with NaFlex pictures, whose sizes differ; these "
+                "can only be flipped: give shift=0, zoom=0"
+            )
+
+    def __call__(
+        self, images: np.ndarray | Patches, rows: np.ndarray, *, seed: int, epoch: int
+    ) -> np.ndarray | Patches:
+        """uint8 [b, h, w, 3] or `Patches` of uint8 of the given rows -> a new value of the same shapes."""
+        mirrored = (draws(rows, seed=seed, epoch=epoch, purpose=_FLIP) >> np.uint64(63)).astype(bool) & self.flip
+        if isinstance(images, Patches):
+            return _mirror_patches(images, mirrored) if self.flip else images
         if self.flip:
-            mirrored = (draws(rows, seed=seed, epoch=epoch, purpose=_FLIP) >> np.uint64(63)).astype(bool)
             images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
         if self.shift or self.zoom:
             down, right, zoom = (
@@ -50,6 +64,19 @@ class Augmentation:
             )
             images = images[np.arange(len(images))[:, None, None], y[:, :, None], x[:, None, :]]
         return images
+
+
+def _mirror_patches(patches: Patches, mirrored: np.ndarray) -> Patches:
+    """Those pictures left to right: the patches of each row in reverse order, and each patch mirrored itself."""
+    y, x = patches.coordinates
+    columns = patches.shape[:, 1:]
+    number = np.arange(patches.pixels.shape[1])
+    source = np.where(patches.mask & mirrored[:, None], y * columns + (columns - 1 - x), number)
+    pixels = np.take_along_axis(patches.pixels, source[..., None], axis=1)
+    side = math.isqrt(pixels.shape[2] // 3)
+    squares = pixels.reshape(*pixels.shape[:2], side, side, 3)
+    squares = np.where(mirrored[:, None, None, None, None], squares[..., ::-1, :], squares)
+    return Patches(squares.reshape(pixels.shape), patches.shape)
 
 
 def _sources(side: int, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:

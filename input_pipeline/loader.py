@@ -9,8 +9,9 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -20,7 +21,7 @@ from input_pipeline.augment import Augmentation
 from input_pipeline.dataset import Split, open_split
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import Preprocessing
+from siglip_jax.preprocessing import Patches, Preprocessing
 
 AUTO_CACHE_BYTES = 2 * 2**30
 NO_AUGMENTATION = Augmentation(flip=False)
@@ -46,11 +47,12 @@ def make_loader(
 ) -> grain.DatasetIterator:
     """Training batches of one process.
 
-    Each batch is {"image": uint8 [b, h, w, 3], "text": int32 [b, L], "group": int32 [b] (equal titles, equal number),
-    "index": int64 [b] (row in the split)}. Batch k of all processes together is one stretch of the epoch's order, so
-    that only the product of `batch_size` and `process_count` matters to a run. A row is in an epoch at most once; what
-    does not fill a batch is left out of that epoch. Everything follows from `seed`: threads, workers and `cache` change
-    speed alone. `get_state()` is a small JSON-able dict; `set_state` continues exactly, given the same arguments.
+    Each batch is {"image": uint8 [b, h, w, 3] or, for NaFlex, `Patches` of uint8, "text": int32 [b, L], "group": int32
+    [b] (equal titles, equal number), "index": int64 [b] (row in the split)}. Batch k of all processes together is one
+    stretch of the epoch's order, so that only the product of `batch_size` and `process_count` matters to a run. A row
+    is in an epoch at most once; what does not fill a batch is left out of that epoch. Everything follows from `seed`:
+    threads, workers and `cache` change speed alone. `get_state()` is a small JSON-able dict; `set_state` continues
+    exactly, given the same arguments.
 
     Args:
       dataset_dir, split: see `build_dataset`.
@@ -65,10 +67,12 @@ def make_loader(
         AUTO_CACHE_BYTES and `num_workers` is 0.
 
     Raises:
-      UserError: a batch larger than the process's share of the split, arguments out of range, no tokenizer, no memory.
+      UserError: a batch larger than the process's share of the split, arguments out of range, no tokenizer, no memory,
+        NaFlex pictures with an augmentation other than flips.
     """
     rows = open_split(dataset_dir, split)
     _check(preprocessing, batch_size, seed, epochs, process_index, process_count, num_workers)
+    augmentation.check(preprocessing)
     share = len(rows) // process_count
     if share < batch_size:
         raise UserError(
@@ -128,7 +132,7 @@ def iterate_split(
 
 
 class _Source(Protocol):
-    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def take(self, rows: np.ndarray) -> dict[str, Any]:
         """{"image", "text", "group"} of the rows, in arrays of the caller's own."""
 
 
@@ -147,7 +151,7 @@ class _Disk:
     def __getstate__(self) -> dict[str, Any]:  # a pool cannot go to a worker process
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
-    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def take(self, rows: np.ndarray) -> dict[str, Any]:
         return self._arrays(self.rows.__getitems__(rows))
 
     def take_all(self, rows: Sequence[int]) -> dict[str, Any]:
@@ -161,16 +165,13 @@ class _Disk:
             "attributes": {name: [record["attributes"][name] for record in records] for name in names},
         }
 
-    def _arrays(self, records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        image = np.empty((len(records), *self.preprocessing.image_size, 3), np.uint8)
+    def _arrays(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        def decode(start: int) -> np.ndarray | Patches:
+            chunk = records[start : start + CHUNK_ROWS]
+            return self.preprocessing.batch([self.preprocessing.image(record["image"]) for record in chunk])
 
-        def decode(start: int) -> None:
-            for row in range(start, min(start + CHUNK_ROWS, len(records))):
-                image[row] = self.preprocessing.image(records[row]["image"])
-
-        for _ in self._pool.map(decode, range(0, len(records), CHUNK_ROWS)):
-            pass  # an error in a thread is raised here
-        arrays: dict[str, np.ndarray] = {"image": image}
+        chunks = list(self._pool.map(decode, range(0, len(records), CHUNK_ROWS)))  # raises what a thread raised
+        arrays: dict[str, Any] = {"image": _tree_map(lambda *parts: np.concatenate(parts), *chunks)}
         arrays["group"] = np.array([record["title_group"] for record in records], np.int32)
         if self.preprocessing.tokenizer is not None:
             arrays["text"] = self.preprocessing.text([record["title"] for record in records])
@@ -179,29 +180,42 @@ class _Disk:
 
 @dataclasses.dataclass
 class _Memory:
-    """The whole split as arrays: image uint8 [N, h, w, 3], text int32 [N, L], group int32 [N]."""
+    """The whole split as arrays: image uint8 [N, h, w, 3] or `Patches`, text int32 [N, L], group int32 [N]."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
 
     @classmethod
     def load(cls, disk: _Disk, show_progress: bool) -> _Memory:
         count = len(disk.rows)
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
         chunk = 64 * CHUNK_ROWS
         label = f"decoding {disk.rows.name} into memory"
         starts = progress(range(0, count, chunk), total=count, step=chunk, label=label, show=show_progress)
         for start in starts:
             for key, value in disk.take(np.arange(start, min(start + chunk, count))).items():
-                arrays.setdefault(key, np.empty((count, *value.shape[1:]), value.dtype))[start : start + chunk] = value
+                if not start:
+                    arrays[key] = _tree_map(lambda part: np.empty((count, *part.shape[1:]), part.dtype), value)
+                _tree_map(functools.partial(_write_rows, start), arrays[key], value)
         return cls(arrays)
 
-    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {key: value[rows] for key, value in self.arrays.items()}
+    def take(self, rows: np.ndarray) -> dict[str, Any]:
+        return {key: _tree_map(lambda part: part[rows], value) for key, value in self.arrays.items()}
+
+
+def _tree_map(function: Callable[..., Any], *values: Any) -> Any:
+    """`function` of arrays, or of each field of `Patches`."""
+    if isinstance(values[0], Patches):
+        return Patches(*map(function, *values))
+    return function(*values)
+
+
+def _write_rows(start: int, whole: np.ndarray, rows: np.ndarray) -> None:
+    whole[start : start + len(rows)] = rows
 
 
 def _make_batch(
     source: _Source, augment: Augmentation, seed: int, batches_per_epoch: int, number: int, rows: np.ndarray
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     batch = {**source.take(rows), "index": rows}
     batch["image"] = augment(batch["image"], rows, seed=seed, epoch=number // batches_per_epoch)
     return batch
@@ -233,8 +247,7 @@ def _check_positive(**values: int) -> None:
 
 
 def _wants_cache(cache: bool | None, count: int, preprocessing: Preprocessing, num_workers: int) -> bool:
-    height, width = preprocessing.image_size
-    needed = count * (height * width * 3 + preprocessing.text_length * 4 + 4)
+    needed = count * (math.prod(preprocessing.row_shape) + preprocessing.text_length * 4 + 4)
     if cache is None:
         return needed <= AUTO_CACHE_BYTES and not num_workers
     if cache and num_workers:

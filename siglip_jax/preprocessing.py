@@ -1,8 +1,8 @@
 """How a picture becomes pixels and a title becomes token ids: one value, saved with every model.
 
 Training, embedding, evaluation and export read the same value, since wrong preprocessing is the commonest reason for
-ruined SigLIP results (big_vision issues 166, 186, 187). Only numpy, PIL and sentencepiece are imported here: data
-workers load this module and must not load JAX.
+ruined SigLIP results (big_vision issues 166, 186, 187). Only numpy, PIL and tokenizer libraries are imported here and
+in `pictures`, `patches` and `tokenizer`: data workers load this module and must not load JAX.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import pathlib
-import re
 import string
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,32 +20,52 @@ import numpy as np
 import PIL.Image
 
 from siglip_jax.errors import UserError
+from siglip_jax.patches import Patches
+from siglip_jax.pictures import MAX_IMAGE_PIXELS, cut_patches, decode_image, naflex_size, resize_image
+from siglip_jax.tokenizer import EOS_ID, TOKENIZER_FILES, Tokenizer, file_name, open_tokenizer
 
-MAX_IMAGE_PIXELS = 64_000_000  # larger pictures are refused before they are decoded
+__all__ = [
+    "EOS_ID",
+    "MAX_IMAGE_PIXELS",
+    "MAX_TITLE_CHARACTERS",
+    "NAFLEX",
+    "Patches",
+    "Preprocessing",
+    "decode_image",
+    "open_tokenizer",
+    "resize_image",
+]
+
 MAX_TITLE_CHARACTERS = 10_000  # characters beyond are cut before tokenising: they could never fit a text length
-EOS_ID = 1  # of every SigLIP tokenizer, published or trained here
+NAFLEX = "naflex"
 
-_PIL_FILTERS = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
 _FIELD_CHOICES = {
-    "resize": ("bilinear", "bicubic", "bilinear_no_antialias"),
+    "resize": ("bilinear", "bicubic", "bilinear_no_antialias", NAFLEX),
     "lowercase": ("none", "ascii", "unicode"),
     "punctuation": ("keep", "delete"),
 }
+_DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_WORD_MARK = "\u2581"  # how SentencePiece writes a space
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """Pictures to pixels, titles to ids.
 
-    Alpha is dropped, EXIF rotation is ignored and only the first frame of an animation is read, as big_vision and
-    the Hugging Face processors do, so that a published checkpoint sees what it was trained on.
+    Alpha is dropped, EXIF rotation is ignored, 16-bit levels keep their upper byte and only the first frame of an
+    animation is read, as big_vision and the Hugging Face processors do, so that a published checkpoint sees what it
+    was trained on.
 
     Attributes:
-      image_size: (height, width) in pixels; pictures are squashed to it.
-      resize: "bilinear" (antialiased, SigLIP 2 on Hugging Face), "bicubic" (antialiased, SigLIP 1 on Hugging Face) or
-        "bilinear_no_antialias" (big_vision's own).
+      image_size: (height, width) in pixels; pictures are squashed to it. With "naflex": the nominal size of the
+        position grid, grid * patch_size, which does not change the pictures.
+      resize: "bilinear" (antialiased, SigLIP 2 on Hugging Face), "bicubic" (antialiased, SigLIP 1 on Hugging Face),
+        "bilinear_no_antialias" (big_vision's own) or "naflex" (SigLIP 2, arXiv 2502.14786: the aspect ratio is kept,
+        bilinear and antialiased, to at most `max_patches` patches).
       value_range: what 0 and 255 are mapped to.
-      tokenizer: serialised SentencePiece model, or None for a model of arrays and ids only.
+      patch_size, max_patches: of "naflex", pixels per side of a patch and patches per picture; 0 for other kinds.
+      tokenizer: serialised SentencePiece model or tokenizer.json, or None for a model of arrays and ids only.
       text_length: tokens per title, padding included.
       pad_id: fills short titles (1 in SigLIP 1, 0 in SigLIP 2).
       lowercase: "none", "ascii" (big_vision, SigLIP 1) or "unicode".
@@ -58,6 +75,8 @@ class Preprocessing:
     image_size: tuple[int, int]
     resize: str = "bilinear"
     value_range: tuple[float, float] = (-1.0, 1.0)
+    patch_size: int = 0
+    max_patches: int = 0
     tokenizer: bytes | None = dataclasses.field(default=None, repr=False)
     text_length: int = 64
     pad_id: int = 0
@@ -75,6 +94,7 @@ class Preprocessing:
             raise UserError(f"preprocessing: image_size={sides!r}; expected (height, width), whole and positive")
         if sides[0] * sides[1] > MAX_IMAGE_PIXELS:
             raise UserError(f"preprocessing: image_size={sides!r}; the limit is {MAX_IMAGE_PIXELS} pixels")
+        self._check_patches()
         if type(self.text_length) is not int or self.text_length < 1:
             raise UserError(f"preprocessing: text_length={self.text_length!r}; expected a whole number of at least 1")
         if type(self.pad_id) is not int or self.pad_id < 0:
@@ -83,33 +103,79 @@ class Preprocessing:
         if len(span) != 2 or not all(isinstance(end, (int, float)) for end in span) or not span[0] < span[1]:
             raise UserError(f"preprocessing: value_range={span!r}; expected (low, high)")
 
+    def _check_patches(self) -> None:
+        given = f"preprocessing: resize={self.resize!r} with patch_size={self.patch_size!r}, "
+        given += f"max_patches={self.max_patches!r}"
+        sizes = (self.patch_size, self.max_patches)
+        if any(type(size) is not int for size in sizes):
+            raise UserError(f"{given}; expected whole numbers")
+        if self.resize != NAFLEX:
+            if any(sizes):
+                raise UserError(f"{given}; these belong to resize='naflex': leave them out")
+            return
+        if min(sizes) < 1:
+            raise UserError(f"{given}; expected both at least 1")
+        if self.patch_size**2 * self.max_patches > MAX_IMAGE_PIXELS:
+            raise UserError(f"{given}; the limit is {MAX_IMAGE_PIXELS} pixels")
+        if any(side % self.patch_size for side in self.image_size):
+            raise UserError(f"{given}; image_size={self.image_size} is not a multiple of the patch size")
+
     def replace(self, **changes: Any) -> Preprocessing:
         return dataclasses.replace(self, **changes)
 
     # --- pictures -------------------------------------------------------------------------------------------------
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Of one picture's pixels in a batch: (height, width, 3), or (max_patches, patch_size**2 * 3) for NaFlex."""
+        if self.resize == NAFLEX:
+            return self.max_patches, self.patch_size**2 * 3
+        return *self.image_size, 3
+
     def image(self, picture: bytes | PIL.Image.Image) -> np.ndarray:
-        """One encoded (JPEG, PNG, ...) or opened picture -> uint8 [height, width, 3]."""
-        return resize_image(decode_image(picture), self.image_size, method=self.resize)
+        """One encoded (JPEG, PNG, ...) or opened picture -> uint8 [height, width, 3].
 
-    def images(self, pictures: Iterable[bytes | PIL.Image.Image]) -> np.ndarray:
-        """Pictures -> float32 [n, height, width, 3] in `value_range`, what the image tower takes."""
-        arrays = [self.image(picture) for picture in pictures]
-        return self.to_float(np.reshape(arrays, (len(arrays), *self.image_size, 3)).astype(np.uint8))
+        With "naflex" height and width are multiples of `patch_size` and differ between pictures.
+        """
+        array = decode_image(picture)
+        if self.resize == NAFLEX:
+            size = naflex_size(*array.shape[:2], patch_size=self.patch_size, max_patches=self.max_patches)
+            return resize_image(array, size, method="bilinear")
+        return resize_image(array, self.image_size, method=self.resize)
 
-    def to_float(self, image):
-        """uint8 [..., 3] (numpy or JAX) -> float32 in `value_range`."""
+    def batch(self, images: Sequence[np.ndarray]) -> np.ndarray | Patches:
+        """What `image` gave -> uint8 [n, height, width, 3], or for NaFlex `Patches` padded with zeros."""
+        if self.resize != NAFLEX:
+            return np.stack(images) if len(images) else np.zeros((0, *self.row_shape), np.uint8)
+        pixels = np.zeros((len(images), *self.row_shape), np.uint8)
+        shape = np.zeros((len(images), 2), np.int32)
+        for row, image in enumerate(images):
+            cut = cut_patches(image, self.patch_size)
+            pixels[row, : len(cut)] = cut
+            shape[row] = image.shape[0] // self.patch_size, image.shape[1] // self.patch_size
+        return Patches(pixels, shape)
+
+    def images(self, pictures: Iterable[bytes | PIL.Image.Image]) -> Any:
+        """Pictures -> what the image tower takes: float32 [n, height, width, 3] in `value_range`, or `Patches`."""
+        return self.to_float(self.batch([self.image(picture) for picture in pictures]))
+
+    def to_float(self, image: Any) -> Any:
+        """uint8 [..., 3] or `Patches` (numpy or JAX) -> float32 in `value_range`, zero where there is no patch."""
         low, high = self.value_range
-        return image.astype("float32") * np.float32((high - low) / 255) + np.float32(low)
+        scale, offset = np.float32((high - low) / 255), np.float32(low)
+        if isinstance(image, Patches):
+            exists = image.mask[..., None]
+            pixels = (image.pixels * exists).astype("float32") * scale + exists.astype("float32") * offset
+            return Patches(pixels, image.shape)
+        return image.astype("float32") * scale + offset
 
     # --- titles ---------------------------------------------------------------------------------------------------
 
     def canonical(self, title: str) -> str:
-        """The title as the tokenizer sees it: cut to a bound, lower-cased, punctuation handled."""
-        # Half an emoji, left by a careless cut upstream, is no UTF-8; it becomes "?".
-        title = title[:MAX_TITLE_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+        """The title after its rules: cut to a bound, punctuation handled, lower-cased."""
+        title = self._cut(title)
         if self.punctuation == "delete":
-            title = " ".join(title.translate(_DELETE_PUNCTUATION).split())
+            title = " ".join(_without_punctuation(title).split())
         if self.lowercase == "ascii":
             title = title.translate(_ASCII_LOWER)
         elif self.lowercase == "unicode":
@@ -117,25 +183,52 @@ class Preprocessing:
         return title
 
     def text(self, titles: str | Sequence[str]) -> np.ndarray:
-        """Titles -> int32 [n, text_length]: ids, EOS (kept last when the title is cut), then padding."""
+        """Titles -> int32 [n, text_length]: ids, EOS (kept last when the title is cut), then padding.
+
+        Raises:
+          UserError: no tokenizer, or one that cannot be read.
+        """
         if self.tokenizer is None:
             raise UserError("this preprocessing has no tokenizer, so strings cannot be encoded; pass token ids")
         titles = [titles] if isinstance(titles, str) else titles
         ids = np.full((len(titles), self.text_length), self.pad_id, np.int32)
-        for row, pieces in zip(ids, self._sentencepiece.encode([self.canonical(t) for t in titles]), strict=True):
-            pieces = [*pieces[: self.text_length - 1], EOS_ID]
+        encoded = self._tokenizer.encode([self._tokenizer_input(title) for title in titles])
+        for row, pieces in zip(ids, encoded, strict=True):
+            pieces = [*(pieces or self._nothing)[: self.text_length - 1], EOS_ID]
             row[: len(pieces)] = pieces
         return ids
-
-    @functools.cached_property
-    def _sentencepiece(self):
-        assert self.tokenizer is not None
-        return open_tokenizer(self.tokenizer)
 
     @property
     def vocab_size(self) -> int:
         """Number of ids of the tokenizer, padding included."""
-        return max(self._sentencepiece.get_piece_size(), self.pad_id + 1)
+        return max(self._tokenizer.vocab_size, self.pad_id + 1)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        assert self.tokenizer is not None
+        return open_tokenizer(self.tokenizer)
+
+    @functools.cached_property
+    def _nothing(self) -> list[int]:
+        """The ids of an empty title. Hugging Face's SigLIP 1 leaves the word mark that it puts before each title."""
+        mark = self._tokenizer.piece_id(_WORD_MARK) if self.punctuation == "delete" else None
+        return [] if mark is None else [mark]
+
+    def _tokenizer_input(self, title: str) -> str:
+        """The canonical title; in Hugging Face's SigLIP 1, white space at the front is collapsed but not dropped.
+
+        Its tokenizer puts the word mark before the title first and tidies up afterwards, so that a title that starts
+        with a space, or with punctuation and a space, begins with an empty word.
+        """
+        canonical = self.canonical(title)
+        if self.punctuation == "delete" and canonical and _without_punctuation(self._cut(title))[0].isspace():
+            return f" {canonical}"
+        return canonical
+
+    @staticmethod
+    def _cut(title: str) -> str:
+        # Half an emoji, left by a careless cut upstream, is no UTF-8; it becomes "?".
+        return title[:MAX_TITLE_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
 
     # --- storage --------------------------------------------------------------------------------------------------
 
@@ -146,11 +239,11 @@ class Preprocessing:
         return {**fields, "tokenizer_sha256": hashlib.sha256(self.tokenizer).hexdigest() if self.tokenizer else None}
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes preprocessing.json and, where there is a tokenizer, tokenizer.model beside it."""
+        """Writes preprocessing.json and, where there is one, tokenizer.model or tokenizer.json beside it."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.tokenizer is not None:
-            (folder / "tokenizer.model").write_bytes(self.tokenizer)
+            (folder / file_name(self.tokenizer)).write_bytes(self.tokenizer)
         (folder / "preprocessing.json").write_text(json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
@@ -164,80 +257,31 @@ class Preprocessing:
             fields = json.loads(path.read_text())
             sha256 = fields.pop("tokenizer_sha256")
             fields |= {"image_size": tuple(fields["image_size"]), "value_range": tuple(fields["value_range"])}
-            tokenizer = (folder / "tokenizer.model").read_bytes() if sha256 else None
-            value = cls(tokenizer=tokenizer, **fields)
+            value = cls(**fields)
         except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{path}: not a preprocessing file ({error}); save the model again") from error
-        except OSError as error:
-            raise UserError(
-                f"{folder}: tokenizer.model cannot be read ({error.strerror}); copy it beside {path.name}"
-            ) from error
-        if tokenizer is not None and (found := hashlib.sha256(tokenizer).hexdigest()) != sha256:
-            raise UserError(
-                f"{folder / 'tokenizer.model'}: sha256 is {found}, but the model was saved with {sha256}; "
-                "put the original tokenizer back"
-            )
-        return value
+        return value.replace(tokenizer=_read_tokenizer(folder, sha256)) if sha256 else value
 
 
-_DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+def _read_tokenizer(folder: pathlib.Path, sha256: str) -> bytes:
+    """The tokenizer file of that sum; a folder may hold one of each kind, such as one from Hugging Face."""
+    found = []
+    for name in TOKENIZER_FILES:
+        try:
+            serialised = (folder / name).read_bytes()
+        except OSError:
+            continue
+        if (sum_ := hashlib.sha256(serialised).hexdigest()) == sha256:
+            return serialised
+        found.append(f"{folder / name}: sha256 is {sum_}")
+    if not found:
+        raise UserError(
+            f"{folder}: neither {' nor '.join(TOKENIZER_FILES)} can be read; copy the one of sha256 {sha256} "
+            "beside preprocessing.json"
+        )
+    raise UserError(f"{'; '.join(found)}, but the model was saved with {sha256}; put the original tokenizer back")
 
 
-def open_tokenizer(serialised: bytes):
-    """A `sentencepiece.SentencePieceProcessor` over serialised bytes; anything else is a `UserError`."""
-    import sentencepiece
-
-    if not serialised:
-        raise UserError("the tokenizer is an empty file; pass a SentencePiece .model file")
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=serialised)
-    except (RuntimeError, OSError) as error:
-        reason = re.sub(r"\s+", " ", str(error))[:120]
-        raise UserError(f"the tokenizer is not a SentencePiece model ({reason}); pass a .model file") from error
-
-
-def decode_image(picture: bytes | PIL.Image.Image) -> np.ndarray:
-    """An encoded or opened picture -> uint8 [H, W, 3].
-
-    Raises:
-      UserError: not a picture, truncated, or more than MAX_IMAGE_PIXELS.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF or palette chunks are no reason for noise
-            if isinstance(picture, bytes):
-                picture = PIL.Image.open(io.BytesIO(picture))
-            width, height = picture.size
-            if width * height > MAX_IMAGE_PIXELS:
-                raise UserError(f"picture of {width}x{height} pixels; the limit is {MAX_IMAGE_PIXELS} pixels")
-            if picture.mode.startswith("I;16"):  # PIL would clip 16-bit values to 255 instead of scaling them
-                return np.repeat((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-            return np.asarray(picture.convert("RGB"))
-    except UserError:
-        raise
-    except PIL.UnidentifiedImageError as error:  # its text names an object by its address, another one in each run
-        raise UserError("not a readable picture (unknown format)") from error
-    except Exception as error:  # PIL raises many types on damaged files, SyntaxError and struct.error among them
-        raise UserError(f"not a readable picture ({type(error).__name__}: {str(error)[:100]})") from error
-
-
-def resize_image(image: np.ndarray, size: tuple[int, int], *, method: str) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [h, w, 3], squashed to `size` = (h, w) by `method` (see `Preprocessing.resize`)."""
-    if image.shape[:2] == tuple(size):
-        return np.ascontiguousarray(image)
-    if method in _PIL_FILTERS:
-        return np.asarray(PIL.Image.fromarray(image).resize((size[1], size[0]), _PIL_FILTERS[method]))
-    rows, columns = (_bilinear_taps(old, new) for old, new in zip(image.shape, size, strict=False))
-    resized = image[rows[0]] * (1 - rows[2])[:, None, None] + image[rows[1]] * rows[2][:, None, None]
-    resized = resized[:, columns[0]] * (1 - columns[2])[:, None] + resized[:, columns[1]] * columns[2][:, None]
-    return resized.clip(0, 255).astype(np.uint8)  # truncated, as tf.cast does in big_vision's resize
-
-
-@functools.lru_cache(maxsize=256)
-def _bilinear_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower index, upper index and the upper one's weight for each of `new` half-pixel-centred samples."""
-    position = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5)
-    floor = np.floor(position)
-    lower, upper = (np.clip(floor + step, 0, old - 1).astype(np.int64) for step in (0, 1))
-    return lower, upper, (position - floor).astype(np.float32)
+def _without_punctuation(title: str) -> str:
+    # The word mark stands for a space, so one that a title brings along is one.
+    return title.translate(_DELETE_PUNCTUATION).replace(_WORD_MARK, " ")

@@ -66,7 +66,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a global batch -> global arrays sharded by `batch_sharding`."""
+def to_devices(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """This process's rows of a global batch, arrays or `Patches` -> global ones sharded by `batch_sharding`."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), dict(batch))
