@@ -6,12 +6,13 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Model": "siglip_jax.model",
-    "load": "siglip_jax.model",
+    "load": "siglip_jax.loading",
+    "Patches": "siglip_jax.patches",
     "Preprocessing": "siglip_jax.preprocessing",
     "UserError": "siglip_jax.errors",
 }
 
-__all__ = ["Model", "Preprocessing", "UserError", "__version__", "load"]
+__all__ = ["Model", "Patches", "Preprocessing", "UserError", "__version__", "load"]
 
 
 def __getattr__(name: str):

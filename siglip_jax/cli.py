@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PROGRAMS = {
     "demo": "the whole thread: catalogue, training, ranking table, report, SavedModel",
     "data": "a catalogue of items and images -> an ArrayRecord dataset and its audit",
+    "models": "the published checkpoints; --verify compares one with its published figures",
+    "convert": "weights between Hugging Face, big_vision and native formats",
     "train": "fine-tune on a dataset; resumes by itself from --workdir",
     "embed": "a model and a dataset -> an embedding store (Parquet)",
     "index": "an embedding store -> a search index, exact or ScaNN, with its measured recall",

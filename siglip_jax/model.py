@@ -10,21 +10,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import flax.traverse_util
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 from etils import epath
 
 from siglip_jax.errors import UserError
 from siglip_jax.models.towers import Architecture, TwoTowers
+from siglip_jax.patches import Patches
 from siglip_jax.preprocessing import Preprocessing
+from siglip_jax.weights import big_vision, huggingface, tensors
+from siglip_jax.weights.processor import write_processor
 
 FORMAT = "siglip-jax model 1"
+FORMATS = ("native", "huggingface", "big_vision")
 MAX_BATCH = 256
 
 
@@ -52,19 +53,44 @@ class Model:
     def encode_image(self, images: Any, *, batch_size: int = MAX_BATCH) -> np.ndarray:
         """float [n, h, w, 3] in [-1, 1], or a sequence of PIL images or encoded bytes -> unit-norm float32 [n, d].
 
+        A NaFlex model takes float `Patches` instead of the array.
+
         Raises:
           UserError: uint8 arrays (their range is not known), another picture size, or pictures without a known
             preprocessing.
         """
         if not _is_array(images):
             images = self._known_preprocessing("pictures").images(images)
+        if self.architecture.naflex:
+            return self._encode("encode_image", self._checked_patches(images), batch_size)
         size = self.architecture.image_size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (*size, 3) or not np.issubdtype(images.dtype, np.floating):
+        if (
+            isinstance(images, Patches)
+            or images.ndim != 4
+            or tuple(images.shape[1:]) != (*size, 3)
+            or not np.issubdtype(images.dtype, np.floating)
+        ):
+            given = "Patches" if isinstance(images, Patches) else f"{images.dtype} {list(images.shape)}"
             raise UserError(
-                f"encode_image: {images.dtype} {list(images.shape)}; expected float [n, {size[0]}, {size[1]}, 3] in "
+                f"encode_image: {given}; expected float [n, {size[0]}, {size[1]}, 3] in "
                 "[-1, 1], or PIL images, which go through model.preprocessing"
             )
         return self._encode("encode_image", images, batch_size)
+
+    def _checked_patches(self, images: Any) -> Patches:
+        values = self.architecture.patch_size**2 * 3
+        expected = f"float Patches of [n, N, {values}] in [-1, 1] and int32 [n, 2], or PIL images"
+        if not isinstance(images, Patches):
+            raise UserError(f"encode_image: {images.dtype} {list(images.shape)}; a NaFlex model takes {expected}")
+        pixels, shape = images
+        if pixels.ndim != 3 or pixels.shape[-1] != values or not np.issubdtype(pixels.dtype, np.floating):
+            raise UserError(f"encode_image: Patches of {pixels.dtype} {list(pixels.shape)}; expected {expected}")
+        if tuple(shape.shape) != (len(pixels), 2) or not np.issubdtype(shape.dtype, np.integer):
+            raise UserError(f"encode_image: shape of {shape.dtype} {list(shape.shape)}; expected {expected}")
+        shape = np.asarray(shape, np.int64)
+        if len(shape) and (shape.min() < 1 or shape.prod(axis=1).max() > pixels.shape[1]):
+            raise UserError(f"encode_image: shape {shape.tolist()[:8]} does not fit {pixels.shape[1]} patches")
+        return Patches(pixels, shape.astype(np.int32))
 
     def encode_text(self, texts: Any, *, batch_size: int = MAX_BATCH) -> np.ndarray:
         """int32 ids [n, L], or strings -> unit-norm float32 [n, d].
@@ -93,35 +119,64 @@ class Model:
         fields = {
             "format": FORMAT,
             "architecture": self.architecture.to_json(),
-            "dtype": jax.numpy.dtype(self.module.dtype).name,
+            "dtype": jax.numpy.dtype(self.module.dtype).name,  # of computing; the parameters carry their own
         }
         (folder / "model.json").write_text(json.dumps(fields, indent=1) + "\n")
         if self.preprocessing is not None:
             self.preprocessing.save(folder)
 
-    def save(self, folder: epath.PathLike) -> None:
-        """Writes the model folder that `load` reads."""
-        self.save_description(folder)
-        flat = flax.traverse_util.flatten_dict(jax.device_get(self.params), sep="/")
-        arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
-        (epath.Path(folder) / "model.safetensors").write_bytes(safetensors.numpy.save(arrays, {"format": FORMAT}))
+    def save(self, path: epath.PathLike, *, format: str = "native", layout: str = "stacked") -> list[str]:
+        """Writes the model so that `load` reads it, or that big_vision or transformers do.
+
+        Args:
+          path: a folder; of "big_vision" an .npz file.
+          format: "native" (safetensors and JSON), "huggingface" (config.json, safetensors, processor) or "big_vision".
+          layout: of the layers in an .npz, "stacked" or "layers".
+
+        Returns:
+          What the format could not hold, a line each; the native one holds everything.
+
+        Raises:
+          UserError: an architecture or a preprocessing that the format has no words for.
+        """
+        if format not in FORMATS:
+            raise UserError(f"save: format={format!r}; expected one of {', '.join(FORMATS)}")
+        path, params = epath.Path(path), jax.device_get(self.params)
+        if format == "big_vision":
+            if path.suffix != ".npz":
+                raise UserError(f"save: {path}; a big_vision checkpoint is an .npz file")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            big_vision.write(params, path, layout=layout)
+            return [] if self.preprocessing is None else ["an .npz holds no preprocessing and no tokenizer"]
+        if format == "huggingface":
+            pad_id = 1 if self.preprocessing is None else self.preprocessing.pad_id
+            stored = np.asarray(params["img"]["pos_embedding"]).dtype.name
+            huggingface.write(path, params, self.architecture, dtype=stored, pad_id=pad_id)
+            if self.preprocessing is None:
+                return ["no processor was written, since the preprocessing is not known"]
+            return write_processor(self.preprocessing, path)
+        self.save_description(path)
+        flat = flax.traverse_util.flatten_dict(params, sep="/")
+        tensors.write_file(path / tensors.SINGLE, flat, metadata={"format": FORMAT})
+        return []
 
     def _known_preprocessing(self, what: str) -> Preprocessing:
         if self.preprocessing is None:
             raise UserError(f"this model has no known preprocessing, so {what} cannot be encoded; pass preprocessing=")
         return self.preprocessing
 
-    def _encode(self, method: str, array: np.ndarray, batch_size: int) -> np.ndarray:
+    def _encode(self, method: str, rows: Any, batch_size: int) -> np.ndarray:
         """Batches of at most `batch_size`, the last padded to a power of two so that few shapes are compiled."""
-        if len(array) == 0:
+        count = len(jax.tree.leaves(rows)[0])
+        if count == 0:
             return np.zeros((0, self.architecture.embedding_dim), np.float32)
-        outputs = []
-        for begin in range(0, len(array), batch_size):
-            rows = array[begin : begin + batch_size]
-            padding = min(batch_size, 1 << (len(rows) - 1).bit_length()) - len(rows)
-            padded = np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)]) if padding else rows
-            outputs.append((_encoder(self.module, method)(self._device_params, padded), len(rows)))
-        return np.concatenate([np.asarray(z)[:n] for z, n in outputs])
+        encode, outputs = _encoder(self.module, method), []
+        for begin in range(0, count, batch_size):
+            size = min(batch_size, count - begin)
+            padding = min(batch_size, 1 << (size - 1).bit_length()) - size
+            batch = jax.tree.map(lambda x: _padded(x[begin : begin + size], padding), rows)  # noqa: B023
+            outputs.append((encode(self._device_params, batch), size))
+        return np.concatenate([np.asarray(z)[:size] for z, size in outputs])
 
     @functools.cached_property
     def _device_params(self) -> Any:
@@ -134,8 +189,12 @@ def _encoder(module: TwoTowers, method: str):
     return jax.jit(lambda params, x: module.apply({"params": params}, x, method=method))
 
 
+def _padded(rows: Any, padding: int) -> Any:
+    return np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)]) if padding else rows
+
+
 def _is_array(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, jax.Array))
+    return isinstance(value, (np.ndarray, jax.Array, Patches))
 
 
 def init(module: TwoTowers, preprocessing: Preprocessing | None, *, seed: int) -> Model:
@@ -144,72 +203,21 @@ def init(module: TwoTowers, preprocessing: Preprocessing | None, *, seed: int) -
     return Model(module=module, params=params, preprocessing=preprocessing)
 
 
-def load(path: epath.PathLike | Sequence[str], **module_options: Any) -> Model:
-    """Reads a saved model, or the newest checkpoint of a workdir.
-
-    Args:
-      path: a folder written by `Model.save` or a training run's workdir.
-      module_options: other fields of `TwoTowers`, such as dtype="bfloat16" or remat="full".
-
-    Raises:
-      UserError: not such a folder, or parameters that are missing, extra, misshapen or not finite.
-    """
-    folder = epath.Path(path)
-    description = folder / "model.json"
-    if not description.exists():
-        raise UserError(f"{path}: no model.json; expected a saved model or the --workdir of a training run")
-    try:
-        fields = json.loads(description.read_text())
-        if fields.get("format") != FORMAT:
-            raise ValueError(f"format is {fields.get('format')!r}, expected {FORMAT!r}")
-        architecture, dtype = Architecture.from_json(fields["architecture"]), fields["dtype"]
-    except (ValueError, KeyError, AttributeError, UserError) as error:
-        raise UserError(f"{description}: not a model description ({error})") from error
-    module = TwoTowers(architecture, **{"dtype": dtype, **module_options})
-    preprocessing = Preprocessing.load(folder) if (folder / "preprocessing.json").exists() else None
-    if (folder / "model.safetensors").exists():
-        params = _read_safetensors(folder / "model.safetensors")
-        check_params(params, module, source=folder / "model.safetensors")
-    elif (folder / "checkpoints").exists():
-        from siglip_jax.checkpoints import restore_params
-
-        params, _ = restore_params(folder / "checkpoints", like=_shapes(module))
-        params = jax.device_get(params)
+def _example(architecture: Architecture) -> tuple[Any, np.ndarray]:
+    if architecture.naflex:
+        pixels = np.zeros((1, 1, architecture.patch_size**2 * 3), np.float32)
+        image: Any = Patches(pixels, np.ones((1, 2), np.int32))
     else:
-        raise UserError(f"{path}: neither model.safetensors nor checkpoints/; train first, or copy the parameters")
-    return Model(module=module, params=params, preprocessing=preprocessing)
-
-
-def check_params(params: Any, module: TwoTowers, *, source: Any) -> None:
-    """Raises a UserError that lists every missing, extra or misshapen key, or the first one not finite."""
-    found = flax.traverse_util.flatten_dict(params, sep="/")
-    expected = flax.traverse_util.flatten_dict(_shapes(module), sep="/")
-    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"extra {name}" for name in sorted(found.keys() - expected.keys())]
-    problems += [
-        f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
-        for name in sorted(expected.keys() & found.keys())
-        if tuple(found[name].shape) != tuple(expected[name].shape)
-    ]
-    if problems:
-        raise UserError(f"{source}: parameters of another model: {'; '.join(problems)}")
-    for name, value in found.items():
-        if not np.isfinite(np.asarray(value, np.float32)).all():
-            raise UserError(f"{source}: {name} holds NaN or infinity; the file is damaged or its training diverged")
-
-
-def _read_safetensors(path: epath.Path) -> dict[str, Any]:
-    try:
-        flat = safetensors.numpy.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _example(architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
-    image = np.zeros((1, *architecture.image_size, 3), np.float32)
+        image = np.zeros((1, *architecture.image_size, 3), np.float32)
     return image, np.zeros((1, architecture.text_length), np.int32)
 
 
-def _shapes(module: TwoTowers) -> Any:
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *_example(module.architecture))["params"])
+@functools.lru_cache(maxsize=64)
+def parameter_shapes(architecture: Architecture) -> Any:
+    """The parameter tree of ShapeDtypeStructs, float32."""
+    module = TwoTowers(architecture)
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *_example(architecture))["params"])
+
+
+def parameter_count(architecture: Architecture) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(architecture)))

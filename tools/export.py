@@ -18,7 +18,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from siglip_jax.model import load
+    from siglip_jax.loading import load
     from tools import workflow
 
     workflow.export(load(values.model), values.output, dataset=values.dataset, split=values.split)

@@ -76,8 +76,15 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
     if config.init:
         if config.preprocessing.tokenizer:
             raise UserError(f"a tokenizer and init={config.init}: a loaded model keeps its own; give one of the two")
-        return models.load(config.init, **compute)
+        from siglip_jax.loading import load
+
+        return load(config.init, **compute)
     text = config.preprocessing
+    if options.patch_size > 0 and any(side % options.patch_size for side in text.image_size):
+        raise UserError(
+            f"config.preprocessing.image_size={tuple(text.image_size)} is not a multiple of config.model.patch_size="
+            f"{options.patch_size}; what is left over would never be looked at"
+        )
     preprocessing = Preprocessing(
         image_size=tuple(text.image_size),
         resize=text.resize,
@@ -179,7 +186,7 @@ def load_encoder(path: str) -> Encoder:
 
         network = TfliteEncoder(path)
         return Encoder(network.encode_image, network.preprocessing, network.description)
-    from siglip_jax.model import load
+    from siglip_jax.loading import load
 
     return image_encoder(load(path), name=path)
 

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 
 from siglip_jax.errors import UserError
 from siglip_jax.models.transformer import REMAT_POLICIES, Dtype, Encoder, MapHead
+from siglip_jax.patches import Patches
+
+DTYPES = ("float32", "bfloat16", "float16")  # of computing and of storing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,11 +33,16 @@ class Architecture:
     """Everything that decides the parameter shapes of a SigLIP model; plain JSON there and back.
 
     Attributes:
-      image_size: (height, width) in pixels, each a multiple of `patch_size`.
+      image_size: (height, width) in pixels; what is left of a division by `patch_size` is not looked at (384 by 14 in
+        the published So400m).
       patch_size: pixels per side of a square patch.
       image, text: sizes of the two transformers.
       vocab_size, text_length: rows of the token embedding, tokens per title.
-      embedding_dim: width of the shared space; equals `image.width`, since the image tower has no projection.
+      text_head: whether a linear layer follows the text tower; SigLIP 1 i18n has none.
+      naflex: pictures of any aspect ratio, as `Patches`; `image_size` then is the grid of the position embedding times
+        `patch_size`, and each picture gets that embedding resized to its own grid.
+      embedding_dim: width of the shared space; equals `image.width`, since the image tower has no projection (what
+        Hugging Face calls projection_size is the output of the text head).
     """
 
     image_size: tuple[int, int]
@@ -43,17 +51,31 @@ class Architecture:
     text: TowerSize
     vocab_size: int
     text_length: int
+    text_head: bool = True
+    naflex: bool = False
 
     def __post_init__(self):
         sizes = (*self.image_size, self.patch_size, self.vocab_size, self.text_length)
         whole = (*sizes, *dataclasses.astuple(self.image), *dataclasses.astuple(self.text))
         if len(self.image_size) != 2 or any(type(size) is not int or not 0 < size < 2**31 for size in whole):
             raise UserError(f"model: {self}; expected whole numbers of at least 1 everywhere")
-        if any(side % self.patch_size for side in self.image_size):
-            raise UserError(f"model: image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if any(side < self.patch_size for side in self.image_size):
+            raise UserError(f"model: image_size {self.image_size} is smaller than patch_size {self.patch_size}")
         for name, tower in (("image", self.image), ("text", self.text)):
             if tower.width % tower.heads:
                 raise UserError(f"model: {name}.width {tower.width} is not a multiple of {name}.heads {tower.heads}")
+        if type(self.text_head) is not bool or type(self.naflex) is not bool:
+            raise UserError(f"model: text_head={self.text_head!r}, naflex={self.naflex!r}; expected true or false")
+        if not self.text_head and self.text.width != self.image.width:
+            raise UserError(
+                f"model: without a text head both towers need one width; "
+                f"text {self.text.width}, image {self.image.width}"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the position embedding."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
     def embedding_dim(self) -> int:
@@ -82,33 +104,47 @@ def l2_normalise(x: jax.Array) -> jax.Array:
 
 
 class ImageTower(nn.Module):
-    """float [n, h, w, 3] in [-1, 1] -> [n, width], not normalised (big_vision vit, pool_type="map")."""
+    """float [n, h, w, 3] in [-1, 1] -> [n, width], not normalised (big_vision vit, pool_type="map").
+
+    For float `Patches` (big_vision naflex_vit): a dense embedding, the position embedding of `grid` resized for each
+    picture, and padding that neither attention nor the head looks at.
+    """
 
     size: TowerSize
     patch_size: int
+    grid: tuple[int, int]
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
     remat: str = "none"
     unroll: int = 1
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
+    def __call__(self, image: jax.Array | Patches) -> jax.Array:
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         sizes = dict(mlp_dim=self.size.mlp_dim, heads=self.size.heads, **kinds)
-        patch = (self.patch_size, self.patch_size)
-        x = nn.Conv(self.size.width, patch, strides=patch, padding="VALID", name="embedding", **kinds)(image)
-        x = x.reshape(x.shape[0], -1, self.size.width)
-        x = x + position_embedding(self, x.shape[1], self.size.width).astype(self.dtype)
-        x = Encoder(self.size.depth, remat=self.remat, unroll=self.unroll, name="Transformer", **sizes)(x)
-        return MapHead(name="MAPHead_0", **sizes)(x)
+        width, mask = self.size.width, None
+        if isinstance(image, Patches):
+            x = nn.Dense(width, name="embedding", **kinds)(image.pixels)
+            grid = position_embedding(self, (*self.grid, width))
+            x, mask = x + positions_of_patches(grid, image).astype(self.dtype), image.mask
+        else:
+            patch = (self.patch_size, self.patch_size)
+            x = nn.Conv(width, patch, strides=patch, padding="VALID", name="embedding", **kinds)(image)
+            x = x.reshape(x.shape[0], -1, width)
+            x = x + position_embedding(self, (1, x.shape[1], width)).astype(self.dtype)
+        x = Encoder(self.size.depth, remat=self.remat, unroll=self.unroll, name="Transformer", **sizes)(x, mask)
+        return MapHead(name="MAPHead_0", **sizes)(x, mask)
 
 
 class TextTower(nn.Module):
-    """int32 ids [n, L] -> [n, projection], not normalised: no mask, pooled at the last position, linear head."""
+    """int32 ids [n, L] -> [n, projection], not normalised: no mask, pooled at the last position, linear head.
+
+    Without a `projection` there is no head: [n, width].
+    """
 
     size: TowerSize
     vocab_size: int
-    projection: int
+    projection: int | None
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
     remat: str = "none"
@@ -118,7 +154,7 @@ class TextTower(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = nn.Embed(self.vocab_size, self.size.width, name="Embed_0", **kinds)(ids)
-        x = x + position_embedding(self, ids.shape[1], self.size.width).astype(self.dtype)
+        x = x + position_embedding(self, (1, ids.shape[1], self.size.width)).astype(self.dtype)
         encoder = Encoder(
             self.size.depth,
             self.size.mlp_dim,
@@ -128,13 +164,37 @@ class TextTower(nn.Module):
             name="Encoder_0",
             **kinds,
         )
-        return nn.Dense(self.projection, name="head", **kinds)(encoder(x)[:, -1])
+        x = encoder(x)[:, -1]
+        return x if self.projection is None else nn.Dense(self.projection, name="head", **kinds)(x)
 
 
-def position_embedding(module: ImageTower | TextTower, tokens: int, width: int) -> jax.Array:
-    """The learned [1, tokens, width] embedding of big_vision's `get_posemb`."""
-    init = nn.initializers.normal(1 / math.sqrt(width))
-    return module.param("pos_embedding", init, (1, tokens, width), module.param_dtype)
+def position_embedding(module: ImageTower | TextTower, shape: tuple[int, ...]) -> jax.Array:
+    """The learned [..., width] embedding of big_vision's `get_posemb`."""
+    init = nn.initializers.normal(1 / math.sqrt(shape[-1]))
+    return module.param("pos_embedding", init, shape, module.param_dtype)
+
+
+def positions_of_patches(grid: jax.Array, patches: Patches) -> jax.Array:
+    """The position embedding [rows, columns, width] at every patch: float32 [n, N, width].
+
+    For each picture the grid is resized to that picture's rows and columns, bilinear with antialias (big_vision
+    naflex_vit, Hugging Face `Siglip2VisionEmbeddings`). Each patch's value is a weighted mean over the whole grid, so
+    the resized grids, whose shapes differ, are never formed.
+    """
+    row, column = patches.coordinates
+    down = _resize_weights(row, patches.shape[:, :1], grid.shape[0])
+    across = _resize_weights(column, patches.shape[:, 1:], grid.shape[1])
+    both = jnp.einsum("npr,npc->nprc", down, across)
+    return jnp.einsum("nprc,rcd->npd", both, grid.astype(jnp.float32), precision="highest")
+
+
+def _resize_weights(index: jax.Array, count: jax.Array, size: int) -> jax.Array:
+    """Weights [..., size] of `size` samples at `index` of `count` resized ones: a triangle, widened when shrinking."""
+    scale = (size / count).astype(jnp.float32)
+    centre = (index + 0.5) * scale - 0.5
+    distance = jnp.abs(jnp.arange(size) - centre[..., None]) / jnp.maximum(scale, 1.0)[..., None]
+    weights = jnp.maximum(1.0 - distance, 0.0)
+    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-9)  # padding lies outside of the grid
 
 
 class TwoTowers(nn.Module):
@@ -155,24 +215,25 @@ class TwoTowers(nn.Module):
     def setup(self):
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"model: remat={self.remat!r}; expected one of {', '.join(REMAT_POLICIES)}")
-        try:
-            jnp.dtype(self.dtype)
-        except TypeError as error:
-            raise UserError(f"model: dtype={self.dtype!r}; expected float32 or bfloat16") from error
+        for name, dtype in (("dtype", self.dtype), ("param_dtype", self.param_dtype)):
+            if str(dtype) not in DTYPES and dtype not in map(jnp.dtype, DTYPES):
+                raise UserError(f"model: {name}={dtype!r}; expected one of {', '.join(DTYPES)}")
         arch = self.architecture
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype, remat=self.remat, unroll=self.unroll)
-        self.img = ImageTower(arch.image, arch.patch_size, **kinds)
-        self.txt = TextTower(arch.text, arch.vocab_size, arch.embedding_dim, **kinds)
+        self.img = ImageTower(arch.image, arch.patch_size, arch.grid, **kinds)
+        self.txt = TextTower(arch.text, arch.vocab_size, arch.embedding_dim if arch.text_head else None, **kinds)
         # t is the LOG temperature; both are [1] in every published checkpoint.
         self.t = self.param("t", nn.initializers.constant(math.log(self.init_temperature)), (1,), jnp.float32)
         self.b = self.param("b", nn.initializers.constant(self.init_bias), (1,), jnp.float32)
 
-    def __call__(self, image: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """float [n, h, w, 3], int32 [n, L] -> unit-norm float32 [n, d] twice, then t and b."""
+    def __call__(
+        self, image: jax.Array | Patches, text: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """float [n, h, w, 3] (or float `Patches`), int32 [n, L] -> unit-norm float32 [n, d] twice, then t and b."""
         return self.encode_image(image), self.encode_text(text), self.t, self.b
 
-    def encode_image(self, image: jax.Array) -> jax.Array:
-        """float [n, h, w, 3] -> unit-norm float32 [n, d]."""
+    def encode_image(self, image: jax.Array | Patches) -> jax.Array:
+        """float [n, h, w, 3], or float `Patches` -> unit-norm float32 [n, d]."""
         return l2_normalise(self.img(image))
 
     def encode_text(self, ids: jax.Array) -> jax.Array:

@@ -103,7 +103,7 @@ def test_parameter_names_are_big_visions(golden, name):
 
 
 def image_tower(**options):
-    return ImageTower(TINY.image, TINY.patch_size, **options)
+    return ImageTower(TINY.image, TINY.patch_size, TINY.grid, **options)
 
 
 def outputs_and_gradients(module):
@@ -196,7 +196,9 @@ def test_layer_norm_and_softmax_are_float32_under_bfloat16():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": (16, 20)}, "image_size .*multiple of patch_size 8"),
+        ({"image_size": (16, 7)}, "image_size .*smaller than patch_size 8"),
+        ({"text_head": False}, "without a text head both towers need one width"),
+        ({"naflex": 1}, "naflex=1; expected true or false"),
         ({"image": TowerSize(width=16, depth=1, mlp_dim=8, heads=3)}, "image.width 16 .*heads 3"),
         ({"image": TowerSize(width=16, depth=1, mlp_dim=8, heads=0)}, "heads=0.*at least 1"),
         ({"text": TowerSize(width=16, depth=0, mlp_dim=8, heads=2)}, "depth=0.*at least 1"),

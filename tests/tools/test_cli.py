@@ -143,7 +143,7 @@ WRONG = {
     "unknown type": ("train {config} --config.model.dtype=float7 --dataset={data} --workdir={new}", "float7"),
     "unknown remat": ("train {config} --config.model.remat=most --dataset={data} --workdir={new}", "most"),
     "no heads": ("train {config} --config.model.image.heads=0 --dataset={data} --workdir={new}", "heads"),
-    "no start model": ("train {config} --config.init={root}/none --dataset={data} --workdir={new}", "model.json"),
+    "no start model": ("train {config} --config.init={root}/none --dataset={data} --workdir={new}", "not found; expected a preset"),
     "no tokenizer": ("train {config} --config.preprocessing.tokenizer=/none --dataset={data} --workdir={new}", "/none"),
     "foreign workdir": ("train {config} --dataset={data} --workdir={root}", "not empty"),
     "workdir is a file": ("train {config} --dataset={data} --workdir={root}/file", "file"),
@@ -176,7 +176,7 @@ WRONG = {
     "config that leaves": ("train --config={root}/leaves.py --dataset={data} --workdir={new}", "bye"),
     "config without fields": ("train --config={root}/bare.py --dataset={data} --workdir={new}", "default_config"),
     # embed
-    "no model": ("embed --model={root}/none --dataset={data} --output={new}", "no model.json"),
+    "no model": ("embed --model={root}/none --dataset={data} --output={new}", "not found; expected a preset"),
     "model of another architecture": ("embed --model={root}/other_model --dataset={data} --output={new}", "Dense_0"),
     "no split to embed": ("embed --model={model} --dataset={data} --output={new} --split=dev", "splits are"),
     "embeddings into a file": ("embed --model={model} --dataset={data} --output={root}/file", "file"),

@@ -1,0 +1,289 @@
+"""`load`: a preset's name, or weights in any format this project reads, to a `Model`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from siglip_jax.errors import UserError
+from siglip_jax.model import FORMAT, Model, parameter_shapes
+from siglip_jax.models.presets import PRESETS, Preset
+from siglip_jax.models.towers import DTYPES, Architecture, TwoTowers
+from siglip_jax.preprocessing import Preprocessing
+from siglip_jax.weights import big_vision, huggingface, tensors
+from siglip_jax.weights.positions import METHODS, resize_positions
+from siglip_jax.weights.processor import read_processor
+
+WEIGHTS_FOLDER = "SIGLIP_JAX_WEIGHTS"  # environment variable: folder of downloaded weights
+EXPECTED = (
+    "a preset (siglip-jax models lists them), a Hugging Face folder, a big_vision .npz, a training run's workdir or a "
+    "folder written by Model.save"
+)
+STORED = "stored"
+
+
+def load(
+    name_or_path: epath.PathLike,
+    *,
+    weights: epath.PathLike | None = None,
+    tokenizer: epath.PathLike | None = None,
+    preprocessing: Preprocessing | None = None,
+    image_size: tuple[int, int] | None = None,
+    position_resize: str = "linear",
+    dtype: str | None = None,
+    param_dtype: str = "float32",
+    remat: str = "none",
+    unroll: int = 1,
+) -> Model:
+    """Loads a model, with the preprocessing that its format carries.
+
+    Args:
+      name_or_path: a preset such as "google/siglip2-base-patch16-256", or a path (local or gs://) of a Hugging Face
+        folder, a big_vision .npz, a training run's workdir (its newest checkpoint) or a folder of `Model.save`.
+      weights: where a preset's weights are: a Hugging Face folder or an .npz. Without it: the folder that the
+        environment variable SIGLIP_JAX_WEIGHTS names, then huggingface_hub.
+      tokenizer: a SentencePiece file or a Hugging Face tokenizer.json, for weights that come without one (.npz).
+      preprocessing: takes the place of what the format says.
+      image_size: (height, width) other than the checkpoint's; the position embedding is resized.
+      position_resize: "linear" (big_vision) or "bicubic" (Hugging Face).
+      dtype: of computing; as saved, or float32, when absent.
+      param_dtype: of the parameters, t and b apart, which stay float32; "stored" leaves all as the file has them.
+      remat, unroll: see `TwoTowers`.
+
+    Raises:
+      UserError: nothing there, a damaged file, or parameters that are missing, extra, misshapen or not finite.
+    """
+    if param_dtype not in (*DTYPES, STORED):
+        raise UserError(f"load: param_dtype={param_dtype!r}; expected one of {', '.join((*DTYPES, STORED))}")
+    if position_resize not in METHODS:
+        raise UserError(f"load: position_resize={position_resize!r}; expected one of {', '.join(METHODS)}")
+    preset = None if _is_path(name_or_path) else PRESETS.get(os.fspath(name_or_path))
+    if weights is not None and preset is None:
+        raise UserError(f"load: weights= goes with a preset's name, and {name_or_path} is none")
+    if preset is not None:
+        source = epath.Path(weights) if weights is not None else _find_weights(preset)
+    else:
+        source = epath.Path(name_or_path).expanduser()
+    model = _read(source, preset, name_or_path)
+    if preset is not None and model.architecture != preset.architecture:
+        raise UserError(
+            f"{source}: not the weights of {preset.name}: {_differences(model.architecture, preset.architecture)}"
+        )
+    if tokenizer is not None:
+        model = model.replace(preprocessing=_with_tokenizer(model, preset, epath.Path(tokenizer)))
+    if preprocessing is not None:
+        model = model.replace(preprocessing=preprocessing)
+    if image_size is not None and tuple(image_size) != model.architecture.image_size:
+        model = with_image_size(model, image_size, method=position_resize)
+    _check_fit(model, source)
+    compute = dtype or model.module.dtype
+    store = model.module.param_dtype if param_dtype == STORED else param_dtype
+    module = TwoTowers(model.architecture, dtype=compute, param_dtype=store, remat=remat, unroll=unroll)
+    params = model.params if param_dtype == STORED else cast_params(model.params, store)
+    return model.replace(module=module, params=params)
+
+
+def cast_params(params: Any, dtype: str) -> Any:
+    """Parameters in another dtype; t and b in float32, since exp(t) multiplies every logit."""
+
+    def cast(path, x):
+        return np.asarray(x).astype(jnp.float32 if path[0].key in ("t", "b") else jnp.dtype(dtype), copy=False)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def with_image_size(model: Model, image_size: tuple[int, int], *, method: str = "linear") -> Model:
+    """The model for pictures of another size, its position embedding resized by `method`.
+
+    NaFlex models have no use for it: they resize theirs for each picture.
+    """
+    if model.architecture.naflex:
+        raise UserError("image_size does not apply to a NaFlex model; set max_patches of its preprocessing")
+    fields = model.architecture.to_json() | {"image_size": list(image_size)}
+    architecture = Architecture.from_json(fields)
+    positions = np.asarray(model.params["img"]["pos_embedding"])
+    grid = positions.reshape(*model.architecture.grid, positions.shape[-1])
+    resized = resize_positions(grid, architecture.grid, method=method).reshape(1, -1, positions.shape[-1])
+    params = {**model.params, "img": {**model.params["img"], "pos_embedding": resized}}
+    preprocessing = model.preprocessing and model.preprocessing.replace(image_size=image_size)
+    return Model(module=model.module.clone(architecture=architecture), params=params, preprocessing=preprocessing)
+
+
+# --- where the weights are --------------------------------------------------------------------------------------------
+
+
+def _is_path(name_or_path: epath.PathLike) -> bool:
+    return "://" in os.fspath(name_or_path) or epath.Path(name_or_path).expanduser().exists()
+
+
+def _find_weights(preset: Preset) -> epath.Path:
+    """A preset's weights in the folder of SIGLIP_JAX_WEIGHTS, or from the Hugging Face hub (its cache included)."""
+    folder = os.environ.get(WEIGHTS_FOLDER)
+    if folder:
+        found = [epath.Path(folder) / name for name in (preset.name, preset.name.split("/")[1])]
+        found.append(epath.Path(folder) / preset.big_vision.rsplit("/", 1)[1])
+        for path in found:
+            if path.exists():
+                return path
+    published = f"https://huggingface.co/{preset.name} or {preset.big_vision}"
+    advice = f"download {published} and pass weights=, or set {WEIGHTS_FOLDER}"
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(f"{preset.name}: no weights here and no huggingface_hub to fetch them; {advice}") from error
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model"]
+        return epath.Path(huggingface_hub.snapshot_download(preset.name, allow_patterns=patterns))
+    except Exception as error:  # its own, httpx's and OSError, by version
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{preset.name}: the Hugging Face hub did not answer ({reason}); {advice}") from error
+
+
+def _read(source: epath.Path, preset: Preset | None, asked: epath.PathLike) -> Model:
+    if not source.exists():
+        raise UserError(f"{asked}: not found; expected {EXPECTED}")
+    if not source.is_dir():
+        if source.suffix != ".npz":
+            raise UserError(f"{source}: a {source.suffix or 'plain'} file; expected a folder or a big_vision .npz")
+        return _read_big_vision(source, preset)
+    if (source / "model.json").exists():
+        return _read_native(source)
+    if (source / "config.json").exists() and ((source / tensors.SINGLE).exists() or (source / tensors.INDEX).exists()):
+        return _read_huggingface(source)
+    raise UserError(f"{source}: no model.json, nor config.json with {tensors.SINGLE}; expected {EXPECTED}")
+
+
+# --- the formats ------------------------------------------------------------------------------------------------------
+
+
+def _read_native(folder: epath.Path) -> Model:
+    description = folder / "model.json"
+    try:
+        fields = json.loads(description.read_text())
+        if fields.get("format") != FORMAT:
+            raise ValueError(f"format is {fields.get('format')!r}, expected {FORMAT!r}")
+        architecture, dtype = Architecture.from_json(fields["architecture"]), fields["dtype"]
+    except (ValueError, KeyError, AttributeError, UserError) as error:
+        raise UserError(f"{description}: not a model description ({error})") from error
+    preprocessing = Preprocessing.load(folder) if (folder / "preprocessing.json").exists() else None
+    if (folder / tensors.SINGLE).exists():
+        params = flax.traverse_util.unflatten_dict(tensors.read(folder), sep="/")
+        return _model(params, architecture, preprocessing, source=folder / tensors.SINGLE, dtype=dtype)
+    if (folder / "checkpoints").exists():
+        from siglip_jax.checkpoints import restore_params
+
+        params, _ = restore_params(folder / "checkpoints", like=parameter_shapes(architecture))
+        return _model(jax.device_get(params), architecture, preprocessing, source=folder, dtype=dtype)
+    raise UserError(f"{folder}: neither {tensors.SINGLE} nor checkpoints/; train first, or copy the parameters")
+
+
+def _read_huggingface(folder: epath.Path) -> Model:
+    params, architecture = huggingface.read(folder, shapes_of=parameter_shapes)
+    preprocessing = read_processor(folder, text_length=architecture.text_length, vocab_size=architecture.vocab_size)
+    return _model(params, architecture, preprocessing, source=folder)
+
+
+def _read_big_vision(path: epath.Path, preset: Preset | None) -> Model:
+    params = big_vision.read(path)
+    architecture = big_vision.architecture_of(params, source=path)
+    architecture = _published_size(architecture) if preset is None else _like_preset(architecture, preset)
+    preprocessing = preset.preprocessing("big_vision") if preset else None
+    return _model(params, architecture, preprocessing, source=path)
+
+
+def _published_size(architecture: Architecture) -> Architecture:
+    """Shapes tell the grid of patches, not the pixels beyond it: So400m/14 has 27 patches a side of 384 pixels."""
+    for preset in PRESETS.values():
+        if _like_preset(architecture, preset) == preset.architecture:
+            return preset.architecture
+    return architecture
+
+
+def _like_preset(architecture: Architecture, preset: Preset) -> Architecture:
+    if (architecture.grid, architecture.patch_size) != (preset.architecture.grid, preset.architecture.patch_size):
+        return architecture
+    return Architecture.from_json(architecture.to_json() | {"image_size": list(preset.architecture.image_size)})
+
+
+def _model(
+    params: Any,
+    architecture: Architecture,
+    preprocessing: Preprocessing | None,
+    *,
+    source: object,
+    dtype: str = "float32",
+) -> Model:
+    check_params(params, architecture, source=source)
+    stored = np.asarray(params["img"]["pos_embedding"]).dtype.name
+    module = TwoTowers(architecture, dtype=dtype, param_dtype=stored if stored in DTYPES else "float32")
+    return Model(module=module, params=params, preprocessing=preprocessing)
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def check_params(params: Any, architecture: Architecture, *, source: object) -> None:
+    """Raises a UserError that lists every missing, extra or misshapen key, or the first one not finite."""
+    found = flax.traverse_util.flatten_dict(params, sep="/")
+    expected = flax.traverse_util.flatten_dict(parameter_shapes(architecture), sep="/")
+    tensors.check_names_and_shapes(found, {name: x.shape for name, x in expected.items()}, source=source)
+    for name, value in found.items():
+        if not np.issubdtype(value.dtype, np.floating) and value.dtype != jnp.bfloat16:
+            raise UserError(f"{source}: {name} holds {value.dtype}; expected floating point numbers")
+        if not np.isfinite(np.asarray(value, np.float32)).all():
+            raise UserError(f"{source}: {name} holds NaN or infinity; the file is damaged or its training diverged")
+
+
+def _with_tokenizer(model: Model, preset: Preset | None, path: epath.Path) -> Preprocessing:
+    if model.preprocessing is None:
+        raise UserError(
+            f"load: {path} alone does not tell how titles are prepared; load by the preset's name with weights=, "
+            "or pass preprocessing="
+        )
+    try:
+        serialised = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"tokenizer {path}: {error.strerror}; pass a SentencePiece .model or a tokenizer.json"
+        ) from error
+    preprocessing = model.preprocessing.replace(tokenizer=serialised)
+    expected = preset.family.tokenizer_sha256 if preset else None
+    found = preprocessing.to_json()["tokenizer_sha256"]
+    if expected and not serialised.lstrip().startswith(b"{") and found != expected:
+        raise UserError(
+            f"tokenizer {path}: sha256 is {found}, that of {preset.family.title} is {expected}; "  # type: ignore[union-attr]
+            f"{preset.family.tokenizer} is the published one"  # type: ignore[union-attr]
+        )
+    return preprocessing
+
+
+def _check_fit(model: Model, source: object) -> None:
+    """The preprocessing must give what the towers take."""
+    preprocessing, architecture = model.preprocessing, model.architecture
+    if preprocessing is None:
+        return
+    naflex = preprocessing.resize == "naflex"
+    pairs: Mapping[str, tuple[Any, Any]] = {
+        "naflex": (naflex, architecture.naflex),
+        "text_length": (preprocessing.text_length, architecture.text_length),
+    }
+    size = "patch_size" if architecture.naflex else "image_size"
+    pairs = {**pairs, size: (getattr(preprocessing, size), getattr(architecture, size))}
+    for name, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise UserError(
+                f"{source}: the preprocessing has {name} {ours}, the model {theirs}; pass another preprocessing="
+            )
+
+
+def _differences(found: Architecture, expected: Architecture) -> str:
+    ours, theirs = found.to_json(), expected.to_json()
+    return "; ".join(f"{name} is {ours[name]}, expected {theirs[name]}" for name in ours if ours[name] != theirs[name])

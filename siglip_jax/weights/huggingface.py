@@ -1,0 +1,143 @@
+"""Hugging Face's SigLIP folders: config.json and the weights, each read and written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from siglip_jax.errors import UserError
+from siglip_jax.models.towers import Architecture, TowerSize
+from siglip_jax.weights import tensors
+from siglip_jax.weights.huggingface_names import from_state_dict, has_identity_head, to_state_dict
+
+# --- config.json ------------------------------------------------------------------------------------------------------
+
+# What transformers fills in where config.json is silent (SiglipTextConfig, SiglipVisionConfig, Siglip2VisionConfig).
+_DEFAULT_SIZE = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+_FIXED = dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, num_channels=3, vision_use_head=True)
+
+
+def architecture_of(config: Mapping[str, Any], *, text_head: bool, source: object) -> Architecture:
+    """A parsed config.json -> the architecture.
+
+    Args:
+      text_head: whether the text head does anything, which config.json does not tell.
+
+    Raises:
+      UserError: another kind of model, one tower alone, or a setting that these towers do not have.
+    """
+    kind = config.get("model_type")
+    if kind in ("siglip_vision_model", "siglip_text_model", "siglip2_vision_model", "siglip2_text_model"):
+        raise UserError(f"{source}: {kind} is one tower; expected both, model_type siglip or siglip2")
+    if kind not in ("siglip", "siglip2"):
+        raise UserError(f"{source}: model_type is {kind!r}; expected siglip or siglip2")
+    naflex = kind == "siglip2"
+    try:
+        vision, text = (dict(config.get(name) or {}) for name in ("vision_config", "text_config"))
+        for name, tower in (("vision_config", vision), ("text_config", text)):
+            for field, expected in _FIXED.items():
+                if tower.get(field, expected) != expected:
+                    raise UserError(f"{source}: {name}.{field} is {tower[field]!r}; SigLIP has {expected!r}")
+        patch = vision.get("patch_size", 16)
+        side = math.isqrt(vision.get("num_patches", 256)) * patch if naflex else vision.get("image_size", 224)
+        architecture = Architecture(
+            image_size=(side, side),
+            patch_size=patch,
+            image=_tower_size(vision),
+            text=_tower_size(text),
+            vocab_size=text.get("vocab_size", 32_000),
+            text_length=text.get("max_position_embeddings", 64),
+            text_head=text_head,
+            naflex=naflex,
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{source}: not the config of a SigLIP model ({error})") from error
+    projection = text.get("projection_size") or architecture.text.width
+    if projection != architecture.embedding_dim:
+        raise UserError(
+            f"{source}: text_config.projection_size is {projection}, but pictures are embedded in "
+            f"{architecture.embedding_dim} dimensions; the two must agree"
+        )
+    return architecture
+
+
+def _tower_size(fields: dict[str, Any]) -> TowerSize:
+    width, mlp_dim, depth, heads = ({**_DEFAULT_SIZE, **fields}[name] for name in _DEFAULT_SIZE)
+    return TowerSize(width=width, depth=depth, mlp_dim=mlp_dim, heads=heads)
+
+
+def config_of(architecture: Architecture, *, dtype: str, pad_id: int) -> dict[str, Any]:
+    """The config.json of an architecture, complete, so that no default of any version matters.
+
+    Raises:
+      UserError: a picture or a grid that is not square, which Hugging Face's models cannot have.
+    """
+    rows, columns = architecture.grid
+    if rows != columns:
+        raise UserError(f"image_size {architecture.image_size} is not square; Hugging Face's SigLIP models must be")
+    prefix = "siglip2" if architecture.naflex else "siglip"
+    picture = {"num_patches": rows * columns} if architecture.naflex else {"image_size": architecture.image_size[0]}
+    common = {"attention_dropout": 0.0, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+
+    def tower(size: TowerSize) -> dict[str, Any]:
+        widths = {"hidden_size": size.width, "intermediate_size": size.mlp_dim}
+        return {**common, **widths, "num_hidden_layers": size.depth, "num_attention_heads": size.heads}
+
+    return {
+        "architectures": ["Siglip2Model" if architecture.naflex else "SiglipModel"],
+        "model_type": prefix,
+        "dtype": dtype,
+        "initializer_factor": 1.0,
+        "text_config": {
+            "model_type": f"{prefix}_text_model",
+            **tower(architecture.text),
+            "max_position_embeddings": architecture.text_length,
+            "projection_size": architecture.embedding_dim,
+            "vocab_size": architecture.vocab_size,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+            "pad_token_id": pad_id,
+        },
+        "vision_config": {
+            "model_type": f"{prefix}_vision_model",
+            **tower(architecture.image),
+            **picture,
+            "num_channels": 3,
+            "patch_size": architecture.patch_size,
+            "vision_use_head": True,
+        },
+    }
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def read(folder: epath.Path, *, shapes_of: Callable[[Architecture], Any]) -> tuple[dict[str, Any], Architecture]:
+    """config.json and the tensors of a folder -> our parameters and their architecture.
+
+    Args:
+      shapes_of: an architecture's parameter tree, of anything with a shape.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}")
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON object ({error}); copy it again") from error
+    state = tensors.read(folder)
+    architecture = architecture_of(config, text_head=not has_identity_head(state), source=path)
+    return from_state_dict(state, architecture, shapes_of(architecture), source=folder), architecture
+
+
+def write(folder: epath.Path, params: Any, architecture: Architecture, *, dtype: str, pad_id: int) -> None:
+    """Writes config.json and model.safetensors, what `SiglipModel.from_pretrained` reads."""
+    config = config_of(architecture, dtype=dtype, pad_id=pad_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = to_state_dict(params, architecture)
+    tensors.write_file(folder / tensors.SINGLE, state, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
