@@ -1,0 +1,1 @@
+"""Parameters and processor files of other libraries, read and written."""
