@@ -95,6 +95,7 @@ class _HuggingFace:
             ) from error
         self._tokenizer.no_truncation()  # ours keeps EOS
         self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # a title that says "<eos>" is text, as in SentencePiece
 
     def encode(self, titles: Sequence[str]) -> list[list[int]]:
         return [found.ids for found in self._tokenizer.encode_batch(list(titles), add_special_tokens=False)]
