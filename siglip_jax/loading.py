@@ -187,7 +187,12 @@ def _read_native(folder: epath.Path) -> Model:
 
 def _read_huggingface(folder: epath.Path) -> Model:
     params, architecture = huggingface.read(folder, shapes_of=parameter_shapes)
-    preprocessing = read_processor(folder, text_length=architecture.text_length, vocab_size=architecture.vocab_size)
+    preprocessing = read_processor(
+        folder,
+        text_length=architecture.text_length,
+        vocab_size=architecture.vocab_size,
+        image_size=architecture.image_size if architecture.naflex else None,
+    )
     return _model(params, architecture, preprocessing, source=folder)
 
 
@@ -254,6 +259,11 @@ def _with_tokenizer(model: Model, preset: Preset | None, path: epath.Path) -> Pr
         raise UserError(
             f"tokenizer {path}: {error.strerror}; pass a SentencePiece .model or a tokenizer.json"
         ) from error
+    if model.preprocessing.tokenizer not in (None, serialised):
+        raise UserError(
+            f"tokenizer {path}: the model has its own, of sha256 {model.preprocessing.to_json()['tokenizer_sha256']}; "
+            "leave the other one out"
+        )
     preprocessing = model.preprocessing.replace(tokenizer=serialised)
     expected = preset.family.tokenizer_sha256 if preset else None
     found = preprocessing.to_json()["tokenizer_sha256"]

@@ -72,13 +72,16 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
     from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
 
     options = config.model
-    compute = {"dtype": options.dtype, "remat": options.remat, "unroll": options.unroll}
+    compute = {
+        "dtype": options.dtype,
+        "param_dtype": options.param_dtype,
+        "remat": options.remat,
+        "unroll": options.unroll,
+    }
     if config.init:
-        if config.preprocessing.tokenizer:
-            raise UserError(f"a tokenizer and init={config.init}: a loaded model keeps its own; give one of the two")
         from siglip_jax.loading import load
 
-        return load(config.init, **compute)
+        return load(config.init, tokenizer=config.preprocessing.tokenizer or None, **compute)
     text = config.preprocessing
     if options.patch_size > 0 and any(side % options.patch_size for side in text.image_size):
         raise UserError(

@@ -10,7 +10,7 @@ import ml_collections
 from siglip_jax.errors import UserError
 from siglip_jax.losses.sigmoid import SAME_GROUP
 
-COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -41,7 +41,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.patch_size = 16
     config.model.image = ml_collections.ConfigDict(dict(width=768, depth=12, mlp_dim=3072, heads=12))
     config.model.text = ml_collections.ConfigDict(dict(width=768, depth=12, mlp_dim=3072, heads=12))
-    config.model.dtype = "float32"  # computes; parameters are stored in float32
+    config.model.dtype = "float32"  # computes
+    config.model.param_dtype = "float32"  # stores
     config.model.remat = "none"
     config.model.unroll = 1
     config.model.init_temperature = 10.0
@@ -121,8 +122,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.same_group={config.same_group!r}; expected one of {', '.join(SAME_GROUP)}")
     if config.model.unroll < 1 or not config.model.init_temperature > 0:
         raise UserError("config.model: unroll and init_temperature must be more than 0")
-    if config.model.dtype not in COMPUTE_DTYPES:
-        raise UserError(f"config.model.dtype={config.model.dtype!r}; expected one of {', '.join(COMPUTE_DTYPES)}")
+    for name in ("dtype", "param_dtype"):
+        if config.model[name] not in DTYPES:
+            raise UserError(f"config.model.{name}={config.model[name]!r}; expected one of {', '.join(DTYPES)}")
     if config.evaluation.gain not in ("linear", "exponential"):
         raise UserError(f"config.evaluation.gain={config.evaluation.gain!r}; expected linear or exponential")
     if config.optimizer.warmup_steps >= config.steps:

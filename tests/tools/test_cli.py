@@ -143,7 +143,10 @@ WRONG = {
     "unknown type": ("train {config} --config.model.dtype=float7 --dataset={data} --workdir={new}", "float7"),
     "unknown remat": ("train {config} --config.model.remat=most --dataset={data} --workdir={new}", "most"),
     "no heads": ("train {config} --config.model.image.heads=0 --dataset={data} --workdir={new}", "heads"),
-    "no start model": ("train {config} --config.init={root}/none --dataset={data} --workdir={new}", "not found; expected a preset"),
+    "no start model": (
+        "train {config} --config.init={root}/none --dataset={data} --workdir={new}",
+        "not found; expected a preset",
+    ),
     "no tokenizer": ("train {config} --config.preprocessing.tokenizer=/none --dataset={data} --workdir={new}", "/none"),
     "foreign workdir": ("train {config} --dataset={data} --workdir={root}", "not empty"),
     "workdir is a file": ("train {config} --dataset={data} --workdir={root}/file", "file"),
