@@ -173,8 +173,8 @@ WRONG = {
         "empty file",
     ),
     "tokenizer beside a start model": (
-        "train {config} --config.init={model} --tokenizer=/none --dataset={data} --workdir={new}",
-        "keeps its own",
+        "train {config} --config.init={model} --tokenizer={root}/file --dataset={data} --workdir={new}",
+        "the model has its own",
     ),
     "config that leaves": ("train --config={root}/leaves.py --dataset={data} --workdir={new}", "bye"),
     "config without fields": ("train --config={root}/bare.py --dataset={data} --workdir={new}", "default_config"),
