@@ -44,7 +44,7 @@ def make_loader(
     num_workers: int = 0,
     cache: bool | None = None,
     show_progress: bool = True,
-) -> grain.DatasetIterator:
+) -> Batches:
     """Training batches of one process.
 
     Each batch is {"image": uint8 [b, h, w, 3] or, for NaFlex, `Patches` of uint8, "text": int32 [b, L], "group": int32
@@ -95,7 +95,34 @@ def make_loader(
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
     if num_workers:
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
-    return iter(batches)
+    return Batches(iter(batches), preprocessing)
+
+
+@dataclasses.dataclass
+class Batches(Iterator[dict[str, Any]]):
+    """An iterator of batches that can be stopped and continued.
+
+    Attributes:
+      preprocessing: what the batches were made with; training refuses a model that has another.
+    """
+
+    _iterator: grain.DatasetIterator
+    preprocessing: Preprocessing
+
+    def __next__(self) -> dict[str, Any]:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, a small dict that JSON can hold."""
+        return self._iterator.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from what `get_state` gave, given the same arguments to `make_loader`."""
+        self._iterator.set_state(state)
+
+    def close(self) -> None:
+        """Stops worker processes and threads."""
+        self._iterator.close()
 
 
 def iterate_split(
