@@ -193,12 +193,16 @@ class _Disk:
         }
 
     def _arrays(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        def decode(start: int) -> np.ndarray | Patches:
-            chunk = records[start : start + CHUNK_ROWS]
-            return self.preprocessing.batch([self.preprocessing.image(record["image"]) for record in chunk])
+        images = _empty_rows(len(records), self.preprocessing.batch([]))
 
-        chunks = list(self._pool.map(decode, range(0, len(records), CHUNK_ROWS)))  # raises what a thread raised
-        arrays: dict[str, Any] = {"image": _tree_map(lambda *parts: np.concatenate(parts), *chunks)}
+        def decode(start: int) -> None:
+            chunk = records[start : start + CHUNK_ROWS]
+            decoded = self.preprocessing.batch([self.preprocessing.image(record["image"]) for record in chunk])
+            _tree_map(functools.partial(_write_rows, start), images, decoded)
+
+        for _ in self._pool.map(decode, range(0, len(records), CHUNK_ROWS)):
+            pass  # an error in a thread is raised here
+        arrays: dict[str, Any] = {"image": images}
         arrays["group"] = np.array([record["title_group"] for record in records], np.int32)
         if self.preprocessing.tokenizer is not None:
             arrays["text"] = self.preprocessing.text([record["title"] for record in records])
@@ -221,7 +225,7 @@ class _Memory:
         for start in starts:
             for key, value in disk.take(np.arange(start, min(start + chunk, count))).items():
                 if not start:
-                    arrays[key] = _tree_map(lambda part: np.empty((count, *part.shape[1:]), part.dtype), value)
+                    arrays[key] = _empty_rows(count, value)
                 _tree_map(functools.partial(_write_rows, start), arrays[key], value)
         return cls(arrays)
 
@@ -234,6 +238,10 @@ def _tree_map(function: Callable[..., Any], *values: Any) -> Any:
     if isinstance(values[0], Patches):
         return Patches(*map(function, *values))
     return function(*values)
+
+
+def _empty_rows(count: int, like: np.ndarray | Patches) -> Any:
+    return _tree_map(lambda part: np.empty((count, *part.shape[1:]), part.dtype), like)
 
 
 def _write_rows(start: int, whole: np.ndarray, rows: np.ndarray) -> None:
