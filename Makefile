@@ -4,7 +4,7 @@ PYTHON ?= python3
 UV := .venv/bin/uv
 RUN := .venv/bin/siglip-jax
 READY := .venv/ready
-EXTRAS := --extra search --extra export
+EXTRAS := --extra search --extra export --extra huggingface
 
 CATALOG ?=
 LAYOUT ?= catalog

@@ -32,6 +32,8 @@ def raw_pixels(images: np.ndarray) -> np.ndarray:
     Raises:
         UserError: another shape or dtype, or an image equal to the mean of all (it has no direction; all equal, say).
     """
+    if not isinstance(images, np.ndarray):
+        raise UserError(f"images are {type(images).__name__}: expected uint8 [n, height, width, 3], all of one size")
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise UserError(f"images are {images.dtype} {list(images.shape)}: expected uint8 [n, height, width, 3]")
     n = len(images)

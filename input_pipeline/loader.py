@@ -44,7 +44,7 @@ def make_loader(
     num_workers: int = 0,
     cache: bool | None = None,
     show_progress: bool = True,
-) -> grain.DatasetIterator:
+) -> Batches:
     """Training batches of one process.
 
     Each batch is {"image": uint8 [b, h, w, 3] or, for NaFlex, `Patches` of uint8, "text": int32 [b, L], "group": int32
@@ -95,7 +95,34 @@ def make_loader(
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
     if num_workers:
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
-    return iter(batches)
+    return Batches(iter(batches), preprocessing)
+
+
+@dataclasses.dataclass
+class Batches(Iterator[dict[str, Any]]):
+    """An iterator of batches that can be stopped and continued.
+
+    Attributes:
+      preprocessing: what the batches were made with; training refuses a model that has another.
+    """
+
+    _iterator: grain.DatasetIterator
+    preprocessing: Preprocessing
+
+    def __next__(self) -> dict[str, Any]:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, a small dict that JSON can hold."""
+        return self._iterator.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from what `get_state` gave, given the same arguments to `make_loader`."""
+        self._iterator.set_state(state)
+
+    def close(self) -> None:
+        """Stops worker processes and threads."""
+        self._iterator.close()
 
 
 def iterate_split(
@@ -166,12 +193,16 @@ class _Disk:
         }
 
     def _arrays(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        def decode(start: int) -> np.ndarray | Patches:
-            chunk = records[start : start + CHUNK_ROWS]
-            return self.preprocessing.batch([self.preprocessing.image(record["image"]) for record in chunk])
+        images = _empty_rows(len(records), self.preprocessing.batch([]))
 
-        chunks = list(self._pool.map(decode, range(0, len(records), CHUNK_ROWS)))  # raises what a thread raised
-        arrays: dict[str, Any] = {"image": _tree_map(lambda *parts: np.concatenate(parts), *chunks)}
+        def decode(start: int) -> None:
+            chunk = records[start : start + CHUNK_ROWS]
+            decoded = self.preprocessing.batch([self.preprocessing.image(record["image"]) for record in chunk])
+            _tree_map(functools.partial(_write_rows, start), images, decoded)
+
+        for _ in self._pool.map(decode, range(0, len(records), CHUNK_ROWS)):
+            pass  # an error in a thread is raised here
+        arrays: dict[str, Any] = {"image": images}
         arrays["group"] = np.array([record["title_group"] for record in records], np.int32)
         if self.preprocessing.tokenizer is not None:
             arrays["text"] = self.preprocessing.text([record["title"] for record in records])
@@ -194,7 +225,7 @@ class _Memory:
         for start in starts:
             for key, value in disk.take(np.arange(start, min(start + chunk, count))).items():
                 if not start:
-                    arrays[key] = _tree_map(lambda part: np.empty((count, *part.shape[1:]), part.dtype), value)
+                    arrays[key] = _empty_rows(count, value)
                 _tree_map(functools.partial(_write_rows, start), arrays[key], value)
         return cls(arrays)
 
@@ -207,6 +238,10 @@ def _tree_map(function: Callable[..., Any], *values: Any) -> Any:
     if isinstance(values[0], Patches):
         return Patches(*map(function, *values))
     return function(*values)
+
+
+def _empty_rows(count: int, like: np.ndarray | Patches) -> Any:
+    return _tree_map(lambda part: np.empty((count, *part.shape[1:]), part.dtype), like)
 
 
 def _write_rows(start: int, whole: np.ndarray, rows: np.ndarray) -> None:

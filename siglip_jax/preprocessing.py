@@ -123,6 +123,18 @@ class Preprocessing:
     def replace(self, **changes: Any) -> Preprocessing:
         return dataclasses.replace(self, **changes)
 
+    def check_fits(self, *, image_size: tuple[int, int], text_length: int, vocab_size: int) -> None:
+        """Raises a UserError where a model of these sizes cannot take what this value makes."""
+        ours = {"image_size": tuple(self.image_size), "text_length": self.text_length}
+        theirs = {"image_size": tuple(image_size), "text_length": text_length}
+        problems = [
+            f"{name} {ours[name]}, the model's is {theirs[name]}" for name in ours if ours[name] != theirs[name]
+        ]
+        if self.tokenizer is not None and self.vocab_size > vocab_size:  # a lookup beyond the table is silent in XLA
+            problems.append(f"{self.vocab_size} token ids, the model has {vocab_size}")
+        if problems:
+            raise UserError(f"preprocessing: {'; '.join(problems)}; give the preprocessing that belongs to the model")
+
     # --- pictures -------------------------------------------------------------------------------------------------
 
     @property

@@ -23,7 +23,10 @@ def define_config(values: flags.FlagValues, *, default: str) -> None:
 
 def define_tokenizer(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
-        "tokenizer", "", "SentencePiece .model file; trained on the training titles when absent.", flag_values=values
+        "tokenizer",
+        "",
+        "SentencePiece .model file or tokenizer.json; trained on the training titles when absent.",
+        flag_values=values,
     )
 
 

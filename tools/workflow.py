@@ -100,7 +100,7 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
             tokenizer = epath.Path(text.tokenizer).read_bytes()
         except OSError as error:
             raise UserError(
-                f"tokenizer {text.tokenizer}: {error.strerror}; pass a SentencePiece .model file"
+                f"tokenizer {text.tokenizer}: {error.strerror}; pass a SentencePiece .model file or a tokenizer.json"
             ) from error
     else:
         _, titles, _ = attributes(dataset, config.data.train_split)
@@ -163,9 +163,9 @@ def metrics_of(workdir: epath.PathLike) -> list[dict[str, float]]:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What turns pictures into vectors: uint8 [n, h, w, 3] of `preprocessing` -> float32 [n, d]."""
+    """What turns pictures into vectors: batches of `preprocessing`, arrays or `Patches` of uint8 -> float32 [n, d]."""
 
-    encode: Callable[[np.ndarray], np.ndarray]
+    encode: Callable[[Any], np.ndarray]
     preprocessing: Preprocessing
     description: dict[str, Any]
 
@@ -176,7 +176,7 @@ def image_encoder(model: Any, *, name: str) -> Encoder:
     if preprocessing is None:
         raise UserError(f"{name}: the model has no known preprocessing; save it with preprocessing= first")
 
-    def encode(images: np.ndarray) -> np.ndarray:
+    def encode(images: Any) -> np.ndarray:
         return model.encode_image(preprocessing.to_float(images), batch_size=EMBED_BATCH)
 
     return Encoder(encode, preprocessing, {"name": name, "architecture": model.architecture.to_json()})

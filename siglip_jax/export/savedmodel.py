@@ -21,7 +21,7 @@ import numpy as np
 
 from siglip_jax import __version__
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import Preprocessing
+from siglip_jax.preprocessing import NAFLEX, Preprocessing
 
 if TYPE_CHECKING:  # a process that only serves has no JAX
     from siglip_jax.model import Model
@@ -36,7 +36,8 @@ def export_saved_model(model: Model, folder: str | pathlib.Path) -> None:
     The batch is dynamic, from 1 row on. Parameters are variables, since a graph's constants are limited to 2 GB.
 
     Raises:
-      UserError: TensorFlow is not installed, the folder exists, or the model has no known preprocessing.
+      UserError: TensorFlow is not installed, the folder exists, or the model has no known preprocessing or one of
+        NaFlex pictures.
     """
     tf = _tensorflow()
     from jax.experimental import jax2tf
@@ -47,6 +48,11 @@ def export_saved_model(model: Model, folder: str | pathlib.Path) -> None:
     preprocessing = model.preprocessing
     if preprocessing is None:
         raise UserError("export: the model has no known preprocessing; save it with preprocessing= first")
+    if preprocessing.resize == NAFLEX:
+        raise UserError(
+            "export: this model takes NaFlex pictures, whose sizes differ, and there is no SavedModel for these; "
+            "export a model of one fixed size"
+        )
     height, width = model.architecture.image_size
 
     def encode(params: Any, pixels: Any) -> Any:

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import jax
 import ml_collections
-import numpy as np
 from etils import epath
 
 from siglip_jax.checkpoints import Checkpoints
@@ -33,8 +32,8 @@ Evaluator = Callable[[int, Any], dict[str, float]]
 class BatchIterator(Protocol):
     """This process's rows of each global batch, with a position that can be saved and set (Grain's interface)."""
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]: ...
-    def __next__(self) -> dict[str, np.ndarray]: ...
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+    def __next__(self) -> dict[str, Any]: ...
     def get_state(self) -> dict[str, Any]: ...
     def set_state(self, state: dict[str, Any]) -> None: ...
 
@@ -53,18 +52,29 @@ def train(
     Args:
       config: the fields of `training.config.default_config`.
       model: the start, from random weights or loaded.
-      batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3], "text" int32 [n, L], "group" int32 [n].
+      batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3] or `Patches`, "text" int32 [n, L], "group" int32
+        [n]. Where it has an attribute `preprocessing`, as `make_loader`'s has, that must be the model's.
       workdir: gets config.json, the model's description, checkpoints/ and metrics.jsonl.
       fingerprint: of the data; a run does not continue on other data.
       evaluators: called with (step, params) at every checkpoint; their figures go into metrics.jsonl.
 
     Raises:
-      UserError: the workdir holds a run of another config or other data, or the loss is not finite.
+      UserError: the workdir holds a run of another config, data or preprocessing, the batches come from another
+        preprocessing than the model's, or the loss is not finite.
     """
     configs.check(config)
     workdir = epath.Path(workdir)
     if model.preprocessing is None:
         raise UserError("train: the model has no known preprocessing; save it with preprocessing= first")
+    sizes = model.architecture
+    model.preprocessing.check_fits(
+        image_size=sizes.image_size, text_length=sizes.text_length, vocab_size=sizes.vocab_size
+    )
+    if (given := getattr(batches, "preprocessing", model.preprocessing)) != model.preprocessing:
+        raise UserError(
+            f"train: the batches come from another preprocessing: {given.to_json()}, the model's is "
+            f"{model.preprocessing.to_json()}; a run cannot mix two"
+        )
     claim_workdir(workdir, config, fingerprint)
     if (workdir / "checkpoints").exists() and (stored := Preprocessing.load(workdir)) != model.preprocessing:
         raise UserError(

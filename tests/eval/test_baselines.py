@@ -5,6 +5,7 @@ import pytest
 
 from eval.baselines import random_embeddings, raw_pixels
 from siglip_jax.errors import UserError
+from siglip_jax.preprocessing import Patches
 
 
 def pictures(n, size=8, seed=0):
@@ -43,6 +44,7 @@ def test_equal_pictures_stay_equal_to_the_last_bit():
     [
         (pictures(2).astype(np.float32), "expected uint8"),
         (pictures(2)[..., 0], "expected uint8"),
+        (Patches(np.zeros((2, 4, 12), np.uint8), np.ones((2, 2), np.int32)), "images are Patches: expected uint8"),
         (np.repeat(pictures(1), 5, axis=0), "image 0 equals the mean"),
     ],
 )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from input_pipeline.augment import Augmentation, draws
 from siglip_jax.errors import UserError
+from siglip_jax.preprocessing import Patches, Preprocessing
 
 
 def pictures(count, height, width):
@@ -59,11 +60,32 @@ def test_a_zoom_enlarges_about_the_centre():
     np.testing.assert_array_equal(moved.sum(axis=(1, 2)), sides**2)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=8),
+    patch=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_patches_are_flipped_as_their_pictures_are(sizes, patch, seed):
+    value = Preprocessing(image_size=(patch, patch), resize="naflex", patch_size=patch, max_patches=16)
+    images = [pictures(1, rows * patch, columns * patch)[0] for rows, columns in sizes]
+    flipped = Augmentation()(value.batch(images), np.arange(len(images)), seed=seed, epoch=2)
+    assert isinstance(flipped, Patches)
+    toss = draws(np.arange(len(images)), seed=seed, epoch=2) >> np.uint64(63)
+    expected = value.batch([image[:, ::-1] if heads else image for image, heads in zip(images, toss, strict=True)])
+    np.testing.assert_array_equal(flipped.pixels, expected.pixels)
+    np.testing.assert_array_equal(flipped.shape, expected.shape)
+
+
 def test_the_input_is_left_alone():
     images = pictures(8, 4, 4)
     before = images.copy()
     Augmentation(flip=True, shift=2)(images, np.arange(8), seed=0, epoch=0)
     np.testing.assert_array_equal(images, before)
+    value = Preprocessing(image_size=(2, 2), resize="naflex", patch_size=2, max_patches=4)
+    patches = value.batch(list(images))
+    Augmentation()(patches, np.arange(8), seed=0, epoch=0)
+    np.testing.assert_array_equal(patches.pixels, value.batch(list(before)).pixels)
 
 
 @pytest.mark.parametrize(("name", "value"), [("shift", -1), ("zoom", -0.1), ("zoom", 1.0)])

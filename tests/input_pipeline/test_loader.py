@@ -16,11 +16,12 @@ from input_pipeline.dataset import build_dataset, open_split
 from input_pipeline.loader import iterate_split, make_loader
 from input_pipeline.tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import Preprocessing
+from siglip_jax.preprocessing import Patches, Preprocessing
 
 ROWS = 53
 TITLES = [f"Item {k % 40} Red" for k in range(ROWS)]
 PREPROCESSING = Preprocessing(image_size=(6, 5), tokenizer=train_tokenizer(TITLES, vocab_size=320), text_length=12)
+NAFLEX = PREPROCESSING.replace(image_size=(4, 4), resize="naflex", patch_size=2, max_patches=12)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,13 @@ def loader(dataset, **kwargs):
 def assert_same(a, b):
     assert a.keys() == b.keys()
     for key in a:
-        np.testing.assert_array_equal(a[key], b[key])
+        assert type(a[key]) is type(b[key])
+        for one, other in zip(parts(a[key]), parts(b[key]), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def parts(value):
+    return value if isinstance(value, Patches) else [value]
 
 
 def test_a_batch(dataset):
@@ -136,6 +143,44 @@ def test_augmentation_reaches_the_batches_and_nothing_else(dataset):
             flipped += mirrored
         assert_same({**a, "image": 0}, {**b, "image": 0})
     assert 0.4 < flipped / 480 < 0.6
+
+
+def test_naflex_batches(dataset):
+    batches = loader(dataset, preprocessing=NAFLEX)
+    assert batches.preprocessing == NAFLEX
+    batch = next(batches)
+    assert isinstance(batch["image"], Patches)
+    assert (batch["image"].pixels.dtype, batch["image"].pixels.shape) == (np.uint8, (8, 12, 12))
+    assert (batch["image"].shape.dtype, batch["image"].shape.tolist()) == (np.int32, [[3, 4]] * 8)
+    records = [open_split(dataset, "train")[k] for k in batch["index"].tolist()]
+    expected = NAFLEX.batch([NAFLEX.image(record["image"]) for record in records])
+    np.testing.assert_array_equal(batch["image"].pixels, expected.pixels)
+
+
+@pytest.mark.parametrize("other", [{"cache": False}, {"cache": False, "num_threads": 1}])
+def test_naflex_batches_are_the_same_bits_at_any_speed(dataset, other):
+    arguments = {"preprocessing": NAFLEX, "epochs": 2, "augmentation": Augmentation()}
+    cached = list(loader(dataset, cache=True, **arguments))
+    for a, b in zip(cached, loader(dataset, **arguments, **other), strict=True):
+        assert_same(a, b)
+    plain = loader(dataset, preprocessing=NAFLEX, epochs=2)
+    flipped = [
+        not np.array_equal(one, other)
+        for a, b in zip(cached, plain, strict=True)
+        for one, other in zip(a["image"].pixels, b["image"].pixels, strict=True)
+    ]
+    assert 0.3 < np.mean(flipped) < 0.7
+
+
+def test_naflex_pictures_are_only_flipped(dataset):
+    for change in ({"shift": 1}, {"zoom": 0.1}):
+        with pytest.raises(UserError, match="NaFlex pictures, whose sizes differ; these can only be flipped"):
+            loader(dataset, preprocessing=NAFLEX, augmentation=Augmentation(**change))
+
+
+def test_iterate_split_of_naflex(dataset):
+    batches = list(iterate_split(dataset, split="train", preprocessing=NAFLEX, batch_size=20))
+    assert [batch["image"].pixels.shape for batch in batches] == [(20, 12, 12), (20, 12, 12), (13, 12, 12)]
 
 
 def test_iterate_split(dataset):

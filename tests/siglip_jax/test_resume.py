@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import siglip_jax
+from input_pipeline.loader import make_loader
 from siglip_jax.errors import UserError
 from siglip_jax.training import loop
 from tools.workflow import train
@@ -153,6 +154,28 @@ def test_another_preprocessing_is_refused(trained_workdir, tiny_config, tiny_mod
     tiny_model.preprocessing.replace(lowercase="none").save(folder)
     with pytest.raises(UserError, match=r"another preprocessing: .*'lowercase': 'none'.*'lowercase': 'unicode'"):
         train(tiny_config, dataset=shop_dataset, workdir=folder)
+
+
+def test_batches_of_another_preprocessing_are_refused(tiny_config, tiny_model, shop_dataset, tmp_path):
+    other = tiny_model.preprocessing.replace(resize="bicubic")
+    batches = make_loader(shop_dataset, split="train", preprocessing=other, batch_size=16, seed=0)
+    with pytest.raises(UserError, match=r"'resize': 'bicubic'.*the model's is .*'resize': 'bilinear'.*cannot mix two"):
+        loop.train(tiny_config, model=tiny_model, batches=batches, workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": (16, 24)}, r"image_size \(16, 24\), the model's is \(16, 16\)"),
+        ({"text_length": 9}, "text_length 9, the model's is 8"),
+        ({"pad_id": 5000}, "5001 token ids, the model has"),
+    ],
+)
+def test_a_preprocessing_of_another_model_is_refused(tiny_config, tiny_model, tmp_path, change, message):
+    model = tiny_model.replace(preprocessing=tiny_model.preprocessing.replace(**change))
+    with pytest.raises(UserError, match=message):
+        loop.train(tiny_config, model=model, batches=iter([]), workdir=tmp_path / "run")
 
 
 def test_damaged_metric_lines_are_dropped(tmp_path):

@@ -108,6 +108,9 @@ def test_refusals(tiny_model, tmp_path):
         savedmodel.export_saved_model(tiny_model, tmp_path)
     with pytest.raises(UserError, match="no known preprocessing"):
         savedmodel.export_saved_model(tiny_model.replace(preprocessing=None), tmp_path / "new")
+    naflex = tiny_model.preprocessing.replace(resize="naflex", patch_size=8, max_patches=4)
+    with pytest.raises(UserError, match="NaFlex pictures"):
+        savedmodel.export_saved_model(tiny_model.replace(preprocessing=naflex), tmp_path / "new")
     assert not list(tmp_path.iterdir())  # complete or not at all
 
 

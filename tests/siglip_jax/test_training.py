@@ -11,10 +11,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from siglip_jax.errors import UserError
+from siglip_jax.preprocessing import Patches, Preprocessing
 from siglip_jax.training import loop
 from siglip_jax.training.optimizer import DECAY_RULES, make_optimizer, make_schedule
 from siglip_jax.training.rules import match_rules, path_name
-from siglip_jax.training.sharding import make_mesh, tree_shardings
+from siglip_jax.training.sharding import make_mesh, to_devices, tree_shardings
 from siglip_jax.training.step import init_state, make_train_step
 
 
@@ -56,6 +57,18 @@ def test_meshes_that_do_not_fit(sizes):
     asked = "data={}, fsdp={}, tensor={}".format(*sizes)
     with pytest.raises(UserError, match=f"config.mesh: {asked} does not fit 8 devices"):
         make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)), devices=list(range(8)))
+
+
+def test_batches_of_patches_travel_whole():
+    """And are made into floats on the device as on the host."""
+    value = Preprocessing(image_size=(2, 2), resize="naflex", patch_size=2, max_patches=6)
+    images = [np.full((2 * rows, 2 * columns, 3), 40 * rows, np.uint8) for rows, columns in ((1, 1), (2, 3), (3, 2))]
+    patches = value.batch(images)
+    batch = to_devices({"image": patches, "group": np.arange(3)}, make_mesh({"data": 1, "fsdp": 1, "tensor": 1}))
+    assert isinstance(batch["image"], Patches)
+    expected, found = value.to_float(patches), jax.jit(value.to_float)(batch["image"])
+    np.testing.assert_allclose(found.pixels, expected.pixels, atol=1e-6)
+    np.testing.assert_array_equal(found.shape, [[1, 1], [2, 3], [3, 2]])
 
 
 def test_parameters_and_moments_are_sharded_alike(tiny_model, tiny_config):

@@ -1,0 +1,231 @@
+"""Hugging Face's processor files: what published ones say, there and back, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from input_pipeline.tokenizer import train_tokenizer
+from siglip_jax.errors import UserError
+from siglip_jax.preprocessing import Preprocessing
+from siglip_jax.weights.processor import read_processor, write_processor
+
+TITLES = ["red dress", "blue jeans", "red shoes for men", "a b c d e f"]
+TOKENIZER = train_tokenizer(TITLES, vocab_size=320)
+SIZES = {"text_length": 16, "vocab_size": 400}
+
+# As google/siglip-* and google/siglip2-* have them.
+PIXELS = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "rescale_factor": 0.00392156862745098,
+}
+FIXED = {"image_processor_type": "SiglipImageProcessor", "processor_class": "SiglipProcessor"}
+SIGLIP_1 = PIXELS | FIXED | {"resample": 3, "size": {"height": 224, "width": 224}}
+SIGLIP_2 = PIXELS | FIXED | {"resample": 2, "size": {"height": 256, "width": 256}, "do_convert_rgb": None}
+FLEXIBLE = PIXELS | {
+    "image_processor_type": "Siglip2ImageProcessor",
+    "processor_class": "Siglip2Processor",
+    "max_num_patches": 256,
+    "patch_size": 16,
+    "resample": 2,
+}
+SIGLIP_TEXT = {
+    "tokenizer_class": "SiglipTokenizer",
+    "do_lower_case": True,
+    "eos_token": {"content": "</s>", "lstrip": True, "__type": "AddedToken"},
+    "pad_token": "</s>",
+    "unk_token": "<unk>",
+    "model_max_length": 64,
+    "added_tokens_decoder": {"1": {"content": "</s>"}},
+}
+GEMMA_TEXT = {
+    "tokenizer_class": "GemmaTokenizer",
+    "add_bos_token": False,
+    "add_eos_token": True,
+    "pad_token": "<pad>",
+    "padding_side": "right",
+    "sp_model_kwargs": {},
+}
+
+
+def write(folder, *, tokenizer="spiece.model", **files):
+    for name, value in files.items():
+        (folder / f"{name}.json").write_text(value if isinstance(value, str) else json.dumps(value))
+    if tokenizer:
+        (folder / tokenizer).write_bytes(TOKENIZER)
+
+
+def test_siglip_1(tmp_path):
+    write(tmp_path, preprocessor_config=SIGLIP_1, tokenizer_config=SIGLIP_TEXT)
+    assert read_processor(tmp_path, **SIZES) == Preprocessing(
+        image_size=(224, 224),
+        resize="bicubic",
+        tokenizer=TOKENIZER,
+        text_length=16,
+        pad_id=1,
+        lowercase="unicode",
+        punctuation="delete",
+    )
+
+
+def test_siglip_2(tmp_path):
+    write(tmp_path, preprocessor_config=SIGLIP_2, tokenizer_config=GEMMA_TEXT, tokenizer="tokenizer.model")
+    expected = Preprocessing(image_size=(256, 256), tokenizer=TOKENIZER, text_length=16, pad_id=0)
+    assert read_processor(tmp_path, **SIZES) == expected
+    (tmp_path / "tokenizer.json").write_text("{}")  # published beside it; the SentencePiece file is read
+    assert read_processor(tmp_path, **SIZES) == expected
+
+
+def test_naflex(tmp_path):
+    write(tmp_path, preprocessor_config=FLEXIBLE, tokenizer_config=GEMMA_TEXT, tokenizer="tokenizer.model")
+    expected = Preprocessing(
+        image_size=(256, 256), resize="naflex", patch_size=16, max_patches=256, tokenizer=TOKENIZER, text_length=16
+    )
+    assert read_processor(tmp_path, **SIZES) == expected
+    other = read_processor(tmp_path, image_size=(64, 64), **SIZES)  # another position grid
+    assert other == expected.replace(image_size=(64, 64))
+
+
+def test_newer_files(tmp_path):
+    """processor_config.json, with the pictures' settings inside."""
+    nested = {"image_processor": SIGLIP_1, "processor_class": "SiglipProcessor"}
+    write(tmp_path, processor_config=nested, preprocessor_config=SIGLIP_2, tokenizer_config=SIGLIP_TEXT)
+    assert read_processor(tmp_path, **SIZES).resize == "bicubic"
+    write(tmp_path, processor_config={"processor_class": "SiglipProcessor"})  # as older ones have it
+    assert read_processor(tmp_path, **SIZES).resize == "bilinear"
+
+
+def test_missing_files(tmp_path):
+    write(tmp_path, tokenizer_config=SIGLIP_TEXT)
+    assert read_processor(tmp_path, **SIZES) is None
+    write(tmp_path, preprocessor_config=SIGLIP_1)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert read_processor(tmp_path, **SIZES).punctuation == "delete"  # spiece.model is SigLIP 1's name
+    (tmp_path / "spiece.model").unlink()
+    assert read_processor(tmp_path, **SIZES).tokenizer is None
+    write(tmp_path, tokenizer="tokenizer.model")
+    value = read_processor(tmp_path, **SIZES)
+    assert (value.punctuation, value.lowercase, value.pad_id) == ("keep", "unicode", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"image_mean": [0.0] * 3, "image_std": [1.0] * 3}, (0.0, 1.0)),
+        ({"image_mean": 0.25, "image_std": 0.5}, (-0.5, 1.5)),
+        ({"do_normalize": False}, (0.0, 1.0)),
+        ({"do_rescale": False, "do_normalize": False}, (0.0, 255.0)),
+        ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, (-1.0, 1.0)),
+    ],
+)
+def test_value_range(tmp_path, change, expected):
+    write(tmp_path, preprocessor_config=SIGLIP_1 | change)
+    assert read_processor(tmp_path, **SIZES).value_range == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "message"),
+    [
+        ("preprocessor", SIGLIP_1 | {"do_center_crop": True, "crop_size": 9}, "unknown settings do_center_crop='True'"),
+        ("preprocessor", SIGLIP_1 | {"resample": 1}, r"resample=1; expected 2 \(bilinear\) or 3"),
+        ("preprocessor", SIGLIP_1 | {"size": {"shortest_edge": 224}}, "size="),
+        ("preprocessor", SIGLIP_1 | {"do_resize": False}, "do_resize=False"),
+        ("preprocessor", SIGLIP_1 | {"image_mean": [0.4, 0.5, 0.5]}, "expected equal channels"),
+        ("preprocessor", SIGLIP_1 | {"image_std": [0.0] * 3}, "expected numbers"),
+        ("preprocessor", SIGLIP_1 | {"image_processor_type": "CLIPImageProcessor"}, "CLIPImageProcessor"),
+        ("preprocessor", SIGLIP_1 | {"image_processor_type": ["x"]}, "image_processor_type="),
+        ("preprocessor", FLEXIBLE | {"resample": 3}, "resample=3"),
+        ("preprocessor", FLEXIBLE | {"max_num_patches": "many"}, "max_num_patches='many'"),
+        ("preprocessor", "[1]", "not a JSON object"),
+        ("preprocessor", "{", "not JSON"),
+        ("processor", {"image_processor": 3}, "image_processor is no JSON object"),
+        ("processor", {"image_processor": SIGLIP_1, "video_processor": {"a": 1}}, "unknown settings video_processor"),
+        ("tokenizer", SIGLIP_TEXT | {"tokenizer_class": "CLIPTokenizer"}, "tokenizer_class='CLIPTokenizer'"),
+        ("tokenizer", SIGLIP_TEXT | {"remove_accents": True}, "unknown settings remove_accents"),
+        ("tokenizer", SIGLIP_TEXT | {"sp_model_kwargs": {"enable_sampling": True}}, "sp_model_kwargs="),
+        ("tokenizer", SIGLIP_TEXT | {"eos_token": "red"}, "eos_token='red'"),
+        ("tokenizer", SIGLIP_TEXT | {"pad_token": "[PAD]"}, r"pad_token='\[PAD\]' is not in spiece.model"),
+        ("tokenizer", GEMMA_TEXT | {"add_bos_token": True}, "add_bos_token=True"),
+        ("tokenizer", GEMMA_TEXT | {"add_eos_token": False}, "add_eos_token=False"),
+        ("tokenizer", GEMMA_TEXT | {"padding_side": "left"}, "padding_side='left'"),
+    ],
+)
+def test_settings_that_cannot_be_followed(tmp_path, file, settings, message):
+    write(tmp_path, preprocessor_config=SIGLIP_1)
+    write(tmp_path, **{f"{file}_config": settings})
+    with pytest.raises(UserError, match=message) as error:
+        read_processor(tmp_path, **SIZES)
+    assert f"{file}_config.json" in str(error.value)
+
+
+def test_a_tokenizer_of_another_model(tmp_path):
+    write(tmp_path, preprocessor_config=SIGLIP_1, tokenizer_config=SIGLIP_TEXT)
+    with pytest.raises(UserError, match="the text tower has 100"):
+        read_processor(tmp_path, text_length=16, vocab_size=100)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Preprocessing(image_size=(32, 48), resize="bicubic", text_length=16),
+        Preprocessing(image_size=(32, 48), resize="bilinear", value_range=(0.0, 1.0), text_length=16),
+        Preprocessing(image_size=(32, 32), value_range=(-0.75, 3.0), text_length=16),
+        Preprocessing(image_size=(16, 16), resize="naflex", patch_size=8, max_patches=4, text_length=16),
+        Preprocessing(image_size=(8, 8), tokenizer=TOKENIZER, text_length=16, pad_id=1, punctuation="delete"),
+        Preprocessing(image_size=(8, 8), tokenizer=TOKENIZER, text_length=16, punctuation="delete", lowercase="none"),
+    ],
+)
+def test_there_and_back(tmp_path, value):
+    assert write_processor(value, tmp_path) == []
+    assert read_processor(tmp_path, **SIZES) == value
+
+
+def test_what_transformers_cannot_follow_is_said(tmp_path):
+    big_vision = Preprocessing(
+        image_size=(8, 8),
+        resize="bilinear_no_antialias",
+        tokenizer=TOKENIZER,
+        text_length=16,
+        pad_id=1,
+        lowercase="ascii",
+    )
+    notes = write_processor(big_vision, tmp_path)
+    assert [note.split(":")[0] for note in notes] == ["resize", "lowercase", "punctuation"]
+    expected = big_vision.replace(resize="bilinear", lowercase="unicode", punctuation="delete")
+    assert read_processor(tmp_path, **SIZES) == expected
+
+
+def gemma_like() -> bytes:
+    """A tokenizer.json that puts no space before the first word."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocab = {piece: k for k, piece in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "▁", "a", "b", "ab"])}
+    model = tokenizers.models.BPE(vocab=vocab, merges=[("a", "b")], unk_token="<unk>", fuse_unk=True)
+    built = tokenizers.Tokenizer(model)
+    built.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    return built.to_str().encode()
+
+
+@pytest.mark.parametrize(
+    ("lowercase", "kind"), [("unicode", "Siglip2Tokenizer"), ("none", "GemmaTokenizer"), ("ascii", "Siglip2Tokenizer")]
+)
+def test_gemma_there_and_back(tmp_path, lowercase, kind):
+    value = Preprocessing(image_size=(8, 8), tokenizer=gemma_like(), text_length=16, lowercase=lowercase)
+    notes = write_processor(value, tmp_path)
+    assert len(notes) == (lowercase == "ascii")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == kind
+    assert (settings["pad_token"], settings["eos_token"], settings["bos_token"]) == ("<pad>", "<eos>", "<bos>")
+    back = read_processor(tmp_path, **SIZES)
+    assert back == value.replace(lowercase="unicode" if lowercase == "ascii" else lowercase)
+    np.testing.assert_array_equal(back.text("ab ba"), value.text("ab ba"))
+
+
+def test_a_tokenizer_json_that_no_class_reads(tmp_path):
+    value = Preprocessing(image_size=(8, 8), tokenizer=gemma_like(), text_length=16, punctuation="delete")
+    (note,) = write_processor(value, tmp_path)
+    assert "no tokenizer was written" in note
+    assert read_processor(tmp_path, **SIZES).tokenizer is None
