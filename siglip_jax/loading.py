@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -14,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from siglip_jax.errors import UserError
-from siglip_jax.model import FORMAT, Model, parameter_shapes
+from siglip_jax.model import FORMAT, Model, check_preprocessing, parameter_shapes
 from siglip_jax.models.presets import PRESETS, Preset
 from siglip_jax.models.towers import DTYPES, Architecture, TwoTowers
 from siglip_jax.preprocessing import Preprocessing
@@ -83,7 +82,7 @@ def load(
         model = model.replace(preprocessing=preprocessing)
     if image_size is not None and tuple(image_size) != model.architecture.image_size:
         model = with_image_size(model, image_size, method=position_resize)
-    _check_fit(model, source)
+    check_preprocessing(model)
     compute = dtype or model.module.dtype
     store = model.module.param_dtype if param_dtype == STORED else param_dtype
     module = TwoTowers(model.architecture, dtype=compute, param_dtype=store, remat=remat, unroll=unroll)
@@ -273,25 +272,6 @@ def _with_tokenizer(model: Model, preset: Preset | None, path: epath.Path) -> Pr
             f"{preset.family.tokenizer} is the published one"  # type: ignore[union-attr]
         )
     return preprocessing
-
-
-def _check_fit(model: Model, source: object) -> None:
-    """The preprocessing must give what the towers take."""
-    preprocessing, architecture = model.preprocessing, model.architecture
-    if preprocessing is None:
-        return
-    naflex = preprocessing.resize == "naflex"
-    pairs: Mapping[str, tuple[Any, Any]] = {
-        "naflex": (naflex, architecture.naflex),
-        "text_length": (preprocessing.text_length, architecture.text_length),
-    }
-    size = "patch_size" if architecture.naflex else "image_size"
-    pairs = {**pairs, size: (getattr(preprocessing, size), getattr(architecture, size))}
-    for name, (ours, theirs) in pairs.items():
-        if ours != theirs:
-            raise UserError(
-                f"{source}: the preprocessing has {name} {ours}, the model {theirs}; pass another preprocessing="
-            )
 
 
 def _differences(found: Architecture, expected: Architecture) -> str:

@@ -189,6 +189,18 @@ def _encoder(module: TwoTowers, method: str):
     return jax.jit(lambda params, x: module.apply({"params": params}, x, method=method))
 
 
+def check_preprocessing(model: Model) -> None:
+    """Raises a UserError that shows both where the preprocessing does not make what the towers take."""
+    architecture = model.architecture
+    if model.preprocessing is not None:
+        model.preprocessing.check_fits(
+            image_size=architecture.image_size,
+            text_length=architecture.text_length,
+            vocab_size=architecture.vocab_size,
+            naflex_patch=architecture.patch_size if architecture.naflex else 0,
+        )
+
+
 def _padded(rows: Any, padding: int) -> Any:
     return np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)]) if padding else rows
 

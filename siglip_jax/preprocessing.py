@@ -11,18 +11,18 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
+from etils import epath
 
 from siglip_jax.errors import UserError
 from siglip_jax.patches import Patches
 from siglip_jax.pictures import MAX_IMAGE_PIXELS, cut_patches, decode_image, naflex_size, resize_image
-from siglip_jax.tokenizer import EOS_ID, TOKENIZER_FILES, Tokenizer, file_name, open_tokenizer
+from siglip_jax.tokenizer import EOS_ID, SENTINELS, TOKENIZER_FILES, Tokenizer, file_name, open_tokenizer
 
 __all__ = [
     "EOS_ID",
@@ -123,14 +123,21 @@ class Preprocessing:
     def replace(self, **changes: Any) -> Preprocessing:
         return dataclasses.replace(self, **changes)
 
-    def check_fits(self, *, image_size: tuple[int, int], text_length: int, vocab_size: int) -> None:
-        """Raises a UserError where a model of these sizes cannot take what this value makes."""
-        ours = {"image_size": tuple(self.image_size), "text_length": self.text_length}
-        theirs = {"image_size": tuple(image_size), "text_length": text_length}
+    def check_fits(
+        self, *, image_size: tuple[int, int], text_length: int, vocab_size: int, naflex_patch: int = 0
+    ) -> None:
+        """Raises a UserError where a model of these sizes cannot take what this value makes.
+
+        `naflex_patch` is the patch size of a NaFlex model, 0 of others.
+        """
+        ours: dict[str, Any] = {"image_size": tuple(self.image_size), "text_length": self.text_length}
+        theirs: dict[str, Any] = {"image_size": tuple(image_size), "text_length": text_length}
+        ours["NaFlex patch size"], theirs["NaFlex patch size"] = self.patch_size, naflex_patch
         problems = [
             f"{name} {ours[name]}, the model's is {theirs[name]}" for name in ours if ours[name] != theirs[name]
         ]
-        if self.tokenizer is not None and self.vocab_size > vocab_size:  # a lookup beyond the table is silent in XLA
+        # A lookup beyond the table is silent in XLA.
+        if self.tokenizer is not None and self.vocab_size > vocab_size + SENTINELS:
             problems.append(f"{self.vocab_size} token ids, the model has {vocab_size}")
         if problems:
             raise UserError(f"preprocessing: {'; '.join(problems)}; give the preprocessing that belongs to the model")
@@ -250,20 +257,20 @@ class Preprocessing:
         fields |= {"image_size": list(self.image_size), "value_range": list(self.value_range)}
         return {**fields, "tokenizer_sha256": hashlib.sha256(self.tokenizer).hexdigest() if self.tokenizer else None}
 
-    def save(self, folder: str | pathlib.Path) -> None:
+    def save(self, folder: epath.PathLike) -> None:
         """Writes preprocessing.json and, where there is one, tokenizer.model or tokenizer.json beside it."""
-        folder = pathlib.Path(folder)
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.tokenizer is not None:
             (folder / file_name(self.tokenizer)).write_bytes(self.tokenizer)
         (folder / "preprocessing.json").write_text(json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: str | pathlib.Path) -> Preprocessing:
+    def load(cls, folder: epath.PathLike) -> Preprocessing:
         """Reads what `save` wrote; the tokenizer must be the one the value was saved with."""
-        folder = pathlib.Path(folder)
+        folder = epath.Path(folder)
         path = folder / "preprocessing.json"
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"{folder}: no preprocessing.json; expected a folder written by siglip-jax")
         try:
             fields = json.loads(path.read_text())
@@ -275,7 +282,7 @@ class Preprocessing:
         return value.replace(tokenizer=_read_tokenizer(folder, sha256)) if sha256 else value
 
 
-def _read_tokenizer(folder: pathlib.Path, sha256: str) -> bytes:
+def _read_tokenizer(folder: epath.Path, sha256: str) -> bytes:
     """The tokenizer file of that sum; a folder may hold one of each kind, such as one from Hugging Face."""
     found = []
     for name in TOKENIZER_FILES:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from siglip_jax.errors import UserError
 
+# mC4's and T5's published files have 100 ids more than the models have rows: <extra_id_0>, ..., which no title spells.
+SENTINELS = 100
 EOS_ID = 1  # of every SigLIP tokenizer, published or trained here
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")  # beside a saved model: SentencePiece, Hugging Face
 

@@ -20,7 +20,7 @@ from input_pipeline.loader import iterate_split, make_loader
 from input_pipeline.progress import progress
 from input_pipeline.tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import Preprocessing
+from siglip_jax.preprocessing import NAFLEX, Preprocessing
 
 EMBED_BATCH = 256
 PICTURES_CHECKED = 64  # of an export
@@ -88,9 +88,12 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
             f"config.preprocessing.image_size={tuple(text.image_size)} is not a multiple of config.model.patch_size="
             f"{options.patch_size}; what is left over would never be looked at"
         )
+    naflex = text.resize == NAFLEX
     preprocessing = Preprocessing(
         image_size=tuple(text.image_size),
         resize=text.resize,
+        patch_size=options.patch_size if naflex else 0,
+        max_patches=text.max_patches,
         text_length=text.text_length,
         lowercase=text.lowercase,
         punctuation=text.punctuation,
@@ -113,6 +116,7 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
         text=TowerSize(**options.text),
         vocab_size=preprocessing.vocab_size,
         text_length=preprocessing.text_length,
+        naflex=naflex,
     )
     module = TwoTowers(architecture, init_temperature=options.init_temperature, init_bias=options.init_bias, **compute)
     return models.init(module, preprocessing, seed=config.seed)

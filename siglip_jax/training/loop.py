@@ -15,7 +15,7 @@ from etils import epath
 
 from siglip_jax.checkpoints import Checkpoints
 from siglip_jax.errors import UserError
-from siglip_jax.model import Model
+from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.training import config as configs
 from siglip_jax.training.optimizer import make_optimizer, make_schedule
@@ -66,10 +66,7 @@ def train(
     workdir = epath.Path(workdir)
     if model.preprocessing is None:
         raise UserError("train: the model has no known preprocessing; save it with preprocessing= first")
-    sizes = model.architecture
-    model.preprocessing.check_fits(
-        image_size=sizes.image_size, text_length=sizes.text_length, vocab_size=sizes.vocab_size
-    )
+    check_preprocessing(model)
     if (given := getattr(batches, "preprocessing", model.preprocessing)) != model.preprocessing:
         raise UserError(
             f"train: the batches come from another preprocessing: {given.to_json()}, the model's is "

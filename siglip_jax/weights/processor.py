@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import EOS_ID, NAFLEX, Preprocessing
-from siglip_jax.tokenizer import Tokenizer, is_json, open_tokenizer
+from siglip_jax.tokenizer import SENTINELS, Tokenizer, is_json, open_tokenizer
 
 PICTURE_FILES = ("processor_config.json", "preprocessor_config.json")  # the first one that describes pictures counts
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -58,7 +59,7 @@ _NEUTRAL_TEXT = _names("""
 
 
 def read_processor(
-    folder: str | pathlib.Path,
+    folder: epath.PathLike,
     *,
     text_length: int,
     vocab_size: int,
@@ -80,7 +81,7 @@ def read_processor(
       UserError: a file that is not JSON, a setting that is unknown or cannot be followed, a tokenizer of more ids
         than `vocab_size`.
     """
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     path, settings = _picture_settings(folder)
     if path is None:
         return None
@@ -89,10 +90,10 @@ def read_processor(
     return Preprocessing(text_length=text_length, **fields, **text)
 
 
-def _picture_settings(folder: pathlib.Path) -> tuple[pathlib.Path | None, dict[str, Any]]:
+def _picture_settings(folder: epath.Path) -> tuple[epath.Path | None, dict[str, Any]]:
     for name in PICTURE_FILES:
         path = folder / name
-        if not path.is_file():
+        if not path.exists():
             continue
         settings = _read_json(path)
         if name == "processor_config.json":
@@ -106,7 +107,7 @@ def _picture_settings(folder: pathlib.Path) -> tuple[pathlib.Path | None, dict[s
 
 
 def _picture_fields(
-    path: pathlib.Path, settings: Mapping[str, Any], image_size: tuple[int, int] | None
+    path: epath.Path, settings: Mapping[str, Any], image_size: tuple[int, int] | None
 ) -> dict[str, Any]:
     name = settings.get("image_processor_type", settings.get("feature_extractor_type"))
     kind = _IMAGE_PROCESSORS.get(name) if isinstance(name, str) else None
@@ -138,13 +139,13 @@ def _picture_fields(
     return fields | {"image_size": image_size or (side, side)}
 
 
-def _whole(path: pathlib.Path, name: str, value: Any) -> int:
+def _whole(path: epath.Path, name: str, value: Any) -> int:
     if type(value) is not int or value < 1:
         raise UserError(f"{path}: {name}={value!r}; expected a whole number of at least 1")
     return value
 
 
-def _value_range(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[float, float]:
+def _value_range(path: epath.Path, settings: Mapping[str, Any]) -> tuple[float, float]:
     """What (x * rescale_factor - mean) / std makes of 0 and 255; one value for all three channels."""
     scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
     mean, std = 0.0, 1.0
@@ -161,13 +162,13 @@ def _value_range(path: pathlib.Path, settings: Mapping[str, Any]) -> tuple[float
     return low, high
 
 
-def _text_fields(folder: pathlib.Path, vocab_size: int) -> dict[str, Any]:
+def _text_fields(folder: epath.Path, vocab_size: int) -> dict[str, Any]:
     """tokenizer, pad_id, lowercase and punctuation; nothing where there is no tokenizer file."""
-    file = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+    file = next((folder / name for name in TOKENIZER_FILES if (folder / name).exists()), None)
     if file is None:
         return {}
     path = folder / TOKENIZER_CONFIG
-    settings = _read_json(path) if path.is_file() else {}
+    settings = _read_json(path) if path.exists() else {}
     given = settings.get("tokenizer_class", _SIGLIP if file.name == SPIECE else _GEMMA)
     kind = _TOKENIZER_CLASSES.get(given) if isinstance(given, str) else None
     if kind is None:
@@ -182,7 +183,7 @@ def _text_fields(folder: pathlib.Path, vocab_size: int) -> dict[str, Any]:
             raise UserError(f"{path}: {name}={settings[name]!r}; expected {expected!r}, as SigLIP was trained")
     serialised = file.read_bytes()
     tokenizer = open_tokenizer(serialised)
-    if tokenizer.vocab_size > vocab_size:
+    if tokenizer.vocab_size > vocab_size + SENTINELS:
         raise UserError(
             f"{file}: {tokenizer.vocab_size} ids; the text tower has {vocab_size}: put the model's own tokenizer there"
         )
@@ -208,14 +209,14 @@ def _piece_of(settings: Mapping[str, Any], name: str) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
 
 
-def _refuse_unknown(path: pathlib.Path, settings: Mapping[str, Any], known: set[str], neutral: Any) -> None:
+def _refuse_unknown(path: epath.Path, settings: Mapping[str, Any], known: set[str], neutral: Any) -> None:
     unknown = {name: value for name, value in settings.items() if name not in known and name not in neutral and value}
     if unknown:
         listed = ", ".join(f"{name}={str(value)[:60]!r}" for name, value in sorted(unknown.items()))
         raise UserError(f"{path}: unknown settings {listed}; they may change what the model sees: remove them")
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -228,13 +229,13 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_processor(preprocessing: Preprocessing, folder: str | pathlib.Path) -> list[str]:
+def write_processor(preprocessing: Preprocessing, folder: epath.PathLike) -> list[str]:
     """Writes the files that transformers' AutoProcessor reads beside a model's config.json.
 
     Returns:
       What is lost: a line for each rule that transformers cannot follow and what it will do instead.
     """
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings, notes = _write_picture(preprocessing)
     _write_json(folder / "preprocessor_config.json", settings)
@@ -314,5 +315,5 @@ def _tokenizer_class(preprocessing: Preprocessing, tokenizer: Tokenizer) -> tupl
     return _SIGLIP, notes
 
 
-def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+def _write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

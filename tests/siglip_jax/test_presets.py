@@ -189,8 +189,9 @@ def test_another_tokenizer_is_refused(tiny, tmp_path, tokenizer_file, monkeypatc
 def test_a_preprocessing_that_does_not_fit_is_refused(tiny, tmp_path):
     tiny.save(tmp_path / "w.npz", format="big_vision")
     for changes, message in (
-        ({"image_size": (24, 24)}, r"image_size \(24, 24\), the model \(16, 16\)"),
-        ({"text_length": 7}, "text_length 7, the model 6"),
+        ({"image_size": (24, 24)}, r"image_size \(24, 24\), the model's is \(16, 16\)"),
+        ({"text_length": 7}, "text_length 7, the model's is 6"),
+        ({"resize": "naflex", "patch_size": 8, "max_patches": 9}, "NaFlex patch size 8, the model's is 0"),
     ):
         value = presets.PRESETS[NAME].preprocessing("big_vision").replace(**changes)
         with pytest.raises(UserError, match=message):
