@@ -52,7 +52,7 @@ def checked_layout(name: str, *, mesh: Mesh | None, axis: str | tuple[str, ...],
     """Where the rows are.
 
     Raises:
-      ValueError: an axis that the mesh has not, rows that do not divide over the devices, or several devices and no mesh.
+      ValueError: an axis that the mesh has not, rows that do not divide over the devices, or sharded rows and no mesh.
     """
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
     if mesh is None:

@@ -9,15 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from siglip_jax.losses.ring_order import ring_order
 from siglip_jax.losses.tiles import GPU_TILE, TILE
 
 COMMUNICATIONS = ("auto", "ring", "gather")
 GRADIENT_DTYPES = ("float32", "bfloat16")
-# Below this the gathered rows and their gradients cost little memory, while a hop of the ring would be too short to hide
-# its latency.
+# Below this the gathered rows and their gradients cost little memory, while a hop of the ring would be too short to
+# hide its latency.
 GATHER_BYTES = 32 * 2**20
 
 
@@ -65,11 +67,14 @@ class Layout:
 
 
 def choose_communication(asked: str, *, batch: int, dim: int, itemsize: int, devices: int) -> str:
-    """ "ring" or "gather". Both send the same bytes; "auto" gathers up to `GATHER_BYTES` of rows and gradients a device.
+    """Which way; both send about the same bytes. "auto" gathers up to `GATHER_BYTES` of rows and gradients a device.
 
     Args:
       batch: global rows.
       itemsize: bytes of one element of a row; a gradient takes 4 more.
+
+    Returns:
+      "ring" or "gather".
     """
     if asked != "auto" or devices == 1:
         return "ring" if asked == "auto" else asked
@@ -103,7 +108,10 @@ def ring(
     devices = layout.devices
     if devices == 1:
         return visit(rows, layout.position(), home)
-    onward = [(i, (i + 1) % devices) for i in range(devices)]
+    assert layout.mesh is not None
+    order = ring_order(layout.mesh, layout.axes)
+    onward = [(shard, order[(place + 1) % devices]) for place, shard in enumerate(order)]
+    place_of = np.argsort(order)
 
     def send(tree: Any) -> Any:
         return jax.tree.map(lambda x: lax.ppermute(x, layout.axes, onward), tree)
@@ -116,7 +124,8 @@ def ring(
     def hop(number: Any, carry: Any) -> Any:
         here, about_last, home = carry
         upcoming, arrived = send(here), send_result(about_last)
-        about_here, home = visit(here, (layout.position() - number) % devices, home)
+        shard = jnp.asarray(order)[(jnp.asarray(place_of)[layout.position()] - number) % devices]
+        about_here, home = visit(here, shard, home)
         return upcoming, jax.tree.map(merge, arrived, about_here), home
 
     upcoming = send(rows)

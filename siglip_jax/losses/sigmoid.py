@@ -1,8 +1,8 @@
 """The pairwise sigmoid loss of SigLIP (arXiv 2303.15343, algorithm 1), exact over the global batch, in one pass.
 
-d loss / d logit_ij = (sigmoid(logit_ij) - [i matches j]) / n needs that logit alone. So the gradients are made beside the
-loss, tile by tile, and the backward pass only multiplies them by its cotangent: 3 products (6 n^2 d FLOPs), memory for the
-gradients and one tile, whatever n is. Left to autodiff, a loop over tiles keeps every tile of logits.
+d loss / d logit_ij = (sigmoid(logit_ij) - [i matches j]) / n needs that logit alone. So the gradients are made beside
+the loss, tile by tile, and the backward pass only multiplies them by its cotangent: 3 products (6 n^2 d FLOPs), memory
+for the gradients and one tile, whatever n is. Left to autodiff, a loop over tiles keeps every tile of logits.
 """
 
 from __future__ import annotations

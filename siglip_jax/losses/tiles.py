@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Rows and columns of a tile. At 1024 the three products of a tile run at the speed of the large ones, and the tile (4 MiB
-# of float32) and the slices of the accumulators that it touches stay in a CPU's cache. A GPU needs larger products to
-# occupy all its multiprocessors.
+# Rows and columns of a tile. At 1024 the three products of a tile run at the speed of the large ones, and the tile
+# (4 MiB of float32) and the slices of the accumulators that it touches stay in a CPU's cache. A GPU needs larger
+# products to occupy all its multiprocessors.
 TILE = 1024
 GPU_TILE = 4096
 
@@ -19,7 +19,7 @@ GPU_TILE = 4096
 def over_tiles(total: int, tile: int, body: Callable[[Any, int, Any], Any], carry: Any) -> Any:
     """body(start, size, carry) -> carry for each stretch of `tile` in range(total), the shorter last one included.
 
-    `size` is a Python integer: the remainder is a body of its own shape, so nothing is padded and no FLOP is spent twice.
+    `size` is a Python integer: the remainder is a body of its own shape, so nothing is padded or computed twice.
     """
     whole, rest = divmod(total, tile)
     if whole == 1:
@@ -42,15 +42,15 @@ def set_rows(x: jax.Array, start: Any, new: jax.Array) -> jax.Array:
 def dot(a: jax.Array, b: jax.Array, *, contract: tuple[int, int]) -> jax.Array:
     """a and b contracted over one axis each, accumulated in and returned as float32.
 
-    float32 operands are multiplied as float32: TPUs would round them to bfloat16 and GPUs to TF32 by default, an error of
-    1e-3 on a logit of 100. bfloat16 operands are the way to ask for the fast products. A precision set with
-    `jax.default_matmul_precision` is respected.
+    float32 operands are multiplied as float32: by default TPUs would round them to bfloat16 and GPUs to TF32, and
+    exp(t) = 100 makes that an error in the second or third decimal of a logit. bfloat16 operands are the way to ask for
+    the fast products. A precision set with `jax.default_matmul_precision` is respected.
     """
-    chosen = jax.config.jax_default_matmul_precision is not None or a.dtype != jnp.float32
+    chosen = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
     return lax.dot_general(
         a,
         b,
         (((contract[0],), (contract[1],)), ((), ())),
-        precision=None if chosen else lax.Precision.HIGHEST,
+        precision=None if chosen or a.dtype != jnp.float32 else lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
