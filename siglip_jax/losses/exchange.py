@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from siglip_jax.losses.ring_order import ring_order
-from siglip_jax.losses.tiles import GPU_TILE, TILE
+from siglip_jax.losses.tiles import TILES
 
 COMMUNICATIONS = ("auto", "ring", "gather")
 GRADIENT_DTYPES = ("float32", "bfloat16")
@@ -39,7 +39,7 @@ class Layout:
     def tile(self) -> int:
         """Rows and columns of a tile on this kind of device."""
         platform = jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
-        return GPU_TILE if platform in ("gpu", "cuda", "rocm") else TILE
+        return TILES.get({"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), TILES["cpu"])
 
     def shard_map(self, body: Callable, *, by_row: tuple[bool, ...], out_by_row: tuple[bool, ...]) -> Callable:
         """`body` on each device's own rows; arguments and results that are not by row are equal on all devices."""

@@ -1,8 +1,8 @@
 """An order of the shards in which each hands on to a physical neighbour.
 
 TPU chips form a grid. Sent to a neighbour, rows cross one link, and XLA makes the transfer asynchronous. In row-major
-order the step from the end of one row of chips to the start of the next crosses the grid; all others wait for it, and for
-v5e slices of 8 x 8 and more XLA (libtpu 0.0.42) then compiles a transfer that nothing overlaps.
+order the step from the end of one row of chips to the start of the next crosses the grid; all others wait for it, and
+for v5e slices of 8 x 8 and more XLA (libtpu 0.0.42) then compiles a transfer that nothing overlaps.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ def ring_order(mesh: Mesh, axes: tuple[str, ...]) -> tuple[int, ...]:
     places = [mesh.axis_names.index(axis) for axis in axes]
     # One device of each shard: the others hold copies and make the same walk beside it.
     devices = np.moveaxis(mesh.devices, places, range(len(places))).reshape(shards, -1)[:, 0]
-    coordinates = [getattr(device, "coords", None) for device in devices]
-    if any(place is None for place in coordinates):
+    if not all(hasattr(device, "coords") for device in devices):
         return tuple(range(shards))
-    return closed_walk([(*place, getattr(d, "core_on_chip", 0)) for place, d in zip(coordinates, devices, strict=True)])
+    return closed_walk([(*device.coords, getattr(device, "core_on_chip", 0)) for device in devices])
 
 
 def closed_walk(coordinates: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -34,8 +33,8 @@ def closed_walk(coordinates: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     order.
     """
     # Steps of 2 or 4, where other devices lie between, count as neighbours too.
-    ranks = [np.unique(values, return_inverse=True)[1] for values in zip(*coordinates, strict=True)]
-    index = {place: number for number, place in enumerate(zip(*map(np.ndarray.tolist, ranks), strict=True))}
+    ranks = [np.unique(values, return_inverse=True)[1] for values in np.transpose(coordinates)]
+    index = {place: number for number, place in enumerate(map(tuple, np.transpose(ranks).tolist()))}
     sides = [int(values.max()) + 1 for values in ranks]
     if len(index) != len(coordinates) or np.prod(sides) != len(coordinates):
         return tuple(range(len(coordinates)))

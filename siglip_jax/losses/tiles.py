@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Rows and columns of a tile. At 1024 the three products of a tile run at the speed of the large ones, and the tile
-# (4 MiB of float32) and the slices of the accumulators that it touches stay in a CPU's cache. A GPU needs larger
-# products to occupy all its multiprocessors.
-TILE = 1024
-GPU_TILE = 4096
+# Rows and columns of a tile. On a CPU the three products of 1024 run at the speed of whole ones, and the tile (4 MiB of
+# float32) and the slices of the accumulators that it touches stay in cache. A GPU needs larger products to occupy all
+# its multiprocessors. For a TPU XLA writes a tile's products out as code: 1024 takes it four to eight times as long to
+# compile (25 s instead of 6 in bfloat16, 88 instead of 11 in float32).
+TILES = {"cpu": 1024, "gpu": 4096, "tpu": 512}
 
 
 def over_tiles(total: int, tile: int, body: Callable[[Any, int, Any], Any], carry: Any) -> Any:

@@ -47,7 +47,7 @@ def test_shards_are_numbered_in_the_order_of_the_axes(axes):
     sizes = [mesh.shape[axis] for axis in axes]
     places = [np.unravel_index(shard, sizes) for shard in order]
     assert sorted(order) == list(range(math.prod(sizes)))
-    steps = [sum(abs(np.subtract(a, b))) for a, b in zip(places, places[1:], strict=False)]
+    steps = [sum(abs(np.subtract(a, b))) for a, b in itertools.pairwise(places)]
     assert max(steps) == 1
 
 
