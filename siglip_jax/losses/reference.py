@@ -27,3 +27,10 @@ def dense_sigmoid_loss(
     positive = same if same_group == "positive" else pair
     losses = jax.nn.softplus(jnp.where(positive, -logits, logits))
     return jnp.sum(losses, where=positive | ~same) / n
+
+
+def dense_softmax_loss(image: jax.Array, text: jax.Array, t: jax.Array) -> jax.Array:
+    """`softmax_loss` with all n x n logits at once, differentiated by JAX."""
+    logits = jnp.exp(t.astype(jnp.float32)) * jnp.dot(image, text.T, preferred_element_type=jnp.float32)
+    by_image, by_text = (jnp.diag(jax.nn.log_softmax(logits, axis=axis)) for axis in (1, 0))
+    return -jnp.mean(by_image + by_text) / 2
