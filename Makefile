@@ -30,7 +30,7 @@ test-slow: $(READY)
 
 test-tpu: $(READY)  ## compiles for TPU slices, on any Linux machine; libtpu stays out of .venv
 	UV_PROJECT_ENVIRONMENT=.venv-tpu $(UV) sync --frozen --no-progress --extra tpu
-	.venv-tpu/bin/python -m pytest -q -m tpu_compile tests/siglip_jax
+	.venv-tpu/bin/python -m pytest -q -rP -m tpu_compile tests/siglip_jax
 
 lint: $(READY)
 	.venv/bin/ruff check --quiet

@@ -4,6 +4,7 @@ siglip-jax bench loss --batch=8192 --dim=768
 siglip-jax bench loss --batch=32768 --devices=64 --repetitions=0    memory and FLOPs alone, on forced host devices
 siglip-jax bench loss --batch=32768 --dtype=bfloat16 --only=ours    with the peak that a GPU reports
 siglip-jax bench loss --dtype=bfloat16 --largest_batch              what fits into the device's memory
+siglip-jax bench loss --batch=4096 --dtype=bfloat16 --accuracy      errors against float64
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "gradient_dtype", "float32", ["float32", "bfloat16"], "Of gradients between devices.", flag_values=values
     )
     flags.DEFINE_multi_enum("only", list(NAMES), NAMES, "What to run; repeat for several.", flag_values=values)
+    flags.DEFINE_bool("accuracy", False, "Errors against float64 of the rounded inputs instead.", flag_values=values)
     flags.DEFINE_bool("largest_batch", False, "Search the largest batch that fits instead.", flag_values=values)
     flags.DEFINE_float(
         "memory_gib", None, "For --largest_batch: memory of a device; asked of it when absent.", flag_values=values
@@ -56,6 +58,8 @@ def main(values: flags.FlagValues) -> None:
     print(f"{measuring.machine()}; {values.devices} device(s), d={values.dim}, {values.dtype}", flush=True)
     if values.largest_batch:
         largest_batches(values, mesh)
+    elif values.accuracy:
+        accuracy(values, mesh)
     else:
         compare(values, mesh)
 
@@ -176,23 +180,29 @@ def shapes(batch: int, values: flags.FlagValues, mesh: Any) -> list[Any]:
     return [rows, rows, scalar, scalar]
 
 
-# --- the two benches --------------------------------------------------------------------------------------------------
+def embeddings(values: flags.FlagValues) -> list[Any]:
+    """x, y, t, b: random directions at the largest published logits, exp(t) = 112.3."""
+    import jax
+    import jax.numpy as jnp
+
+    x, y = jax.random.normal(jax.random.key(0), (2, values.batch, values.dim))
+    unit = [(a / jnp.linalg.norm(a, axis=1, keepdims=True)).astype(values.dtype) for a in (x, y)]
+    return [*unit, jnp.log(jnp.full(1, 112.3)), jnp.full(1, -16.5)]
+
+
+# --- the three benches ------------------------------------------------------------------------------------------------
 
 
 def compare(values: flags.FlagValues, mesh: Any) -> None:
     """Time, memory and FLOPs of each."""
     import jax
-    import jax.numpy as jnp
 
     from siglip_jax.flops import dot_flops
     from siglip_jax.hlo import memory
     from tools import measuring
 
     like = shapes(values.batch, values, mesh)
-    x, y = jax.random.normal(jax.random.key(0), (2, values.batch, values.dim))
-    # The logits of a published checkpoint: exp(t) = 112.3.
-    arrays = [x / jnp.linalg.norm(x, axis=1, keepdims=True), y / jnp.linalg.norm(y, axis=1, keepdims=True)]
-    arrays = [*(a.astype(values.dtype) for a in arrays), jnp.log(jnp.full(1, 112.3)), jnp.full(1, -16.5)]
+    arrays = embeddings(values)
     needed = 6.0 * values.batch * values.batch * values.dim
     figures: dict[str, list[str]] = {}
     runs: dict[str, Any] = {}
@@ -226,6 +236,38 @@ def compare(values: flags.FlagValues, mesh: Any) -> None:
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:  # of the whole process: one at a time with --only
         print(f"peak device memory of this process: {stats['peak_bytes_in_use'] / 2**20:.1f} MiB")
+
+
+def accuracy(values: flags.FlagValues, mesh: Any) -> None:
+    """max |found - exact| / max |exact| of the loss and each gradient; the exact one in float64 of the same inputs."""
+    import jax
+    import numpy as np
+
+    from tools import measuring
+
+    arrays = embeddings(values)
+    x, y, t, b = (np.asarray(a).astype(np.float64) for a in arrays)
+    n, scale = len(x), np.exp(t)
+    logits = scale * (x @ y.T) + b
+    signs = 2 * np.eye(n) - 1
+    loss = np.sum(np.logaddexp(0, -signs * logits)) / n
+    by_logit = -signs * np.exp(-np.logaddexp(0, signs * logits)) / n
+    by_t, by_b = np.sum(by_logit * (logits - b)), np.sum(by_logit)
+    exact = [loss, scale * by_logit @ y, scale * by_logit.T @ x, by_t, by_b]
+    rounded = [exact[0], *(np.asarray(jax.numpy.asarray(g, values.dtype), np.float64) for g in exact[1:3]), *exact[3:]]
+    found = {"the exact one, rounded": rounded}
+    for name, function in functions(values, mesh).items():
+        if name in values.only and name != "floor":
+            compiled = jax.jit(function).lower(*shapes(values.batch, values, mesh)).compile()
+            placed = [jax.device_put(a, s) for a, s in zip(arrays, compiled.input_shardings[0], strict=True)]
+            value, gradients = compiled(*placed)
+            found[TITLES[name]] = [np.asarray(a).astype(np.float64) for a in (value, *gradients)]
+    rows = []
+    for title, results in found.items():
+        errors = (np.max(np.abs(a - e)) / np.max(np.abs(e)) for a, e in zip(results, exact, strict=True))
+        rows.append([title, *(f"{error:.1e}" for error in errors)])
+    print(f"global batch {values.batch}; largest error over largest value, against float64 of the same inputs")
+    print(measuring.table(["", "loss", "x", "y", "t", "b"], rows))
 
 
 def largest_batches(values: flags.FlagValues, mesh: Any) -> None:

@@ -53,6 +53,9 @@ def compile_loss(topology, batch, dtype="bfloat16", communication="ring"):
 @pytest.mark.parametrize(("topology", "chips"), [("v5e:16x16", 256), ("v5p:8x8x8", 512)])
 def test_ring(topology, chips, batch):
     found = compile_loss(topology, batch)
+    print(f"{topology}, batch {batch}: bytes per chip {found['memory']}")
+    for c in found["collectives"]:
+        print(f"  {c}")
     assert found["devices"] == chips
     rows = batch // chips
     texts, gradients = rows * 768 * 2, rows * 768 * 4

@@ -43,6 +43,14 @@ def test_largest_batch(capsys):
     assert rows["ours"] > 20 * rows["dense"]
 
 
+def test_accuracy(capsys):
+    assert cli.main(["bench", "loss", "--accuracy", "--batch=64", "--dim=16"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert lines[0].startswith("the exact one, rounded")
+    for line in lines:
+        assert all(float(error) < 1e-5 for error in line.split()[-5:]), line
+
+
 @pytest.mark.parametrize(("seconds", "others", "expected"), [([2, 9, 4], [1, 3, 4], 2), ([1], [4], 0.25)])
 def test_ratio_is_the_median_over_pairs(seconds, others, expected):
     assert measuring.ratio(seconds, others) == expected
