@@ -10,7 +10,7 @@ CATALOG ?=
 LAYOUT ?= catalog
 CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
-.PHONY: demo test test-slow lint lock clean
+.PHONY: demo test test-slow test-tpu lint lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml uv.lock
@@ -27,6 +27,10 @@ test: $(READY) lint
 
 test-slow: $(READY)
 	.venv/bin/python -m pytest -q -n 2 -m "slow"
+
+test-tpu: $(READY)  ## compiles for TPU slices, on any Linux machine; libtpu stays out of .venv
+	UV_PROJECT_ENVIRONMENT=.venv-tpu $(UV) sync --frozen --no-progress --extra tpu
+	.venv-tpu/bin/python -m pytest -q -rP -m tpu_compile tests/siglip_jax
 
 lint: $(READY)
 	.venv/bin/ruff check --quiet

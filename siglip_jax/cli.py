@@ -1,7 +1,8 @@
 """`siglip-jax <program> [flags]`: finds the program, parses its flags, turns user errors into one line and exit 2.
 
 Nothing heavy is imported here, so that `siglip-jax --help` answers at once; each program is a module of `tools` with a
-docstring, `define_flags(flag_values)` and `main(flags)`.
+docstring, `define_flags(flag_values)` and `main(flags)`. A program of several commands has `COMMANDS`, a line about
+each, instead; command `c` of program `p` is the module `tools.p_c`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ PROGRAMS = {
     "index": "an embedding store -> a search index, exact or ScaNN, with its measured recall",
     "rank": "embedding stores -> ranking metrics with intervals, and the report",
     "export": "a model -> SavedModel, checked in a process without JAX",
+    "bench": "time, memory and FLOPs of a part, beside its peers and its floor",
 }
 
 
@@ -68,11 +70,19 @@ def run(program: str, arguments: Sequence[str]) -> int:
     from absl import flags as absl_flags
 
     module = importlib.import_module(f"tools.{program}")
+    if commands := getattr(module, "COMMANDS", None):
+        command, arguments = (list(arguments) or ["--help"])[0], arguments[1:]
+        if command in ("-h", "-help", "--help"):
+            print(f"{(module.__doc__ or program).strip()}\n\ncommands:\n{_table(commands)}")
+            return 0
+        if command not in commands:
+            raise UserError(f"unknown command {command!r}; expected one of {', '.join(commands)}")
+        module, program = importlib.import_module(f"tools.{program}_{command}"), f"{program} {command}"
     # A FlagValues of its own: two programs' flags would collide in absl's global one.
     values = absl_flags.FlagValues()
-    command = [f"siglip-jax {program}", *arguments]
+    line = [f"siglip-jax {program}", *arguments]
     # ml_collections reads overrides such as --config.steps=10 from sys.argv, from the moment the flag is defined.
-    shown, sys.argv = sys.argv, command
+    shown, sys.argv = sys.argv, line
     try:
         return _parse_and_run(program, module, values)
     finally:
@@ -107,11 +117,15 @@ def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
 
 
 def _usage() -> str:
-    width = max(map(len, PROGRAMS))
-    programs = "\n".join(f"  {name:<{width}}  {text}" for name, text in PROGRAMS.items())
     return (
-        f"usage: siglip-jax <program> [--flag=value ...]\n\n{programs}\n\nsiglip-jax <program> --help shows its flags."
+        f"usage: siglip-jax <program> [--flag=value ...]\n\n{_table(PROGRAMS)}\n\n"
+        "siglip-jax <program> --help shows its flags."
     )
+
+
+def _table(lines: Mapping[str, str]) -> str:
+    width = max(map(len, lines))
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items())
 
 
 def _flag_help(values) -> str:

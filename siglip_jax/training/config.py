@@ -50,6 +50,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.init_bias = -10.0
 
     config.batch_size = 256  # global
+    # Rows of a device that pass through the towers at a time; 0 for all. The loss is over the whole batch either way:
+    # this buys the memory of activations with one more forward pass.
+    config.microbatch = 0
     config.steps = 1000
     config.same_group = "positive"  # what rows of equal title are to each other: "positive" or "ignore"
 
@@ -107,6 +110,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("batch_size", "steps", "checkpoint_every", "log_every"):
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]}; expected at least 1")
+    if config.microbatch < 0:
+        raise UserError(f"config.microbatch={config.microbatch}; expected 0 for off, or rows per device")
     optimizer = config.optimizer
     for name, good, expected in (
         ("learning_rate", optimizer.learning_rate > 0, "more than 0"),

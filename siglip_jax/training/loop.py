@@ -82,6 +82,9 @@ def train(
     mesh = make_mesh(config.mesh)
     if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
         raise UserError(f"config.batch_size={config.batch_size} does not divide over the mesh {dict(mesh.shape)}")
+    rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+    if config.microbatch and rows % config.microbatch:
+        raise UserError(f"config.microbatch={config.microbatch} does not divide the {rows} rows of a device")
     optimizer = make_optimizer(config)
 
     # The donated state must not be the caller's arrays, hence the copy.
@@ -97,6 +100,7 @@ def train(
         state=shapes,
         schedule=make_schedule(config),
         same_group=config.same_group,
+        microbatch=config.microbatch,
     )
     with Checkpoints(workdir / "checkpoints") as checkpoints, MetricsFile(workdir / "metrics.jsonl") as metrics_file:
         start = checkpoints.latest_step() or 0
@@ -168,14 +172,14 @@ def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, finger
 
 
 def _differences(path: epath.Path, ours: dict[str, Any]) -> list[str]:
-    """Between ours and a run's config.json, but for mesh and logging, which do not change what is computed."""
+    """Between ours and a run's config.json, but for mesh, micro-batch and logging: they do not change the result."""
     try:
         theirs = json.loads(path.read_text())
         runs: list[dict[str, Any]] = [{"config": dict(run["config"]), "data": run["data"]} for run in (ours, theirs)]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not of a training run ({error}); choose another --workdir") from error
     for run in runs:
-        for name in ("mesh", "log_every", "checkpoint_every"):
+        for name in ("mesh", "microbatch", "log_every", "checkpoint_every"):
             run["config"].pop(name, None)
     return configs.differences(runs[0], runs[1])
 

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from siglip_jax.losses import sigmoid_loss
+from siglip_jax.training.large_batch import value_and_grad_in_microbatches
 from siglip_jax.training.sharding import BATCH_AXES, batch_sharding, tree_shardings
 
 State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar}
@@ -32,6 +33,7 @@ def make_train_step(
     state: State,
     schedule: optax.Schedule,
     same_group: str = "positive",
+    microbatch: int = 0,
 ) -> tuple[Callable[[State, Batch], tuple[State, dict[str, jax.Array]]], Any]:
     """Builds the jitted step.
 
@@ -40,19 +42,41 @@ def make_train_step(
       to_float: uint8 pixels -> float32 in the model's range (`Preprocessing.to_float`); done on the device, so that
         a quarter of the bytes travel.
       state: arrays or ShapeDtypeStructs; only shapes are read.
+      microbatch: rows of a device that pass through the towers at a time, 0 for all; the loss is over the whole batch
+        either way (`training.large_batch`).
 
     Returns:
       (step, state shardings). The state is donated; its sharding does not change, so the step compiles once.
     """
     shardings = tree_shardings(state, mesh)
 
-    def loss_of(params, batch):
+    def encode(params, batch, key=None):
         outputs: Any = module.apply({"params": params}, to_float(batch["image"]), batch["text"])
-        image, text, t, b = outputs
-        return sigmoid_loss(image, text, t, b, groups=batch["group"], same_group=same_group, mesh=mesh, axis=BATCH_AXES)
+        image, text, _, _ = outputs
+        return image, text
+
+    def loss_of(params, embeddings, batch):
+        image, text = embeddings
+        return sigmoid_loss(
+            image,
+            text,
+            params["t"],
+            params["b"],
+            groups=batch["group"],
+            same_group=same_group,
+            mesh=mesh,
+            axis=BATCH_AXES,
+        )
+
+    if microbatch:
+        value_and_grad = value_and_grad_in_microbatches(
+            encode, loss_of, microbatch=microbatch, mesh=mesh, axis=BATCH_AXES
+        )
+    else:
+        value_and_grad = jax.value_and_grad(lambda params, batch: loss_of(params, encode(params, batch), batch))
 
     def step(state: State, batch: Batch):
-        loss, gradients = jax.value_and_grad(loss_of)(state["params"], batch)
+        loss, gradients = value_and_grad(state["params"], batch)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = {

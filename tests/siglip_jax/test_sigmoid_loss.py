@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siglip_jax.losses import sigmoid_loss
+from siglip_jax.losses import sigmoid, sigmoid_loss
+from siglip_jax.losses.exchange import GATHER_BYTES, Layout, choose_communication
+
+SO400M = (np.log(112.3), -16.5)  # t and b of a published checkpoint: the largest logits there are
+SAME_GROUP = ("positive", "ignore")
 
 
 def unit(rng, n, d):
@@ -17,22 +21,25 @@ def unit(rng, n, d):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
+def pairs(rng, n, d):
+    """Images and texts of which some fit, so that neither kind of error is all there is."""
+    image = unit(rng, n, d)
+    text = image * rng.uniform(0, 0.6, size=(n, 1)) + unit(rng, n, d)
+    return image, text / np.linalg.norm(text, axis=1, keepdims=True)
+
+
 def reference(image, text, t, b, groups=None, same_group="positive"):
-    """Loss and gradients by hand, pair by pair, in float64: with s = +1 or -1 and w = 0 for pairs that do not count,
+    """Loss and gradients by hand in float64: with s = +1 or -1 and w = 0 for pairs that do not count,
     d loss / d logit = -w s sigmoid(-s logit) / n."""
     n = len(image)
     cosine = image @ text.T
     logits = np.exp(t) * cosine + b
-    sign, weight = -np.ones((n, n)), np.ones((n, n))
-    for i in range(n):
-        for j in range(n):
-            same = i == j if groups is None else groups[i] == groups[j]
-            if i == j or (same and same_group == "positive"):
-                sign[i, j] = 1
-            elif same:
-                weight[i, j] = 0
+    diagonal = np.eye(n, dtype=bool)
+    same = diagonal if groups is None else groups[:, None] == groups[None, :]
+    positive = same if same_group == "positive" else diagonal
+    sign, weight = np.where(positive, 1.0, -1.0), np.where(same & ~positive, 0.0, 1.0)
     loss = np.sum(weight * np.logaddexp(0, -sign * logits)) / n
-    by_logit = -weight * sign / (1 + np.exp(sign * logits)) / n
+    by_logit = -weight * sign * np.exp(-np.logaddexp(0, sign * logits)) / n
     gradients = {
         "image": np.exp(t) * by_logit @ text,
         "text": np.exp(t) * by_logit.T @ image,
@@ -40,6 +47,11 @@ def reference(image, text, t, b, groups=None, same_group="positive"):
         "b": by_logit.sum(),
     }
     return loss, gradients
+
+
+def max_norm_error(found, exact):
+    """max |found - exact| / max |exact|."""
+    return np.max(np.abs(np.squeeze(found).astype(np.float64) - exact)) / np.max(np.abs(exact))
 
 
 def ours(image, text, t, b, dtype="float32", **options):
@@ -51,18 +63,20 @@ def ours(image, text, t, b, dtype="float32", **options):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    n=st.sampled_from([1, 7]),
+    n=st.sampled_from([1, 5, 7]),
+    d=st.sampled_from([1, 4]),
+    tile=st.sampled_from([None, 1, 3, 7]),
     t=st.floats(-2, 5),
     b=st.floats(-20, 5),
     kinds=st.sampled_from([None, 1, 3]),
     same_group=st.sampled_from(["positive", "ignore"]),
     seed=st.integers(0, 2**16),
 )
-def test_values_and_gradients(n, t, b, kinds, same_group, seed):
+def test_values_and_gradients(n, d, tile, t, b, kinds, same_group, seed):
     rng = np.random.default_rng(seed)
-    image, text = unit(rng, n, 4), unit(rng, n, 4)
+    image, text = unit(rng, n, d), unit(rng, n, d)
     groups = None if kinds is None else rng.integers(0, kinds, n).astype(np.int32)
-    loss, gradients = ours(image, text, t, b, groups=groups, same_group=same_group)
+    loss, gradients = ours(image, text, t, b, groups=groups, same_group=same_group, tile=tile)
     expected, by_hand = reference(image, text, t, b, groups, same_group)
     assert loss.dtype == jnp.float32
     assert loss.shape == ()
@@ -97,16 +111,96 @@ def test_scalars_of_any_rank():
     assert sigmoid_loss(image, text, jnp.ones([]), jnp.zeros([])) == one
 
 
-def test_bfloat16_inputs_accumulate_in_float32():
-    """Against float64 over the same rounded inputs, so that the only error left is that of the products."""
+RULES = [(False, "positive"), (True, "positive"), (True, "ignore")]
+
+
+def published_case(dtype, with_groups, same_group):
+    """301 rows in tiles of 64 at the largest published logits: inputs, options and what float64 makes of the same
+    rounded inputs, so that the only error left is the loss's own."""
     rng = np.random.default_rng(2)
-    image, text = (jnp.asarray(unit(rng, 33, 512), jnp.bfloat16) for _ in range(2))
-    exact = [np.asarray(x, np.float64) for x in (image, text)]
-    loss, gradients = ours(image, text, np.log(10.0), -5.0, dtype="bfloat16")
-    expected, by_hand = reference(*exact, np.log(10.0), -5.0)
-    assert loss.dtype == jnp.float32
+    image, text = (jnp.asarray(x, dtype) for x in pairs(rng, 301, 768))
+    groups = rng.integers(0, 100, 301).astype(np.int32) if with_groups else None
+    t, b = (float(np.float32(value)) for value in SO400M)
+    exact = reference(*(np.asarray(x, np.float64) for x in (image, text)), t, b, groups, same_group)
+    return (image, text, t, b), {"groups": groups, "same_group": same_group, "tile": 64}, exact
+
+
+@pytest.mark.parametrize(("with_groups", "same_group"), RULES)
+def test_error_in_float32(with_groups, same_group):
+    arguments, options, (expected, by_hand) = published_case("float32", with_groups, same_group)
+    loss, gradients = ours(*arguments, **options)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(np.asarray(gradients["image"], np.float64), by_hand["image"], atol=2e-3)
+    errors = {name: max_norm_error(gradients[name], value) for name, value in by_hand.items()}
+    assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.parametrize(("with_groups", "same_group"), RULES)
+def test_error_in_bfloat16(with_groups, same_group):
+    """0.3 % in the norm; in the largest element 0.3 % beyond the rounding to bfloat16, itself up to 0.4 %, that
+    returning a gradient of the inputs' dtype is."""
+    arguments, options, (expected, by_hand) = published_case("bfloat16", with_groups, same_group)
+    loss, gradients = ours(*arguments, "bfloat16", **options)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for name in ("t", "b"):
+        assert max_norm_error(gradients[name], by_hand[name]) < 3e-3
+    for name in ("image", "text"):
+        assert gradients[name].dtype == jnp.bfloat16
+        error = np.abs(gradients[name].astype(np.float64) - by_hand[name])
+        assert np.linalg.norm(error) < 3e-3 * np.linalg.norm(by_hand[name])
+        assert beyond_rounding(gradients[name], by_hand[name]) < 3e-3
+
+
+def beyond_rounding(found, exact):
+    """The max-norm error that a correct rounding to bfloat16 (8 significant bits) does not explain."""
+    found = np.squeeze(found).astype(np.float64)
+    half_spacing = 2.0 ** (np.floor(np.log2(np.maximum(np.abs(found), 1e-30))) - 8)
+    return np.max(np.abs(found - exact) - half_spacing) / np.max(np.abs(exact))
+
+
+def test_error_in_bfloat16_before_the_gradients_are_rounded():
+    (image, text, t, b), options, (_, by_hand) = published_case("bfloat16", False, "positive")
+    layout = Layout(mesh=None, axes=())
+    plan = sigmoid._Plan(layout=layout, dtype="bfloat16", same_group="positive", tile=64, communication="ring", wire="")
+    _, *gradients = sigmoid._one_pass(plan, image, text, jnp.float32(t), jnp.float32(b), options["groups"])
+    for found, exact in zip(gradients, by_hand.values(), strict=True):
+        assert max_norm_error(np.asarray(found), exact) < 3e-3
+
+
+def test_the_cotangent_scales_the_gradients():
+    rng = np.random.default_rng(4)
+    image, text = (jnp.asarray(x, jnp.float32) for x in pairs(rng, 6, 4))
+    t, b = jnp.ones(1), jnp.zeros(1)
+    once, thrice = (jax.grad(lambda x, k=k: k * sigmoid_loss(x, text, t, b))(image) for k in (1, 3))
+    np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
+
+
+def test_rematerialised_and_mapped():
+    rng = np.random.default_rng(5)
+    image, text = (jnp.asarray(x, jnp.float32) for x in pairs(rng, 6, 4))
+    t, b = jnp.ones(1), jnp.zeros(1)
+    gradient = jax.grad(lambda x: sigmoid_loss(x, text, t, b))
+    again = jax.jit(jax.grad(jax.checkpoint(lambda x: sigmoid_loss(x, text, t, b))))(image)
+    np.testing.assert_allclose(again, gradient(image), rtol=1e-5)
+    two = jax.vmap(gradient)(jnp.stack([image, text]))
+    np.testing.assert_allclose(two[1], gradient(text), rtol=1e-5, atol=1e-7)
+
+
+DERIVATIVES = {
+    "jvp": lambda f, x: jax.jvp(f, (x,), (x,)),
+    "jacfwd": lambda f, x: jax.jacfwd(f)(x),
+    "linearize": lambda f, x: jax.linearize(f, x)[1](x),
+    "hessian": lambda f, x: jax.hessian(f)(x),
+    "gradient of a gradient": lambda f, x: jax.jit(jax.grad(lambda x: jnp.sum(jax.grad(f)(x) ** 2)))(x),
+    "Hessian-vector product": lambda f, x: jax.jvp(jax.grad(f), (x,), (x,)),
+}
+
+
+@pytest.mark.parametrize("kind", DERIVATIVES)
+def test_derivatives_that_do_not_exist_raise(kind):
+    text = jnp.eye(4)
+    message = "forward-mode" if kind in ("jvp", "jacfwd", "linearize") else "first derivatives in reverse mode only"
+    with pytest.raises(TypeError, match=message):
+        DERIVATIVES[kind](lambda x: sigmoid_loss(x, text, jnp.ones(1), jnp.zeros(1)), jnp.eye(4))
 
 
 @pytest.mark.parametrize("b", [200.0, -200.0])
@@ -124,7 +218,13 @@ def test_extreme_logits_stay_finite(b):
         (((4, 3), (4, 2)), {}, "two equal"),
         (((4,), (4,)), {}, "two equal"),
         (((4, 3), (4, 3)), {"groups": np.zeros(3, np.int32)}, r"groups \(3,\); expected \[4\]"),
+        (((0, 3), (0, 3)), {}, "two equal"),
+        (((4, 3), (4, 3)), {"groups": np.zeros(4, np.int64)}, "groups are int64; expected int32"),
+        (((4, 3), (4, 3)), {"groups": np.zeros(4, np.float32)}, "groups are float32; expected int32"),
         (((4, 3), (4, 3)), {"same_group": "negative"}, "expected one of positive, ignore"),
+        (((4, 3), (4, 3)), {"communication": "mail"}, "expected one of auto, ring, gather"),
+        (((4, 3), (4, 3)), {"gradient_dtype": "float16"}, "expected one of float32, bfloat16"),
+        (((4, 3), (4, 3)), {"tile": 0}, "tile=0; expected at least 1"),
     ],
 )
 def test_wrong_arguments(shapes, options, message):
@@ -133,47 +233,151 @@ def test_wrong_arguments(shapes, options, message):
         sigmoid_loss(image, text, jnp.zeros(1), jnp.zeros(1), **options)
 
 
-EIGHT_DEVICES = """
-import json
+@pytest.mark.parametrize(("side", "dtype"), [("image", jnp.int32), ("text", jnp.float16)])
+def test_wrong_dtypes(side, dtype):
+    arguments = {"image": jnp.zeros((4, 3)), "text": jnp.zeros((4, 3)), "t": jnp.zeros(1), "b": jnp.zeros(1)}
+    arguments[side] = arguments[side].astype(dtype)
+    with pytest.raises(ValueError, match=f"{side} is {jnp.dtype(dtype)}; expected float32 or bfloat16"):
+        sigmoid_loss(**arguments)
+    with pytest.raises(ValueError, match=r"t \(2,\); expected a scalar or \[1\]"):
+        sigmoid_loss(jnp.zeros((4, 3)), jnp.zeros((4, 3)), jnp.zeros(2), jnp.zeros(1))
+
+
+# --- several devices --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch", "devices", "chosen"),
+    [(4096, 8, "gather"), (4096, 1, "ring"), (32_768, 8, "ring"), (GATHER_BYTES // 768 // 8 + 1, 2, "ring")],
+)
+def test_automatic_communication(batch, devices, chosen):
+    """Up to 32 MiB of texts and their float32 gradients are gathered."""
+    size = dict(batch=batch, dim=768, itemsize=4, devices=devices)
+    assert choose_communication("auto", **size) == chosen
+    assert choose_communication("ring", **size) == "ring"
+    assert choose_communication("gather", **size) == "gather"
+
+
+# Meshes of 1, 2 and 8 of eight devices, one with two batch axes, one with an axis of copies; 104 rows are 13 a device.
+SEVERAL_DEVICES = """
+import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from siglip_jax.losses import sigmoid_loss
 
-assert jax.device_count() == 8
-rng = np.random.default_rng(3)
-image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 16, 5)).astype(np.float32))
-groups = np.array([0, 1, 2, 3] * 4, np.int32)
-t, b = jnp.ones(1), jnp.full(1, -2.0)
+data = np.load(sys.argv[1])
+t, b = data["t"], data["b"]
+MESHES = {
+    "1": ((1,), "data"), "2": ((2,), "data"), "8": ((8,), "data"),
+    "4 by 2": ((4, 2), ("data", "fsdp")), "2 by 2, copied": ((2, 2, 2), ("data", "fsdp")),
+}
 found = {}
-for name, shape, axis in (("one axis", (8, 1), "data"), ("two axes", (4, 2), ("data", "fsdp"))):
-    mesh = Mesh(np.asarray(jax.devices()).reshape(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-    rows = NamedSharding(mesh, P(axis))
-    x, y, g = (jax.device_put(a, rows) for a in (image, text, groups))
-    for same_group in ("positive", "ignore"):
-        loss = lambda x, y, t, b: sigmoid_loss(
-            x, y, t, b, groups=g, same_group=same_group, mesh=mesh, axis=axis
-        )
-        value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(x, y, t, b)
-        found[name + " " + same_group] = [np.asarray(a).tolist() for a in (value, *gradients)]
-try:
-    sigmoid_loss(x, y, t, b)
-except ValueError as error:
-    found["refusal"] = str(error)
-print(json.dumps(found))
+
+def mesh_of(shape):
+    devices = np.asarray(jax.devices()[: np.prod(shape)]).reshape(shape)
+    return Mesh(devices, ("data", "fsdp", "tensor")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape))
+
+def run(name, same_group, dtype="float32", **options):
+    shape, axis = MESHES[name]
+    mesh = mesh_of(shape)
+    place = lambda a: jax.device_put(a, NamedSharding(mesh, P(axis)))
+    x, y = place(jnp.asarray(data["image"], dtype)), place(jnp.asarray(data["text"], dtype))
+    more = {} if same_group == "none" else {"groups": place(data["groups"]), "same_group": same_group}
+    loss = lambda x, y, t, b: sigmoid_loss(x, y, t, b, mesh=mesh, axis=axis, tile=5, **more, **options)
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(x, y, t, b)
+    assert gradients[0].sharding.is_equivalent_to(x.sharding, 2), gradients[0].sharding
+    key = "|".join((name, same_group, dtype, *options.values()))
+    for which, array in zip(("loss", "image", "text", "t", "b"), (value, *gradients)):
+        found[key + "|" + which] = np.asarray(array).astype(np.float64)
+
+run("1", "ignore", communication="ring")
+run("2", "none", communication="ring")
+run("2", "positive", "bfloat16", communication="ring")
+run("8", "positive", communication="ring")
+run("8", "none", communication="ring", gradient_dtype="bfloat16")
+run("8", "ignore", "bfloat16", communication="gather")
+run("8", "none", communication="gather", gradient_dtype="bfloat16")
+run("4 by 2", "none", communication="gather")
+run("4 by 2", "ignore", communication="ring")
+run("2 by 2, copied", "positive", communication="ring")
+np.savez(sys.argv[2], **found)
+
+eight = mesh_of((8,))
+x = jax.device_put(data["image"], NamedSharding(eight, P("data")))
+for rows, options in ((104, {}), (12, {"mesh": eight}), (104, {"mesh": eight, "axis": "row"})):
+    try:
+        sigmoid_loss(x[:rows], x[:rows], t, b, **options)
+    except ValueError as error:
+        print(error)
 """
 
 
-def test_eight_devices_are_one(python):
-    done = python(EIGHT_DEVICES, devices=8)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert "pass mesh=" in found.pop("refusal")
+def test_several_devices_are_one(python, tmp_path):
     rng = np.random.default_rng(3)
-    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 16, 5)).astype(np.float32))
-    groups = np.array([0, 1, 2, 3] * 4, np.int32)
-    assert len(found) == 4
-    for name, (loss, *gradients) in found.items():
-        expected, by_hand = reference(image.astype(float), text.astype(float), 1.0, -2.0, groups, name.split()[-1])
-        np.testing.assert_allclose(loss, expected, rtol=1e-5)
-        for ours, value in zip(gradients, by_hand.values(), strict=True):
-            np.testing.assert_allclose(np.squeeze(ours), value, atol=1e-5)
+    image, text = pairs(rng, 104, 32)
+    t, b = (np.float32([value]) for value in SO400M)
+    arrays = dict(image=image.astype(np.float32), text=text.astype(np.float32), t=t, b=b)
+    arrays["groups"] = rng.integers(0, 40, 104).astype(np.int32)
+    np.savez(tmp_path / "in.npz", **arrays)
+    done = python(SEVERAL_DEVICES, tmp_path / "in.npz", tmp_path / "out.npz", devices=8)
+    assert done.returncode == 0, done.stderr
+    refusals = done.stdout.splitlines()
+    for line, part in zip(refusals, ("pass mesh=", "12 rows over 8 devices", "axis row"), strict=True):
+        assert part in line
+    found = dict(np.load(tmp_path / "out.npz"))
+    assert len(found) == 5 * 10
+    for key, value in found.items():
+        _, same_group, dtype, *options, which = key.split("|")
+        groups = None if same_group == "none" else arrays["groups"]
+        exact = [np.asarray(jnp.asarray(arrays[side], dtype), np.float64) for side in ("image", "text")]
+        loss, gradients = reference(*exact, t[0].astype(float), b[0].astype(float), groups, same_group)
+        exact = {"loss": loss, **gradients}[which]
+        if dtype == "bfloat16":
+            assert beyond_rounding(value, exact) < 3e-3, key
+        else:  # a gradient that travels in bfloat16 is rounded at each of eight hops
+            bound = 1e-2 if "bfloat16" in options and which == "text" else 1e-5
+            assert max_norm_error(value, exact) < bound, key
+
+
+# Compiled only: what XLA would allocate beside arguments and results, whatever the machine.
+COMPILED = """
+import json, sys
+import jax, numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from siglip_jax.flops import cost
+from siglip_jax.losses import sigmoid_loss
+
+def measure(devices, batch, dim=768):
+    mesh = Mesh(np.asarray(jax.devices()[:devices]), ("data",), axis_types=(AxisType.Auto,))
+    rows, scalar = (
+        jax.ShapeDtypeStruct(shape, "float32", sharding=NamedSharding(mesh, spec))
+        for shape, spec in (((batch, dim), P("data")), ((1,), P()))
+    )
+    loss = lambda *a: sigmoid_loss(*a, mesh=mesh, communication="ring")
+    both = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))
+    found = cost(both, rows, rows, scalar, scalar)
+    return {
+        "MiB": jax.jit(both).lower(rows, rows, scalar, scalar).compile().memory_analysis().temp_size_in_bytes / 2**20,
+        "flops": found.flops / (batch * batch * dim),
+        "flops of the loss": cost(loss, rows, rows, scalar, scalar).flops / (batch * batch * dim),
+        "sent": found.sent.get("ppermute", 0) / (batch * dim),
+    }
+
+print(json.dumps([measure(*map(int, case.split("x"))) for case in sys.argv[1:]]))
+"""
+
+
+def test_memory_flops_and_bytes_at_full_size(python):
+    """d = 768, float32. One matrix of logits of 32,768 rows would be 4 GiB."""
+    cases = ("1x32768", "8x32768", "64x32768", "8x4096")
+    done = python(COMPILED, *cases, devices=64)
+    assert done.returncode == 0, done.stderr
+    found = dict(zip(cases, json.loads(done.stdout), strict=True))
+    for case, ceiling in zip(cases, (200, 80, 12), strict=False):
+        assert found[case]["MiB"] < ceiling, found
+    assert found["64x32768"]["MiB"] < found["8x4096"]["MiB"] + 0.1  # 512 rows a device, whatever the devices
+    for case, figures in found.items():
+        assert figures["flops"] == 6
+        assert figures["flops of the loss"] == 2
+        # float32 texts and their float32 gradients, once round the ring; nothing where there is one device
+        assert figures["sent"] == (0 if case == cases[0] else 8), figures

@@ -20,18 +20,26 @@ def test_help_lists_the_programs_and_loads_nothing(python):
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-    for program in ("demo", "data", "train", "embed", "index", "rank", "export"):
+    for program in ("demo", "data", "train", "embed", "index", "rank", "export", "bench"):
         assert f"\n  {program} " in done.stdout
 
 
-@pytest.mark.parametrize("program", cli.PROGRAMS)
+@pytest.mark.parametrize("program", [name for name in cli.PROGRAMS if name != "bench"] + ["bench loss"])
 def test_help_of_a_program(program, capsys):
     for flag in ("--help", "-h"):
-        assert cli.main([program, flag]) == 0
+        assert cli.main([*program.split(), flag]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"siglip-jax {program}: ")
     assert "\nflags:\n  --" in out
     assert err == ""
+
+
+def test_help_of_a_program_with_commands(capsys):
+    for arguments in ([], ["--help"], ["-h"]):
+        assert cli.main(["bench", *arguments]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("siglip-jax bench: ")
+        assert "\ncommands:\n  loss  " in out
 
 
 def test_version(capsys):
@@ -201,6 +209,12 @@ WRONG = {
         "baseline",
     ),
     "missing store": ("rank {config} --dataset={data} --output={new}.html --store=a={root}/none", "none"),
+    # bench
+    "unknown bench": ("bench los", "expected one of loss"),
+    "bench of uneven rows": ("bench loss --batch=10 --devices=3", "10 rows over 3 devices"),
+    "bench of more devices than there are": ("bench loss --batch=8 --devices=8", "8 devices"),
+    "bench of nothing": ("bench loss --only=theirs", "theirs"),
+    "bench of no rows": ("bench loss --batch=0", "batch"),
     # export
     "export of no model": ("export --model={root}/empty --dataset={data} --output={new}", "no model.json"),
 }

@@ -1,0 +1,84 @@
+"""The loss compiled ahead of time for TPU slices, on any machine that has libtpu: `make test-tpu`."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.tpu_compile,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (make test-tpu)"),
+]
+
+COMPILE = """
+import dataclasses, json, sys
+import jax, numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from siglip_jax.hlo import collectives, memory
+from siglip_jax.losses import sigmoid_loss
+
+topology, batch, dtype, communication = sys.argv[1:]
+devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+mesh = Mesh(np.asarray(devices).reshape(-1), ("data",), axis_types=(AxisType.Auto,))
+rows, scalar = (
+    jax.ShapeDtypeStruct(shape, kind, sharding=NamedSharding(mesh, spec))
+    for shape, kind, spec in (((int(batch), 768), dtype, P("data")), ((1,), "float32", P()))
+)
+loss = lambda *arguments: sigmoid_loss(*arguments, mesh=mesh, communication=communication)
+compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).lower(rows, rows, scalar, scalar).compile()
+found = [dataclasses.asdict(c) for c in collectives(compiled.as_text())]
+print(json.dumps({"devices": len(devices), "memory": memory(compiled), "collectives": found}))
+"""
+
+
+def compile_loss(topology, batch, dtype="bfloat16", communication="ring"):
+    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-256", "TPU_WORKER_HOSTNAMES": "localhost"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, topology, str(batch), dtype, communication],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **quiet},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("batch", [32_768, 524_288])
+@pytest.mark.parametrize(("topology", "chips"), [("v5e:16x16", 256), ("v5p:8x8x8", 512)])
+def test_ring(topology, chips, batch):
+    found = compile_loss(topology, batch)
+    print(f"{topology}, batch {batch}: bytes per chip {found['memory']}")
+    for c in found["collectives"]:
+        print(f"  {c}")
+    assert found["devices"] == chips
+    rows = batch // chips
+    texts, gradients = rows * 768 * 2, rows * 768 * 4
+    kinds = [c["kind"] for c in found["collectives"]]
+    # A hop sends the texts and their gradients; outside the loop the first texts leave, the last gradients come home.
+    assert sorted(set(kinds)) == ["all-reduce", "collective-permute"]
+    permutes = [c for c in found["collectives"] if c["kind"] == "collective-permute"]
+    assert sorted(c["bytes"] for c in permutes if c["in_loop"]) == [texts, gradients]
+    assert sorted(c["bytes"] for c in permutes if not c["in_loop"]) == [texts, gradients]
+    assert all(c["asynchronous"] for c in permutes)
+    assert all(c["overlapped"] for c in permutes if c["in_loop"])
+    assert all(c["bytes"] <= 16 for c in found["collectives"] if c["kind"] == "all-reduce")  # loss, t and b
+    # The accumulators and what travels, with one tile: never rows of another device but one's.
+    tile = min(rows, 1024)
+    assert found["memory"]["temporary"] < 6 * gradients + 6 * tile * tile * 4 + 2**20
+
+
+def test_gather():
+    found = compile_loss("v5e:4x4", 4096, communication="gather")
+    assert {c["kind"] for c in found["collectives"]} <= {"all-gather", "reduce-scatter", "all-reduce", "all-to-all"}
+    assert not any(c["kind"] == "collective-permute" for c in found["collectives"])
+
+
+def test_float32():
+    """Products of float32 stay float32: six passes of the matrix unit, and a program that compiles."""
+    assert compile_loss("v5e:2x2", 4096, dtype="float32")["memory"]["temporary"] > 0
