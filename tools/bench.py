@@ -1,8 +1,12 @@
 """siglip-jax bench: time, memory and FLOPs of one part of the library, beside its peers and its floor, in one run.
 
 siglip-jax bench loss --batch=8192 --dim=768
+siglip-jax bench encode
 """
 
 from __future__ import annotations
 
-COMMANDS = {"loss": "the sigmoid loss with its gradients: dense, rematerialised, three plain products, PyTorch"}
+COMMANDS = {
+    "loss": "the sigmoid loss with its gradients: dense, rematerialised, three plain products, PyTorch",
+    "encode": "Model.encode_image beside the bare jitted function",
+}

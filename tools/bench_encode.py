@@ -33,9 +33,7 @@ def main(values: flags.FlagValues) -> None:
     from tools import measuring
 
     tower = TowerSize(width=192, depth=3, mlp_dim=768, heads=3)
-    small = Architecture(
-        image_size=(48, 48), patch_size=12, image=tower, text=tower, vocab_size=1000, text_length=16
-    )
+    small = Architecture(image_size=(48, 48), patch_size=12, image=tower, text=tower, vocab_size=1000, text_length=16)
     if values.preset != SMALL and values.preset not in PRESETS:
         raise UserError(f"--preset={values.preset}: expected {SMALL} or a name that siglip-jax models lists")
     architecture = small if values.preset == SMALL else PRESETS[values.preset].architecture

@@ -61,3 +61,16 @@ def test_all_run_in_turn():
     runs = {name: lambda name=name: called.append(name) for name in "ab"}
     assert {name: len(times) for name, times in measuring.interleaved(runs, repetitions=3).items()} == {"a": 3, "b": 3}
     assert called == ["a", "b"] * 4
+
+
+def test_encode(capsys):
+    assert cli.main(["bench", "encode", "--count=5", "--repetitions=2"]) == 0
+    rows = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert rows["bare jitted function"][-2] == "1.00"
+    assert float(rows["Model.encode_image"][-1]) > 0
+    for preset, message in (
+        ("google/siglip9", "siglip-jax models lists"),
+        ("google/siglip2-base-patch16-naflex", "one"),
+    ):
+        assert cli.main(["bench", "encode", f"--preset={preset}"]) == 2
+        assert message in capsys.readouterr().err
