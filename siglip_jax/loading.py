@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -12,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.model import FORMAT, Model, check_preprocessing, parameter_shapes
+from siglip_jax.models.architecture import DTYPES, Architecture
 from siglip_jax.models.presets import PRESETS, Preset
-from siglip_jax.models.towers import DTYPES, Architecture, TwoTowers
+from siglip_jax.models.towers import TwoTowers
+from siglip_jax.models.transformer import REMAT_POLICIES
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.weights import big_vision, huggingface, tensors
 from siglip_jax.weights.positions import METHODS, resize_positions
@@ -27,6 +29,7 @@ EXPECTED = (
     "folder written by Model.save"
 )
 STORED = "stored"
+MAX_LOG_TEMPERATURE = 80.0  # exp(88.7) is the largest float32
 
 
 def load(
@@ -60,10 +63,18 @@ def load(
     Raises:
       UserError: nothing there, a damaged file, or parameters that are missing, extra, misshapen or not finite.
     """
-    if param_dtype not in (*DTYPES, STORED):
-        raise UserError(f"load: param_dtype={param_dtype!r}; expected one of {', '.join((*DTYPES, STORED))}")
-    if position_resize not in METHODS:
-        raise UserError(f"load: position_resize={position_resize!r}; expected one of {', '.join(METHODS)}")
+    for option, value, choices in (
+        ("dtype", dtype, (None, *DTYPES)),
+        ("param_dtype", param_dtype, (*DTYPES, STORED)),
+        ("position_resize", position_resize, METHODS),
+        ("remat", remat, tuple(REMAT_POLICIES)),
+    ):
+        if value not in choices:
+            raise UserError(f"load: {option}={value!r}; expected one of {', '.join(map(str, choices))}")
+    if type(unroll) is not int or unroll < 1:
+        raise UserError(f"load: unroll={unroll!r}; expected a whole number of at least 1")
+    if not os.fspath(name_or_path):
+        raise UserError(f"load: an empty path; expected {EXPECTED}")
     preset = None if _is_path(name_or_path) else PRESETS.get(os.fspath(name_or_path))
     if weights is not None and preset is None:
         raise UserError(f"load: weights= goes with a preset's name, and {name_or_path} is none")
@@ -71,15 +82,20 @@ def load(
         source = epath.Path(weights) if weights is not None else _find_weights(preset)
     else:
         source = epath.Path(name_or_path).expanduser()
-    model = _read(source, preset, name_or_path)
+    try:
+        model = _read(source, preset)
+    except UserError:
+        raise
+    except Exception as error:  # of the file system: OSError, and what the clients of gs:// raise
+        raise UserError(f"{source}: cannot be read ({' '.join(str(error).split())[:200]}); check the path") from error
     if preset is not None and model.architecture != preset.architecture:
         raise UserError(
             f"{source}: not the weights of {preset.name}: {_differences(model.architecture, preset.architecture)}"
         )
-    if tokenizer is not None:
-        model = model.replace(preprocessing=_with_tokenizer(model, preset, epath.Path(tokenizer)))
     if preprocessing is not None:
         model = model.replace(preprocessing=preprocessing)
+    if tokenizer is not None:
+        model = model.replace(preprocessing=_with_tokenizer(model, preset, epath.Path(tokenizer)))
     if image_size is not None and tuple(image_size) != model.architecture.image_size:
         model = with_image_size(model, image_size, method=position_resize)
     check_preprocessing(model)
@@ -94,7 +110,12 @@ def cast_params(params: Any, dtype: str) -> Any:
     """Parameters in another dtype; t and b in float32, since exp(t) multiplies every logit."""
 
     def cast(path, x):
-        return np.asarray(x).astype(jnp.float32 if path[0].key in ("t", "b") else jnp.dtype(dtype), copy=False)
+        with np.errstate(over="ignore"):  # said below
+            new = np.asarray(x).astype(jnp.float32 if path[0].key in ("t", "b") else jnp.dtype(dtype), copy=False)
+        if new.dtype != x.dtype and not np.isfinite(np.asarray(new, np.float32)).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"{name} holds numbers beyond {dtype}; keep the type it has, or use bfloat16")
+        return new
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
@@ -120,7 +141,10 @@ def with_image_size(model: Model, image_size: tuple[int, int], *, method: str = 
 
 
 def _is_path(name_or_path: epath.PathLike) -> bool:
-    return "://" in os.fspath(name_or_path) or epath.Path(name_or_path).expanduser().exists()
+    path = os.fspath(name_or_path)
+    if "://" in path and not path.startswith(("gs://", "s3://", "file://")):
+        raise UserError(f"{path}: expected a local path or gs://")
+    return "://" in path or epath.Path(path).expanduser().exists()
 
 
 def _find_weights(preset: Preset) -> epath.Path:
@@ -146,10 +170,12 @@ def _find_weights(preset: Preset) -> epath.Path:
         raise UserError(f"{preset.name}: the Hugging Face hub did not answer ({reason}); {advice}") from error
 
 
-def _read(source: epath.Path, preset: Preset | None, asked: epath.PathLike) -> Model:
+def _read(source: epath.Path, preset: Preset | None) -> Model:
     if not source.exists():
-        raise UserError(f"{asked}: not found; expected {EXPECTED}")
+        raise UserError(f"{source}: not found; expected {EXPECTED}")
     if not source.is_dir():
+        if not files.is_regular(source):
+            raise UserError(f"{source}: neither a file nor a folder; expected {EXPECTED}")
         if source.suffix != ".npz":
             raise UserError(f"{source}: a {source.suffix or 'plain'} file; expected a folder or a big_vision .npz")
         return _read_big_vision(source, preset)
@@ -165,16 +191,18 @@ def _read(source: epath.Path, preset: Preset | None, asked: epath.PathLike) -> M
 
 def _read_native(folder: epath.Path) -> Model:
     description = folder / "model.json"
+    fields = files.read_json(description)
     try:
-        fields = json.loads(description.read_text())
         if fields.get("format") != FORMAT:
             raise ValueError(f"format is {fields.get('format')!r}, expected {FORMAT!r}")
         architecture, dtype = Architecture.from_json(fields["architecture"]), fields["dtype"]
-    except (ValueError, KeyError, AttributeError, UserError) as error:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{description}: not a model description ({error})") from error
     preprocessing = Preprocessing.load(folder) if (folder / "preprocessing.json").exists() else None
     if (folder / tensors.SINGLE).exists():
-        params = flax.traverse_util.unflatten_dict(tensors.read(folder), sep="/")
+        params = tensors.unflatten(tensors.read(folder), source=folder / tensors.SINGLE)
         return _model(params, architecture, preprocessing, source=folder / tensors.SINGLE, dtype=dtype)
     if (folder / "checkpoints").exists():
         from siglip_jax.checkpoints import restore_params
@@ -240,17 +268,19 @@ def check_params(params: Any, architecture: Architecture, *, source: object) -> 
     expected = flax.traverse_util.flatten_dict(parameter_shapes(architecture), sep="/")
     tensors.check_names_and_shapes(found, {name: x.shape for name, x in expected.items()}, source=source)
     for name, value in found.items():
-        if not np.issubdtype(value.dtype, np.floating) and value.dtype != jnp.bfloat16:
-            raise UserError(f"{source}: {name} holds {value.dtype}; expected floating point numbers")
+        if value.dtype.name not in DTYPES:
+            raise UserError(f"{source}: {name} holds {value.dtype}; expected one of {', '.join(DTYPES)}")
         if not np.isfinite(np.asarray(value, np.float32)).all():
             raise UserError(f"{source}: {name} holds NaN or infinity; the file is damaged or its training diverged")
+    if (t := float(np.asarray(found["t"], np.float64)[0])) > MAX_LOG_TEMPERATURE:
+        raise UserError(f"{source}: t is {t:.1f} and exp(t) no float32; t is the LOG temperature, about 2 to 5")
 
 
 def _with_tokenizer(model: Model, preset: Preset | None, path: epath.Path) -> Preprocessing:
     if model.preprocessing is None:
         raise UserError(
             f"load: {path} alone does not tell how titles are prepared; load by the preset's name with weights=, "
-            "or pass preprocessing="
+            "or pass preprocessing= as well"
         )
     try:
         serialised = path.read_bytes()

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
+from collections.abc import Iterable
 from typing import Any
 
 import flax.traverse_util
@@ -18,7 +20,8 @@ import numpy as np
 from etils import epath
 
 from siglip_jax.errors import UserError
-from siglip_jax.models.towers import Architecture, TwoTowers
+from siglip_jax.models.architecture import Architecture
+from siglip_jax.models.towers import TwoTowers
 from siglip_jax.patches import Patches
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.weights import big_vision, huggingface, tensors
@@ -39,7 +42,7 @@ class Model:
       preprocessing: how pictures and titles become arrays, or None when it is not known.
     """
 
-    module: TwoTowers
+    module: TwoTowers = dataclasses.field(repr=False)
     params: dict[str, Any] = dataclasses.field(repr=False)
     preprocessing: Preprocessing | None = None
 
@@ -60,7 +63,7 @@ class Model:
             preprocessing.
         """
         if not _is_array(images):
-            images = self._known_preprocessing("pictures").images(images)
+            images = self._known_preprocessing("pictures").images(_sequence("encode_image", "pictures", images))
         if self.architecture.naflex:
             return self._encode("encode_image", self._checked_patches(images), batch_size)
         size = self.architecture.image_size
@@ -83,12 +86,15 @@ class Model:
         if not isinstance(images, Patches):
             raise UserError(f"encode_image: {images.dtype} {list(images.shape)}; a NaFlex model takes {expected}")
         pixels, shape = images
+        if not _is_array(pixels) or not _is_array(shape):
+            raise UserError(f"encode_image: Patches of {type(pixels).__name__}; expected {expected}")
         if pixels.ndim != 3 or pixels.shape[-1] != values or not np.issubdtype(pixels.dtype, np.floating):
             raise UserError(f"encode_image: Patches of {pixels.dtype} {list(pixels.shape)}; expected {expected}")
         if tuple(shape.shape) != (len(pixels), 2) or not np.issubdtype(shape.dtype, np.integer):
             raise UserError(f"encode_image: shape of {shape.dtype} {list(shape.shape)}; expected {expected}")
         shape = np.asarray(shape, np.int64)
-        if len(shape) and (shape.min() < 1 or shape.prod(axis=1).max() > pixels.shape[1]):
+        sides = np.clip(shape, 0, pixels.shape[1] + 1)  # so that no product wraps round
+        if len(shape) and (shape.min() < 1 or sides.prod(axis=1).max() > pixels.shape[1]):
             raise UserError(f"encode_image: shape {shape.tolist()[:8]} does not fit {pixels.shape[1]} patches")
         return Patches(pixels, shape.astype(np.int32))
 
@@ -99,6 +105,7 @@ class Model:
           UserError: ids of another shape or type, or strings without a known preprocessing.
         """
         if not _is_array(texts):
+            texts = [texts] if isinstance(texts, str) else _sequence("encode_text", "strings", texts)
             texts = self._known_preprocessing("strings").text(texts)
         length, vocab = self.architecture.text_length, self.architecture.vocab_size
         if texts.ndim != 2 or texts.shape[1] != length or not np.issubdtype(texts.dtype, np.integer):
@@ -110,7 +117,11 @@ class Model:
     def logits(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
         """Embeddings [n, d], [m, d] -> float32 [n, m]: exp(t) <image, text> + b."""
         t, b = (np.asarray(self.params[name], np.float32)[0] for name in ("t", "b"))
-        return np.exp(t) * (np.asarray(image) @ np.asarray(text).T) + b
+        image, text = np.asarray(image, np.float32), np.asarray(text, np.float32)
+        dim = self.architecture.embedding_dim
+        if image.ndim != 2 or text.ndim != 2 or image.shape[1] != dim or text.shape[1] != dim:
+            raise UserError(f"logits: {list(image.shape)} and {list(text.shape)}; expected [n, {dim}] and [m, {dim}]")
+        return np.exp(t) * (image @ text.T) + b
 
     def save_description(self, folder: epath.PathLike) -> None:
         """Writes everything but the parameters."""
@@ -137,11 +148,19 @@ class Model:
           What the format could not hold, a line each; the native one holds everything.
 
         Raises:
-          UserError: an architecture or a preprocessing that the format has no words for.
+          UserError: the path exists and is no empty folder, a preprocessing that does not fit, or an architecture that
+            the format has no words for.
         """
-        if format not in FORMATS:
-            raise UserError(f"save: format={format!r}; expected one of {', '.join(FORMATS)}")
+        for option, value, choices in (("format", format, FORMATS), ("layout", layout, big_vision.LAYOUTS)):
+            if value not in choices:
+                raise UserError(f"save: {option}={value!r}; expected one of {', '.join(choices)}")
+        check_preprocessing(self)
+        if not os.fspath(path):
+            raise UserError("save: an empty path")
         path, params = epath.Path(path), jax.device_get(self.params)
+        # What another model left there would be read as part of this one.
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"save: {path} exists; give a new path, or delete it first")
         if format == "big_vision":
             if path.suffix != ".npz":
                 raise UserError(f"save: {path}; a big_vision checkpoint is an .npz file")
@@ -162,11 +181,16 @@ class Model:
 
     def _known_preprocessing(self, what: str) -> Preprocessing:
         if self.preprocessing is None:
-            raise UserError(f"this model has no known preprocessing, so {what} cannot be encoded; pass preprocessing=")
+            raise UserError(
+                f"this model has no known preprocessing, so {what} cannot be encoded; load it with preprocessing=, or "
+                "pass arrays"
+            )
         return self.preprocessing
 
     def _encode(self, method: str, rows: Any, batch_size: int) -> np.ndarray:
         """Batches of at most `batch_size`, the last padded to a power of two so that few shapes are compiled."""
+        if type(batch_size) is not int or batch_size < 1:
+            raise UserError(f"{method}: batch_size={batch_size!r}; expected a whole number of at least 1")
         count = len(jax.tree.leaves(rows)[0])
         if count == 0:
             return np.zeros((0, self.architecture.embedding_dim), np.float32)
@@ -176,7 +200,10 @@ class Model:
             padding = min(batch_size, 1 << (size - 1).bit_length()) - size
             batch = jax.tree.map(lambda x: _padded(x[begin : begin + size], padding), rows)  # noqa: B023
             outputs.append((encode(self._device_params, batch), size))
-        return np.concatenate([np.asarray(z)[:size] for z, size in outputs])
+        embeddings = np.concatenate([np.asarray(z)[:size] for z, size in outputs])
+        if bad := np.flatnonzero(~np.isfinite(embeddings).all(axis=1)).tolist():
+            raise UserError(f"{method}: NaN in the embeddings of rows {bad[:10]}; are their inputs finite?")
+        return embeddings
 
     @functools.cached_property
     def _device_params(self) -> Any:
@@ -199,6 +226,12 @@ def check_preprocessing(model: Model) -> None:
             vocab_size=architecture.vocab_size,
             naflex_patch=architecture.patch_size if architecture.naflex else 0,
         )
+
+
+def _sequence(method: str, what: str, values: Any) -> list[Any]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise UserError(f"{method}: a {type(values).__name__}; expected an array, or a sequence of {what}")
+    return list(values)
 
 
 def _padded(rows: Any, padding: int) -> Any:
@@ -229,7 +262,3 @@ def parameter_shapes(architecture: Architecture) -> Any:
     """The parameter tree of ShapeDtypeStructs, float32."""
     module = TwoTowers(architecture)
     return jax.eval_shape(lambda: module.init(jax.random.key(0), *_example(architecture))["params"])
-
-
-def parameter_count(architecture: Architecture) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(architecture)))

@@ -33,9 +33,14 @@ def decode_image(picture: bytes | PIL.Image.Image) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF or palette chunks are no reason for noise
-            if isinstance(picture, bytes):
+            if isinstance(picture, (bytes, bytearray, memoryview)):
                 picture = PIL.Image.open(io.BytesIO(picture))
+            if not isinstance(picture, PIL.Image.Image):
+                given = type(picture).__name__
+                raise UserError(f"a {given} is no picture; expected a PIL image, or encoded bytes (read the file)")
             width, height = picture.size
+            if not width or not height:
+                raise UserError(f"picture of {width}x{height} pixels; expected at least one")
             if width * height > MAX_IMAGE_PIXELS:
                 raise UserError(f"picture of {width}x{height} pixels; the limit is {MAX_IMAGE_PIXELS} pixels")
             if picture.mode.startswith("I;16"):  # PIL would clip 16-bit values to 255 instead of scaling them
@@ -59,8 +64,13 @@ def resize_image(image: np.ndarray, size: tuple[int, int], *, method: str) -> np
     if method in _PIL_FILTERS:
         return np.asarray(PIL.Image.fromarray(image).resize((size[1], size[0]), _PIL_FILTERS[method]))
     rows, columns = (_bilinear_taps(old, new) for old, new in zip(image.shape, size, strict=False))
-    resized = image[rows[0]] * (1 - rows[2])[:, None, None] + image[rows[1]] * rows[2][:, None, None]
-    resized = resized[:, columns[0]] * (1 - columns[2])[:, None] + resized[:, columns[1]] * columns[2][:, None]
+    # Only the pixels that are looked at: a strip of millions of pixels must not become floats as a whole.
+    left, right = (
+        image[np.ix_(rows[0], side)] * (1 - rows[2])[:, None, None]
+        + image[np.ix_(rows[1], side)] * rows[2][:, None, None]
+        for side in columns[:2]
+    )
+    resized = left * (1 - columns[2])[:, None] + right * columns[2][:, None]
     return resized.clip(0, 255).astype(np.uint8)  # truncated, as tf.cast does in big_vision's resize
 
 

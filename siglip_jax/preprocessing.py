@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 from etils import epath
 
+from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.patches import Patches
 from siglip_jax.pictures import MAX_IMAGE_PIXELS, cut_patches, decode_image, naflex_size, resize_image
@@ -36,6 +37,7 @@ __all__ = [
     "resize_image",
 ]
 
+MAX_TEXT_LENGTH = 2**16
 MAX_TITLE_CHARACTERS = 10_000  # characters beyond are cut before tokenising: they could never fit a text length
 NAFLEX = "naflex"
 
@@ -89,19 +91,31 @@ class Preprocessing:
                 raise UserError(
                     f"preprocessing: {field}={getattr(self, field)!r}; expected one of {', '.join(choices)}"
                 )
+        for field in ("image_size", "value_range"):
+            if isinstance(getattr(self, field), list):  # of JSON
+                object.__setattr__(self, field, tuple(getattr(self, field)))
         sides = self.image_size
-        if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        if not isinstance(sides, tuple) or len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
             raise UserError(f"preprocessing: image_size={sides!r}; expected (height, width), whole and positive")
         if sides[0] * sides[1] > MAX_IMAGE_PIXELS:
             raise UserError(f"preprocessing: image_size={sides!r}; the limit is {MAX_IMAGE_PIXELS} pixels")
         self._check_patches()
-        if type(self.text_length) is not int or self.text_length < 1:
-            raise UserError(f"preprocessing: text_length={self.text_length!r}; expected a whole number of at least 1")
-        if type(self.pad_id) is not int or self.pad_id < 0:
+        if type(self.text_length) is not int or not 1 <= self.text_length <= MAX_TEXT_LENGTH:
+            raise UserError(f"preprocessing: text_length={self.text_length!r}; expected 1 to {MAX_TEXT_LENGTH}")
+        if type(self.pad_id) is not int or not 0 <= self.pad_id < 2**31:
             raise UserError(f"preprocessing: pad_id={self.pad_id!r}; expected a token id")
         span = self.value_range
-        if len(span) != 2 or not all(isinstance(end, (int, float)) for end in span) or not span[0] < span[1]:
+        if (
+            not isinstance(span, tuple)
+            or len(span) != 2
+            or not all(isinstance(end, (int, float)) and abs(end) < 1e6 for end in span)
+            or not span[0] < span[1]
+        ):
             raise UserError(f"preprocessing: value_range={span!r}; expected (low, high)")
+        if self.tokenizer is not None and not isinstance(self.tokenizer, bytes):
+            raise UserError(
+                f"preprocessing: tokenizer is a {type(self.tokenizer).__name__}; expected the bytes of the file"
+            )
 
     def _check_patches(self) -> None:
         given = f"preprocessing: resize={self.resize!r} with patch_size={self.patch_size!r}, "
@@ -176,7 +190,13 @@ class Preprocessing:
 
     def images(self, pictures: Iterable[bytes | PIL.Image.Image]) -> Any:
         """Pictures -> what the image tower takes: float32 [n, height, width, 3] in `value_range`, or `Patches`."""
-        return self.to_float(self.batch([self.image(picture) for picture in pictures]))
+        arrays = []
+        for row, picture in enumerate(pictures):
+            try:
+                arrays.append(self.image(picture))
+            except UserError as error:
+                raise UserError(f"picture {row}: {error}") from error
+        return self.to_float(self.batch(arrays))
 
     def to_float(self, image: Any) -> Any:
         """uint8 [..., 3] or `Patches` (numpy or JAX) -> float32 in `value_range`, zero where there is no patch."""
@@ -209,7 +229,10 @@ class Preprocessing:
         """
         if self.tokenizer is None:
             raise UserError("this preprocessing has no tokenizer, so strings cannot be encoded; pass token ids")
-        titles = [titles] if isinstance(titles, str) else titles
+        titles = [titles] if isinstance(titles, str) else list(titles)
+        for number, title in enumerate(titles):
+            if not isinstance(title, str):
+                raise UserError(f"title {number} is a {type(title).__name__}; expected strings, or an int array of ids")
         ids = np.full((len(titles), self.text_length), self.pad_id, np.int32)
         encoded = self._tokenizer.encode([self._tokenizer_input(title) for title in titles])
         for row, pieces in zip(ids, encoded, strict=True):
@@ -272,11 +295,13 @@ class Preprocessing:
         path = folder / "preprocessing.json"
         if not path.exists():
             raise UserError(f"{folder}: no preprocessing.json; expected a folder written by siglip-jax")
+        fields = files.read_json(path)
         try:
-            fields = json.loads(path.read_text())
             sha256 = fields.pop("tokenizer_sha256")
             fields |= {"image_size": tuple(fields["image_size"]), "value_range": tuple(fields["value_range"])}
             value = cls(**fields)
+            if not (sha256 is None or (isinstance(sha256, str) and len(sha256) == 64)):
+                raise ValueError(f"tokenizer_sha256 is {sha256!r}")
         except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{path}: not a preprocessing file ({error}); save the model again") from error
         return value.replace(tokenizer=_read_tokenizer(folder, sha256)) if sha256 else value

@@ -28,8 +28,9 @@ def main(values: flags.FlagValues) -> None:
 
     from siglip_jax.errors import UserError
     from siglip_jax.model import init
+    from siglip_jax.models.architecture import Architecture, TowerSize
     from siglip_jax.models.presets import PRESETS
-    from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
+    from siglip_jax.models.towers import TwoTowers
     from tools import measuring
 
     tower = TowerSize(width=192, depth=3, mlp_dim=768, heads=3)

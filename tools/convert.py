@@ -26,6 +26,9 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("weights", None, "Where a preset's weights are (see siglip_jax.load).", flag_values=values)
+    flags.DEFINE_string(
+        "preprocessing", None, "Folder with the preprocessing.json to use, such as a saved model.", flag_values=values
+    )
     flags.DEFINE_string("tokenizer", None, "Tokenizer file, for weights without one.", flag_values=values)
     flags.DEFINE_integer("image_size", 0, "Another side in pixels; positions are resized.", flag_values=values)
     flags.DEFINE_enum(
@@ -38,6 +41,7 @@ def main(values: flags.FlagValues) -> None:
 
     from siglip_jax.errors import UserError
     from siglip_jax.loading import load
+    from siglip_jax.preprocessing import Preprocessing
 
     output = epath.Path(values.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -47,6 +51,7 @@ def main(values: flags.FlagValues) -> None:
     model = load(
         values.model,
         weights=values.weights,
+        preprocessing=Preprocessing.load(values.preprocessing) if values.preprocessing else None,
         tokenizer=values.tokenizer,
         image_size=(values.image_size,) * 2 if values.image_size else None,
         position_resize=values.position_resize,

@@ -12,6 +12,8 @@ import pathlib
 
 from absl import flags
 
+from siglip_jax.errors import UserError
+
 
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
@@ -26,20 +28,21 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     if values.verify:
         _verify(values)
+    elif values.weights or values.tokenizer or values.image:
+        raise UserError("--weights, --tokenizer and --image go with --verify=NAME")
     else:
         print(_table(markdown=values.format == "markdown"))
 
 
 def _table(*, markdown: bool) -> str:
-    from siglip_jax.model import parameter_shapes
+    from siglip_jax.models.architecture import parameter_counts
     from siglip_jax.models.presets import PRESETS
-    from siglip_jax.models.verify import parameter_counts
 
     head = ("name", "pixels", "patch", "dim", "text", "vocabulary", "image M", "text M", "total M", "big_vision file")
     rows: list[tuple[str, ...]] = [head]
     for preset in PRESETS.values():
         arch = preset.architecture
-        counts = parameter_counts(parameter_shapes(arch))
+        counts = parameter_counts(arch)
         pixels = "any" if arch.naflex else str(arch.image_size[0])
         sizes = (pixels, arch.patch_size, arch.embedding_dim, arch.text_length, arch.vocab_size)
         millions = (f"{counts[key] / 1e6:.1f}" for key in ("image", "text", "total"))
@@ -60,16 +63,16 @@ def _table(*, markdown: bool) -> str:
 
 
 def _verify(values: flags.FlagValues) -> None:
-    from siglip_jax.errors import UserError
     from siglip_jax.loading import load
+    from siglip_jax.models.architecture import parameter_counts
     from siglip_jax.models.presets import PRESETS
-    from siglip_jax.models.verify import fetch_picture, parameter_counts, verify
+    from siglip_jax.models.verify import fetch_picture, verify
 
     preset = PRESETS.get(values.verify)
     if preset is None:
         raise UserError(f"--verify={values.verify}: no such preset; siglip-jax models lists them")
     model = load(values.verify, weights=values.weights, tokenizer=values.tokenizer)
-    counts = parameter_counts(model.params)
+    counts = parameter_counts(model.architecture)
     print(f"{preset.name}: {counts['total'] / 1e6:.1f} M parameters, every one there, of the right shape and finite")
     if values.image:
         try:

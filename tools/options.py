@@ -49,7 +49,7 @@ def define_model(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "Saved model, a training run's workdir, or (embed) a .tflite network.",
+        "Preset, Hugging Face folder, big_vision .npz, training run's workdir, saved model, or (embed) a .tflite file.",
         required=True,
         flag_values=values,
     )

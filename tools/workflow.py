@@ -69,7 +69,8 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
     Deterministic, so the start can be embedded again after training.
     """
     from siglip_jax import model as models
-    from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
+    from siglip_jax.models.architecture import Architecture, TowerSize
+    from siglip_jax.models.towers import TwoTowers
 
     options = config.model
     compute = {

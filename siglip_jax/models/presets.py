@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from siglip_jax.models.towers import Architecture, TowerSize
+from siglip_jax.models.architecture import Architecture, TowerSize
 from siglip_jax.preprocessing import Preprocessing
 
 SIZES = {

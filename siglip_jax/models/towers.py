@@ -3,98 +3,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from siglip_jax.errors import UserError
+from siglip_jax.models.architecture import DTYPES, Architecture, TowerSize
 from siglip_jax.models.transformer import REMAT_POLICIES, Dtype, Encoder, MapHead
 from siglip_jax.patches import Patches
-
-DTYPES = ("float32", "bfloat16", "float16")  # of computing and of storing
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TowerSize:
-    """Width, depth, MLP width and heads of one transformer."""
-
-    width: int
-    depth: int
-    mlp_dim: int
-    heads: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """Everything that decides the parameter shapes of a SigLIP model; plain JSON there and back.
-
-    Attributes:
-      image_size: (height, width) in pixels; what is left of a division by `patch_size` is not looked at (384 by 14 in
-        the published So400m).
-      patch_size: pixels per side of a square patch.
-      image, text: sizes of the two transformers.
-      vocab_size, text_length: rows of the token embedding, tokens per title.
-      text_head: whether a linear layer follows the text tower; SigLIP 1 i18n has none.
-      naflex: pictures of any aspect ratio, as `Patches`; `image_size` then is the grid of the position embedding times
-        `patch_size`, and each picture gets that embedding resized to its own grid.
-      embedding_dim: width of the shared space; equals `image.width`, since the image tower has no projection (what
-        Hugging Face calls projection_size is the output of the text head).
-    """
-
-    image_size: tuple[int, int]
-    patch_size: int
-    image: TowerSize
-    text: TowerSize
-    vocab_size: int
-    text_length: int
-    text_head: bool = True
-    naflex: bool = False
-
-    def __post_init__(self):
-        sizes = (*self.image_size, self.patch_size, self.vocab_size, self.text_length)
-        whole = (*sizes, *dataclasses.astuple(self.image), *dataclasses.astuple(self.text))
-        if len(self.image_size) != 2 or any(type(size) is not int or not 0 < size < 2**31 for size in whole):
-            raise UserError(f"model: {self}; expected whole numbers of at least 1 everywhere")
-        if any(side < self.patch_size for side in self.image_size):
-            raise UserError(f"model: image_size {self.image_size} is smaller than patch_size {self.patch_size}")
-        for name, tower in (("image", self.image), ("text", self.text)):
-            if tower.width % tower.heads:
-                raise UserError(f"model: {name}.width {tower.width} is not a multiple of {name}.heads {tower.heads}")
-        if type(self.text_head) is not bool or type(self.naflex) is not bool:
-            raise UserError(f"model: text_head={self.text_head!r}, naflex={self.naflex!r}; expected true or false")
-        if not self.text_head and self.text.width != self.image.width:
-            raise UserError(
-                f"model: without a text head both towers need one width; "
-                f"text {self.text.width}, image {self.image.width}"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the position embedding."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-    @property
-    def embedding_dim(self) -> int:
-        return self.image.width
-
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "image_size": list(self.image_size)}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Architecture:
-        try:
-            towers = {name: TowerSize(**fields[name]) for name in ("image", "text")}
-            return cls(**{**fields, **towers, "image_size": tuple(fields["image_size"])})
-        except (TypeError, KeyError, ValueError) as error:
-            raise UserError(f"model: not an architecture ({error}); expected {cls._expected()}") from error
-
-    @classmethod
-    def _expected(cls) -> str:
-        return ", ".join(field.name for field in dataclasses.fields(cls))
 
 
 def l2_normalise(x: jax.Array) -> jax.Array:
@@ -124,9 +42,11 @@ class ImageTower(nn.Module):
         sizes = dict(mlp_dim=self.size.mlp_dim, heads=self.size.heads, **kinds)
         width, mask = self.size.width, None
         if isinstance(image, Patches):
-            x = nn.Dense(width, name="embedding", **kinds)(image.pixels)
+            mask = image.mask
+            # Even NaN in the padding must not get through: 0 * NaN is NaN in attention's weighted sum.
+            x = nn.Dense(width, name="embedding", **kinds)(jnp.where(mask[..., None], image.pixels, 0))
             grid = position_embedding(self, (*self.grid, width))
-            x, mask = x + positions_of_patches(grid, image).astype(self.dtype), image.mask
+            x = x + positions_of_patches(grid, image).astype(self.dtype)
         else:
             patch = (self.patch_size, self.patch_size)
             x = nn.Conv(width, patch, strides=patch, padding="VALID", name="embedding", **kinds)(image)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from siglip_jax.errors import UserError
 from siglip_jax.models.presets import Preset
@@ -82,11 +82,3 @@ def fetch_picture(url: str = PICTURE) -> bytes:
             return answer.read(MAX_PICTURE_BYTES)
     except OSError as error:
         raise UserError(f"{url}: cannot be fetched ({error}); download it and pass --image") from error
-
-
-def parameter_counts(params: Any) -> dict[str, int]:
-    """Parameters of the image tower, the text tower and both with t and b."""
-    import jax
-
-    count = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in ("img", "txt")}
-    return {"image": count["img"], "text": count["txt"], "total": sum(x.size for x in jax.tree.leaves(params))}

@@ -11,7 +11,6 @@ import collections
 import math
 import re
 import zipfile
-import zlib
 from typing import Any
 
 import flax.traverse_util
@@ -20,13 +19,13 @@ import numpy as np
 from etils import epath
 
 from siglip_jax.errors import UserError
-from siglip_jax.models.towers import Architecture, TowerSize
-from siglip_jax.weights.tensors import list_some
+from siglip_jax.models.architecture import Architecture, TowerSize
+from siglip_jax.weights.tensors import list_some, unflatten
 
 LAYOUTS = ("stacked", "layers")
 MAX_BYTES = 64 * 2**30  # of a file's arrays, unpacked
 DOUBLED = "txt/Encoder_0/pos_embedding"
-_LAYER = re.compile(r"(.*/)encoderblock_(\d+)/(.*)")
+_LAYER = re.compile(r"(.*/)encoderblock_(0|[1-9][0-9]{0,3})/(.*)")
 _TRAINING_STATE = ("opt/", "opt_state/", "extra/", "chrono/")  # beside params/ in checkpoints of a running training
 
 
@@ -40,16 +39,18 @@ def read(path: epath.PathLike) -> dict[str, Any]:
     """
     path = epath.Path(path)
     flat = _arrays(path)
-    if any(name.startswith("params/") for name in flat):
-        flat = {name: value for name, value in flat.items() if not name.startswith(_TRAINING_STATE)}
-        if other := [name for name in flat if not name.startswith("params/")]:
-            raise UserError(f"{path}: {list_some(other)} beside params/; not a big_vision checkpoint")
+    other = [name for name in flat if not name.startswith("params/")]
+    if other and len(other) < len(flat):
+        raise UserError(f"{path}: {list_some(other)} beside params/; not a big_vision checkpoint")
     flat = {name.removeprefix("params/"): value for name, value in flat.items()}
     if DOUBLED in flat:
         if "txt/pos_embedding" not in flat:
             raise UserError(f"{path}: {DOUBLED} without txt/pos_embedding, which it is to be added to")
-        flat["txt/pos_embedding"] = flat["txt/pos_embedding"] + flat.pop(DOUBLED)
-    return flax.traverse_util.unflatten_dict(_stack(flat, path), sep="/")
+        first, second = flat["txt/pos_embedding"], flat.pop(DOUBLED)
+        if first.shape != second.shape:
+            raise UserError(f"{path}: {DOUBLED} is {second.shape}, txt/pos_embedding is {first.shape}; expected equal")
+        flat["txt/pos_embedding"] = first + second
+    return unflatten(_stack(flat, path), source=path)
 
 
 def write(params: Any, path: epath.PathLike, *, layout: str = "stacked", prefix: str = "params/") -> None:
@@ -117,15 +118,24 @@ def _arrays(path: epath.Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             with zipfile.ZipFile(file) as archive:
-                size = sum(entry.file_size for entry in archive.infolist())
+                members = archive.infolist()
+            size, names = sum(member.file_size for member in members), [member.filename for member in members]
             if size > MAX_BYTES:
                 raise UserError(f"{path}: unpacks to {size / 2**30:.0f} GiB; the limit is {MAX_BYTES // 2**30} GiB")
+            if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
+                raise UserError(f"{path}: holds {list_some(twice)} twice; which one counts is not known")
             file.seek(0)
             with np.load(file, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise UserError(f"{path}: not a complete .npz of arrays ({error}); copy it again") from error
+                wanted = [name for name in stored.files if not name.startswith(_TRAINING_STATE)]
+                arrays = {name: stored[name] for name in wanted}
+    except UserError:
+        raise
+    except Exception as error:  # numpy's reader raises a dozen types on damaged members, MemoryError among them
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a complete .npz of arrays ({reason}); copy it again") from error
     for name, value in arrays.items():
+        if not isinstance(value, np.ndarray):
+            raise UserError(f"{path}: {list_some([name])} is not an array; not a big_vision checkpoint")
         if value.dtype == np.dtype("V2"):
             arrays[name] = value.view(ml_dtypes.bfloat16)
         elif not np.issubdtype(value.dtype, np.floating):

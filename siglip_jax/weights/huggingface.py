@@ -9,8 +9,9 @@ from typing import Any
 
 from etils import epath
 
+from siglip_jax import files
 from siglip_jax.errors import UserError
-from siglip_jax.models.towers import Architecture, TowerSize
+from siglip_jax.models.architecture import Architecture, TowerSize
 from siglip_jax.weights import tensors
 from siglip_jax.weights.huggingface_names import from_state_dict, has_identity_head, to_state_dict
 
@@ -123,12 +124,7 @@ def read(folder: epath.Path, *, shapes_of: Callable[[Architecture], Any]) -> tup
       shapes_of: an architecture's parameter tree, of anything with a shape.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        if not isinstance(config, dict):
-            raise ValueError(f"it holds a {type(config).__name__}")
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON object ({error}); copy it again") from error
+    config = files.read_json(path)
     state = tensors.read(folder)
     architecture = architecture_of(config, text_head=not has_identity_head(state), source=path)
     return from_state_dict(state, architecture, shapes_of(architecture), source=folder), architecture

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siglip_jax.models.towers import Architecture
+from siglip_jax.models.architecture import Architecture
 from siglip_jax.weights.tensors import check_names_and_shapes
 
 

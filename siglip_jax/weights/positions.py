@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from siglip_jax.errors import UserError
+
 METHODS = ("linear", "bicubic")
+MAX_SIDE = 256  # patches; 4096 pixels by 16
 
 
 def resize_positions(grid: np.ndarray, size: tuple[int, int], *, method: str = "linear") -> np.ndarray:
@@ -16,6 +19,8 @@ def resize_positions(grid: np.ndarray, size: tuple[int, int], *, method: str = "
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}; expected one of {', '.join(METHODS)}")
+    if max(size) > MAX_SIDE:
+        raise UserError(f"a grid of {size[0]} x {size[1]} positions; the limit is {MAX_SIDE} a side")
     matrix = _linear if method == "linear" else _bicubic
     rows, columns = (matrix(old, new) for old, new in zip(grid.shape, size, strict=False))
     resized = np.einsum("yr,xc,rcd->yxd", rows, columns, grid.astype(np.float64), optimize=True)

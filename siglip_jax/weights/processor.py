@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import EOS_ID, NAFLEX, Preprocessing
 from siglip_jax.tokenizer import SENTINELS, Tokenizer, is_json, open_tokenizer
@@ -95,7 +96,7 @@ def _picture_settings(folder: epath.Path) -> tuple[epath.Path | None, dict[str, 
         path = folder / name
         if not path.exists():
             continue
-        settings = _read_json(path)
+        settings = files.read_json(path)
         if name == "processor_config.json":
             _refuse_unknown(path, settings, {"image_processor"}, {"processor_class", "auto_map", "tokenizer"})
             settings = settings.get("image_processor") or {}
@@ -117,12 +118,12 @@ def _picture_fields(
     known |= {"size"} if kind == _FIXED else {"patch_size", "max_num_patches"}
     # The flexible one has no use for a size: it is written by some versions, as null or as the default of the class.
     _refuse_unknown(path, settings, known, _NEUTRAL_PICTURE | ({"size"} if kind == _FLEXIBLE else set()))
-    if settings.get("do_resize", True) is not True:
+    if not _switch(path, settings, "do_resize"):
         raise UserError(f"{path}: do_resize={settings['do_resize']!r}; expected true")
     fields: dict[str, Any] = {"value_range": _value_range(path, settings)}
     resample = settings.get("resample", 3 if kind == _FIXED else 2)
     if kind == _FIXED:
-        if resample not in _RESAMPLE:
+        if type(resample) is not int or resample not in _RESAMPLE:
             raise UserError(f"{path}: resample={resample!r}; expected 2 (bilinear) or 3 (bicubic)")
         size = settings.get("size", {"height": 224, "width": 224})
         if not isinstance(size, dict) or size.keys() != {"height", "width"}:
@@ -147,15 +148,15 @@ def _whole(path: epath.Path, name: str, value: Any) -> int:
 
 def _value_range(path: epath.Path, settings: Mapping[str, Any]) -> tuple[float, float]:
     """What (x * rescale_factor - mean) / std makes of 0 and 255; one value for all three channels."""
-    scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    scale = settings.get("rescale_factor", 1 / 255) if _switch(path, settings, "do_rescale") else 1.0
     mean, std = 0.0, 1.0
-    if settings.get("do_normalize", True):
+    if _switch(path, settings, "do_normalize"):
         values = [settings.get("image_mean", 0.5), settings.get("image_std", 0.5)]
         channels = [value if isinstance(value, list) else [value] for value in values]
-        if not all(len(set(numbers)) == 1 for numbers in channels):
+        if not all(numbers and all(number == numbers[0] for number in numbers) for numbers in channels):
             raise UserError(f"{path}: image_mean={values[0]!r}, image_std={values[1]!r}; expected equal channels")
         (mean, *_), (std, *_) = channels
-    if not all(isinstance(value, (int, float)) for value in (scale, mean, std)) or not scale > 0 or not std > 0:
+    if not all(type(value) in (int, float) for value in (scale, mean, std)) or not scale > 0 or not std > 0:
         raise UserError(f"{path}: rescale_factor={scale!r}, image_mean={mean!r}, image_std={std!r}; expected numbers")
     # 255 * 0.00392156862745098 is 1 but for the last bit.
     low, high = (round((level * scale - mean) / std, 9) for level in (0, 255))
@@ -168,7 +169,7 @@ def _text_fields(folder: epath.Path, vocab_size: int) -> dict[str, Any]:
     if file is None:
         return {}
     path = folder / TOKENIZER_CONFIG
-    settings = _read_json(path) if path.exists() else {}
+    settings = files.read_json(path) if path.exists() else {}
     given = settings.get("tokenizer_class", _SIGLIP if file.name == SPIECE else _GEMMA)
     kind = _TOKENIZER_CLASSES.get(given) if isinstance(given, str) else None
     if kind is None:
@@ -194,7 +195,7 @@ def _text_fields(folder: epath.Path, vocab_size: int) -> dict[str, Any]:
     pad_id = {_SIGLIP: EOS_ID}.get(kind, 0) if pad is None else tokenizer.piece_id(pad)
     if pad_id is None:
         raise UserError(f"{path}: pad_token={pad!r} is not in {file.name}; expected one of its pieces")
-    lower = kind == _SIGLIP2 or settings.get("do_lower_case") in (None, True)
+    lower = _switch(path, settings, "do_lower_case") or kind == _SIGLIP2
     return {
         "tokenizer": serialised,
         "pad_id": pad_id,
@@ -206,7 +207,16 @@ def _text_fields(folder: epath.Path, vocab_size: int) -> dict[str, Any]:
 def _piece_of(settings: Mapping[str, Any], name: str) -> str | None:
     """A special token is written as text or as {"content": text, ...}."""
     value = settings.get(name)
-    return value.get("content") if isinstance(value, dict) else value
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else None
+
+
+def _switch(path: epath.Path, settings: Mapping[str, Any], name: str) -> bool:
+    """A setting that is true, false, or left to its default, which is true."""
+    value = settings.get(name)
+    if value is not None and type(value) is not bool:
+        raise UserError(f"{path}: {name}={value!r}; expected true or false")
+    return value is not False
 
 
 def _refuse_unknown(path: epath.Path, settings: Mapping[str, Any], known: set[str], neutral: Any) -> None:
@@ -214,16 +224,6 @@ def _refuse_unknown(path: epath.Path, settings: Mapping[str, Any], known: set[st
     if unknown:
         listed = ", ".join(f"{name}={str(value)[:60]!r}" for name, value in sorted(unknown.items()))
         raise UserError(f"{path}: unknown settings {listed}; they may change what the model sees: remove them")
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not JSON ({error}); copy it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; copy it again")
-    return value
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import ml_dtypes  # noqa: F401  (numpy learns bfloat16 by it)
 import numpy as np
@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from siglip_jax import files
 from siglip_jax.errors import UserError
 
 SINGLE = "model.safetensors"
@@ -29,30 +30,32 @@ def read(folder: epath.Path) -> dict[str, np.ndarray]:
         pickled = [path.name for path in folder.glob("*.bin")]
         hint = f"; {pickled[0]} is a pickle, which is never read: save it again as safetensors" if pickled else ""
         raise UserError(f"{folder}: no {SINGLE}{hint}")
-    try:
-        where = json.loads((folder / INDEX).read_text())["weight_map"]
-        names = sorted(set(where.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / INDEX}: not an index of safetensors files ({error}); copy it again") from error
+    where = files.read_json(folder / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise UserError(f"{folder / INDEX}: not an index of safetensors files (no weight_map of names); copy it again")
+    names = sorted(set(where.values()))
     if outside := [name for name in names if epath.Path(name).name != name or not name.endswith(".safetensors")]:
         raise UserError(f"{folder / INDEX}: names {outside[0]!r}, which is not a .safetensors file beside it")
     tensors: dict[str, np.ndarray] = {}
     for name in names:
         if not (folder / name).exists():
             raise UserError(f"{folder / name}: missing, though the index names it; copy it beside {INDEX}")
-        tensors |= read_file(folder / name)
-    if different := sorted(tensors.keys() ^ where.keys()):
-        raise UserError(f"{folder / INDEX}: does not fit its files at {list_some(different)}; copy the folder again")
+        found = read_file(folder / name)
+        if different := sorted(found.keys() ^ {key for key, file in where.items() if file == name}):
+            raise UserError(f"{folder / INDEX}: does not fit {name} at {list_some(different)}; copy the folder again")
+        tensors |= found
     return tensors
 
 
 def read_file(path: epath.Path) -> dict[str, np.ndarray]:
     """Every tensor of one file; bfloat16 as `ml_dtypes.bfloat16`."""
+    if not files.is_regular(path):
+        raise UserError(f"{path}: not a file; expected safetensors")
     try:
         if "://" in str(path):
             return safetensors.numpy.load(path.read_bytes())
         return safetensors.numpy.load_file(str(path))  # mapped: no second copy of a large model
-    except (safetensors.SafetensorError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
 
 
@@ -66,8 +69,8 @@ def write_file(path: epath.Path, tensors: Mapping[str, np.ndarray], *, metadata:
 
 
 def list_some(names: Iterable[str], *, at_most: int = 20) -> str:
-    """ "a, b, c and 7 more" for an error message."""
-    names = list(names)
+    """ "a, b, c and 7 more" for an error message, each cut to a bound."""
+    names = [name if len(name) <= 200 else f"{name[:200]}..." for name in names]
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + more
 
@@ -84,4 +87,21 @@ def check_names_and_shapes(
     ]
     problems = [f"missing {name}" for name in missing] + [f"extra {name}" for name in extra] + misshapen
     if problems:
-        raise UserError(f"{source}: parameters of another model ({len(problems)} keys differ): {'; '.join(problems)}")
+        listed = list_some(problems, at_most=60)
+        raise UserError(f"{source}: parameters of another model ({len(problems)} keys differ): {listed}")
+
+
+def unflatten(flat: Mapping[str, np.ndarray], *, source: object) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}; a UserError where a name is both a tensor and the start of another."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *folders, leaf = name.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{source}: {list_some([name])} lies below another tensor; not the file of a model")
+        if leaf in node:
+            raise UserError(f"{source}: {list_some([name])} is both a tensor and a folder; not the file of a model")
+        node[leaf] = value
+    return tree

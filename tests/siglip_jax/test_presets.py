@@ -10,9 +10,10 @@ import pytest
 import siglip_jax
 from siglip_jax import loading
 from siglip_jax.errors import UserError
-from siglip_jax.model import Model, parameter_count, parameter_shapes
+from siglip_jax.model import Model, parameter_shapes
 from siglip_jax.models import presets, verify
-from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
+from siglip_jax.models.architecture import Architecture, TowerSize, parameter_counts
+from siglip_jax.models.towers import TwoTowers
 
 NAME = "google/siglip2-base-patch16-256"
 
@@ -44,7 +45,16 @@ def test_every_published_checkpoint_is_there():
     ],
 )
 def test_parameter_counts(name, millions):
-    assert round(parameter_count(presets.PRESETS[name].architecture) / 1e6) == millions
+    assert round(parameter_counts(presets.PRESETS[name].architecture)["total"] / 1e6) == millions
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_counts_are_those_of_the_modules(name):
+    architecture = presets.PRESETS[name].architecture
+    shapes = parameter_shapes(architecture)
+    found = {kind: sum(x.size for x in jax.tree.leaves(shapes[kind])) for kind in ("img", "txt")}
+    total = sum(x.size for x in jax.tree.leaves(shapes))
+    assert parameter_counts(architecture) == {"image": found["img"], "text": found["txt"], "total": total}
 
 
 def test_odd_ones():
@@ -124,7 +134,7 @@ def test_a_name_and_local_weights(tiny, tmp_path):
     with pytest.raises(UserError, match="no tokenizer, so strings cannot be encoded"):
         model.encode_text(["red dress"])
     assert siglip_jax.load(tmp_path / "w.npz").preprocessing is None  # an .npz alone does not tell
-    with pytest.raises(UserError, match="pass preprocessing="):
+    with pytest.raises(UserError, match="load it with preprocessing="):
         siglip_jax.load(tmp_path / "w.npz").encode_image([b""])
 
 

@@ -279,7 +279,7 @@ def test_several_files_and_old_buffers(golden, tmp_path):
     for broken, message in (
         ({**where, "t": "model-00003-of-00002.safetensors"}, "missing, though the index names it"),
         ({**where, "t": "../x.safetensors"}, "not a .safetensors file beside it"),
-        ({**where, "logit": where["logit_bias"]}, "does not fit its files at logit"),
+        ({**where, "logit": where["logit_bias"]}, "does not fit model-0000.-of-00002.safetensors at logit"),
         ([], "not an index"),
     ):
         index.write_text(json.dumps({"weight_map": broken}))

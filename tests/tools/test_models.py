@@ -67,6 +67,7 @@ def test_huggingface_folders_keep_the_preprocessing(trained_workdir, tmp_path, c
         ("convert --model={workdir} --output={new} --tokenizer={none}", "pass a SentencePiece"),
         ("convert --model={workdir} --output={new} --tokenizer={file}", "the model has its own, of sha256"),
         ("convert --model={file} --output={new}", "a .txt file; expected a folder"),
+        ("models --weights={workdir}", "go with --verify=NAME"),
         ("models --verify=google/siglip3", "no such preset; siglip-jax models lists them"),
         ("models --verify=google/siglip-base-patch16-224 --weights={none}", "not found"),
         ("models --verify=google/siglip-base-patch16-224 --weights={workdir}", "not the weights of google/siglip-base"),

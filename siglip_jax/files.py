@@ -1,0 +1,43 @@
+"""Files that anybody may have written: what kind they are, and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from siglip_jax.errors import UserError
+
+MAX_JSON_BYTES = 64 * 2**20
+
+
+def is_regular(path: epath.Path) -> bool:
+    """Whether it is a file that ends; a pipe or a device would be waited for, or read, without end."""
+    if "://" in str(path):
+        return path.exists() and not path.is_dir()
+    return os.path.isfile(path)  # epath's is_file takes everything that is no folder
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises:
+      UserError: no regular file, too large, too deeply nested, not UTF-8, not JSON, or not an object.
+    """
+    try:
+        if not is_regular(path):
+            raise UserError(f"{path}: not a file; expected a JSON object")
+        if (size := path.stat().length) > MAX_JSON_BYTES:
+            raise UserError(f"{path}: {size} bytes; the limit is {MAX_JSON_BYTES}")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path}: not a JSON object ({_short(error)}); copy it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object (it holds a {type(value).__name__}); copy it again")
+    return value
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
