@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from typing import Any
@@ -18,6 +19,15 @@ def is_regular(path: epath.Path) -> bool:
     if "://" in str(path):
         return path.exists() and not path.is_dir()
     return os.path.isfile(path)  # epath's is_file takes everything that is no folder
+
+
+def sha256(path: epath.Path) -> str:
+    """Of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:

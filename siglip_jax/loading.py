@@ -203,7 +203,11 @@ def _read_native(folder: epath.Path) -> Model:
     preprocessing = Preprocessing.load(folder) if (folder / "preprocessing.json").exists() else None
     if (folder / tensors.SINGLE).exists():
         params = tensors.unflatten(tensors.read(folder), source=folder / tensors.SINGLE)
-        return _model(params, architecture, preprocessing, source=folder / tensors.SINGLE, dtype=dtype)
+        model = _model(params, architecture, preprocessing, source=folder / tensors.SINGLE, dtype=dtype)
+        # safetensors has no checksum of its own. Last, since the checks above say more of what is wrong.
+        if fields.get("weights_sha256", (found := files.sha256(folder / tensors.SINGLE))) != found:
+            raise UserError(f"{folder / tensors.SINGLE}: not the file that model.json was written with; copy it again")
+        return model
     if (folder / "checkpoints").exists():
         from siglip_jax.checkpoints import restore_params
 

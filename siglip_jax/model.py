@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.models.architecture import Architecture
 from siglip_jax.models.towers import TwoTowers
@@ -123,8 +124,8 @@ class Model:
             raise UserError(f"logits: {list(image.shape)} and {list(text.shape)}; expected [n, {dim}] and [m, {dim}]")
         return np.exp(t) * (image @ text.T) + b
 
-    def save_description(self, folder: epath.PathLike) -> None:
-        """Writes everything but the parameters."""
+    def save_description(self, folder: epath.PathLike, *, weights_sha256: str | None = None) -> None:
+        """Writes everything but the parameters, whose file's sum it may hold."""
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         fields = {
@@ -132,6 +133,8 @@ class Model:
             "architecture": self.architecture.to_json(),
             "dtype": jax.numpy.dtype(self.module.dtype).name,  # of computing; the parameters carry their own
         }
+        if weights_sha256 is not None:
+            fields["weights_sha256"] = weights_sha256
         (folder / "model.json").write_text(json.dumps(fields, indent=1) + "\n")
         if self.preprocessing is not None:
             self.preprocessing.save(folder)
@@ -174,9 +177,10 @@ class Model:
             if self.preprocessing is None:
                 return ["no processor was written, since the preprocessing is not known"]
             return write_processor(self.preprocessing, path)
-        self.save_description(path)
+        path.mkdir(parents=True, exist_ok=True)
         flat = flax.traverse_util.flatten_dict(params, sep="/")
         tensors.write_file(path / tensors.SINGLE, flat, metadata={"format": FORMAT})
+        self.save_description(path, weights_sha256=files.sha256(path / tensors.SINGLE))
         return []
 
     def _known_preprocessing(self, what: str) -> Preprocessing:

@@ -195,6 +195,16 @@ def test_a_wrong_sum_does_not_drop_the_tokenizer(model, tmp_path, sha256):
         siglip_jax.load(tmp_path / "m")
 
 
+def test_one_flipped_bit_of_our_own_weights_is_noticed(model, tmp_path):
+    model.save(tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"not the file that model.json was written with"):
+        siglip_jax.load(tmp_path / "m")
+
+
 def test_members_that_are_no_arrays(golden, tmp_path):
     for name, data in (("notes.txt", b"hello"), ("params/x.npy", b"\x93NUMPY" + bytes(100)), ("params/x.npy", b"")):
         np.savez(tmp_path / "w.npz", **stored(golden))

@@ -89,7 +89,7 @@ def test_wrong_ids_are_refused(tiny_model, ids):
 def test_without_preprocessing_only_arrays_encode(tiny_model, pixels, ids):
     model = tiny_model.replace(preprocessing=None)
     for encode, wrong in ((model.encode_image, [b"..."]), (model.encode_text, ["red cap"])):
-        with pytest.raises(UserError, match="pass preprocessing="):
+        with pytest.raises(UserError, match="load it with preprocessing="):
             encode(wrong)
     np.testing.assert_array_equal(model.encode_image(pixels), tiny_model.encode_image(pixels))
     np.testing.assert_array_equal(model.encode_text(ids), tiny_model.encode_text(ids))
@@ -197,7 +197,7 @@ def test_cut_parameters(saved, length):
 )
 def test_wrong_descriptions(saved, text):
     (saved / "model.json").write_text(text)
-    with pytest.raises(UserError, match="not a model description"):
+    with pytest.raises(UserError, match=r"not a model description|not a JSON object"):
         siglip_jax.load(saved)
 
 

@@ -303,10 +303,10 @@ def test_other_fields_are_refused(tmp_path, change):
     PLAIN.save(tmp_path)
     path = tmp_path / "preprocessing.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    with pytest.raises(UserError, match="not a preprocessing file"):
+    with pytest.raises(UserError, match=r"not a preprocessing file|not a JSON object"):
         Preprocessing.load(tmp_path)
     path.write_text("{")
-    with pytest.raises(UserError, match="not a preprocessing file"):
+    with pytest.raises(UserError, match=r"not a preprocessing file|not a JSON object"):
         Preprocessing.load(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"no preprocessing\.json"):

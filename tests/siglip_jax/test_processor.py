@@ -141,7 +141,7 @@ def test_value_range(tmp_path, change, expected):
         ("preprocessor", FLEXIBLE | {"resample": 3}, "resample=3"),
         ("preprocessor", FLEXIBLE | {"max_num_patches": "many"}, "max_num_patches='many'"),
         ("preprocessor", "[1]", "not a JSON object"),
-        ("preprocessor", "{", "not JSON"),
+        ("preprocessor", "{", "not a JSON object"),
         ("processor", {"image_processor": 3}, "image_processor is no JSON object"),
         ("processor", {"image_processor": SIGLIP_1, "video_processor": {"a": 1}}, "unknown settings video_processor"),
         ("tokenizer", SIGLIP_TEXT | {"tokenizer_class": "CLIPTokenizer"}, "tokenizer_class='CLIPTokenizer'"),

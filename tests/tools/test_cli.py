@@ -160,7 +160,7 @@ WRONG = {
     "workdir is a file": ("train {config} --dataset={data} --workdir={root}/file", "file"),
     "patches of no pixels": (
         "train {config} --config.model.patch_size=0 --dataset={data} --workdir={new}",
-        "at least 1",
+        "whole numbers from 1",
     ),
     "no unrolling": ("train {config} --config.model.unroll=0 --dataset={data} --workdir={new}", "unroll"),
     "negative rate": (
