@@ -13,6 +13,8 @@ import siglip_jax
 from input_pipeline.loader import make_loader
 from siglip_jax.errors import UserError
 from siglip_jax.training import loop
+from siglip_jax.training.metrics import MetricsFile, read_metrics
+from siglip_jax.training.workdir import claim_workdir
 from tools.workflow import train
 
 # A run whose steps take 0.2 s, so that there is time to kill it.
@@ -28,8 +30,8 @@ sys.exit(main(["train", *sys.argv[1:]]))
 
 def deterministic(workdir):
     """The logged lines without what depends on the clock."""
-    clock = ("images_per_second", "wait_share")
-    return [{k: v for k, v in line.items() if k not in clock} for line in loop.read_metrics(workdir)]
+    clock = ("images_per_second", "step_seconds", "wait_share")
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(workdir)]
 
 
 def assert_same_parameters(a, b):
@@ -57,7 +59,7 @@ def killed(start_python, config_file, shop_dataset, tmp_path_factory):
 
 def test_killed_and_resumed_is_unbroken(killed, trained_workdir, tiny_config, shop_dataset):
     assert not (killed / "checkpoints" / "20").exists()
-    assert len(loop.read_metrics(killed)) < 20
+    assert len(read_metrics(killed)) < 20
     with (killed / "metrics.jsonl").open("a") as file:  # what a kill in the middle of a write leaves
         file.write('{"step": 19, "loss": 1.0}\n{"step": 20, "lo')
     trained = train(tiny_config, dataset=shop_dataset, workdir=killed)
@@ -95,13 +97,13 @@ def test_another_config_is_refused(trained_workdir, tiny_config, shop_dataset, c
 
 def test_other_data_are_refused(trained_workdir, tiny_config):
     with pytest.raises(UserError, match="data: 'another' here"):
-        loop.claim_workdir(trained_workdir, tiny_config, "another")
+        claim_workdir(trained_workdir, tiny_config, "another")
 
 
 def test_where_it_runs_and_what_it_logs_may_change(trained_workdir, tiny_config):
     fingerprint = json.loads((trained_workdir / "config.json").read_text())["data"]
     tiny_config.mesh.data, tiny_config.log_every, tiny_config.checkpoint_every = 8, 3, 2
-    loop.claim_workdir(trained_workdir, tiny_config, fingerprint)
+    claim_workdir(trained_workdir, tiny_config, fingerprint)
 
 
 def test_a_foreign_folder_is_refused(tiny_config, shop_dataset, tmp_path):
@@ -123,14 +125,14 @@ def test_a_start_that_failed_does_not_claim_the_workdir(tiny_config, shop_datase
     with pytest.raises(UserError, match="smaller batch"):
         train(tiny_config, dataset=shop_dataset, workdir=workdir)
     tiny_config.batch_size = 16
-    loop.claim_workdir(workdir, tiny_config, "data")
+    claim_workdir(workdir, tiny_config, "data")
     written = json.loads((workdir / "config.json").read_text())
     assert (written["config"]["batch_size"], written["data"]) == (16, "data")
     assert written["config"]["mesh"]["data"] == -1
     (workdir / "checkpoints").mkdir()
     tiny_config.seed = 5
     with pytest.raises(UserError, match="seed: 5 here, 0 there"):
-        loop.claim_workdir(workdir, tiny_config, "data")
+        claim_workdir(workdir, tiny_config, "data")
 
 
 def test_a_checkpoint_of_another_model_is_refused(trained_workdir, tmp_path):
@@ -181,6 +183,6 @@ def test_a_preprocessing_of_another_model_is_refused(tiny_config, tiny_model, tm
 def test_damaged_metric_lines_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "loss": 2.0}\n[]\n\xff\xfe\n{"step": 9}\n{"ste')
-    with loop.MetricsFile(path) as file:
+    with MetricsFile(path) as file:
         file.drop_after(5)
-    assert loop.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
