@@ -1,9 +1,7 @@
-"""A run that is killed and started again computes what an unbroken one would have, bit for bit; or is refused."""
+"""What a run in an existing workdir is refused for: another config, data, preprocessing or model."""
 
 import json
 import shutil
-import signal
-import time
 
 import jax
 import numpy as np
@@ -16,60 +14,6 @@ from siglip_jax.training import loop
 from siglip_jax.training.metrics import MetricsFile, read_metrics
 from siglip_jax.training.workdir import claim_workdir
 from tools.workflow import train
-
-# A run whose steps take 0.2 s, so that there is time to kill it.
-SLOW_TRAIN = """
-import sys, time
-from siglip_jax.training import loop
-to_devices = loop.to_devices
-loop.to_devices = lambda batch, mesh: (time.sleep(0.2), to_devices(batch, mesh))[1]
-from siglip_jax.cli import main
-sys.exit(main(["train", *sys.argv[1:]]))
-"""
-
-
-def deterministic(workdir):
-    """The logged lines without what depends on the clock."""
-    clock = ("images_per_second", "step_seconds", "wait_share")
-    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(workdir)]
-
-
-def assert_same_parameters(a, b):
-    a, b = siglip_jax.load(a), siglip_jax.load(b)
-    assert a.preprocessing == b.preprocessing
-    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
-
-
-@pytest.fixture(scope="module")
-def killed(start_python, config_file, shop_dataset, tmp_path_factory):
-    """The workdir of a run killed after its first checkpoint."""
-    workdir = tmp_path_factory.mktemp("killed") / "run"
-    flags = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={workdir}"]
-    process = start_python(SLOW_TRAIN, *flags)
-    deadline = time.monotonic() + 240
-    while not (workdir / "checkpoints" / "5").exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
-    return workdir
-
-
-def test_killed_and_resumed_is_unbroken(killed, trained_workdir, tiny_config, shop_dataset):
-    assert not (killed / "checkpoints" / "20").exists()
-    assert len(read_metrics(killed)) < 20
-    with (killed / "metrics.jsonl").open("a") as file:  # what a kill in the middle of a write leaves
-        file.write('{"step": 19, "loss": 1.0}\n{"step": 20, "lo')
-    trained = train(tiny_config, dataset=shop_dataset, workdir=killed)
-    assert deterministic(killed) == deterministic(trained_workdir)
-    assert_same_parameters(killed, trained_workdir)
-    jax.tree.map(np.testing.assert_array_equal, trained.params, siglip_jax.load(killed).params)
-    # Done is done: once more changes nothing.
-    again = train(tiny_config, dataset=shop_dataset, workdir=killed)
-    jax.tree.map(np.testing.assert_array_equal, trained.params, again.params)
-    assert deterministic(killed) == deterministic(trained_workdir)
 
 
 def test_training_moved_the_parameters(trained_workdir, tiny_model):
