@@ -1,12 +1,17 @@
 """Training state on disk: the only importer of Orbax.
 
-A checkpoint holds the state, the iterator's state and what the caller adds as JSON. Saves are asynchronous, complete
-or absent (Orbax renames a finished folder into place), and numbered by the step they follow.
+A checkpoint holds the state, the iterator's state, the metrics of its step and what the caller says of the run
+(config, preprocessing), so that it can be understood by itself. Saves are asynchronous, complete or absent (Orbax
+renames a finished folder into place), and numbered by the step they follow. The newest and the best are kept.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,16 +22,50 @@ from siglip_jax.errors import UserError
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates; what it raises is what counts
 
+DAMAGED = "damaged"  # folder beside the checkpoints: those that could not be read, moved out of the way
+
 
 class Checkpoints:
-    """The checkpoints of one run, under `folder`."""
+    """The checkpoints of one run, under `folder`.
 
-    def __init__(self, folder: epath.PathLike, *, keep: int = 2):
+    Args:
+      keep: how many of the newest stay.
+      best_metric: the name of a metric whose best checkpoint stays as well; higher is better, but for names that end
+        in "loss". "" for none.
+      read_only: changes nothing in `folder`, which another process may be writing to.
+      attributes: JSON-able facts of the run, stored in each checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        *,
+        keep: int = 2,
+        best_metric: str = "",
+        read_only: bool = False,
+        attributes: Mapping[str, Any] | None = None,
+    ):
         self.folder = epath.Path(folder)
+        self.save_seconds = 0.0  # of the slowest save so far, from its call to its last file
+        self._best_metric = best_metric
+        self._attributes = dict(attributes or {})
+        self._save_began = 0.0
+        self._metrics: dict[int, dict[str, float]] = {}
         self._manager = ocp.CheckpointManager(
             self.folder.resolve(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_Keep(self, keep),
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,  # what a killed save leaves
+                # Orbax would read each checkpoint's own notes here, and a damaged one would stop the program.
+                lightweight_initialize=True,
+                enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._save_ended),
+            ),
         )
+        for step in self._manager.all_steps():
+            self._metrics[step] = self._read_metrics(step)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -34,33 +73,94 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def steps(self) -> list[int]:
+        """Steps done at each complete checkpoint, oldest first."""
+        return sorted(self._manager.all_steps())
+
     def latest_step(self) -> int | None:
         """Steps done at the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, *, state: Any, iterator: dict[str, Any]) -> None:
+    def best_step(self) -> int | None:
+        """The checkpoint with the best `best_metric`; None where none has it. Of equals the newest."""
+        scored = [(self.score(step), step) for step in self.steps()]
+        return max((pair for pair in scored if pair[0] > -math.inf), default=(0, None))[1]
+
+    def score(self, step: int) -> float:
+        """`best_metric` of a checkpoint, the sign such that higher is better; -inf where it is absent or NaN."""
+        value = self._metrics.get(step, {}).get(self._best_metric, math.nan)
+        if not self._best_metric or math.isnan(value):
+            return -math.inf
+        return -value if self._best_metric.endswith("loss") else value
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What `save` was given."""
+        return self._metrics[step]
+
+    def save(self, step: int, *, state: Any, iterator: Mapping[str, Any], metrics: Mapping[str, float] | None = None):
         """Starts saving; the arrays are copied before this returns, so the state may be donated to the next step."""
+        self.wait()  # so that the clock below is this save's
+        self._save_began = time.monotonic()
+        self._metrics[step] = {name: float(value) for name, value in (metrics or {}).items()}
+        # JSON has no NaN; a metric that is one cannot be the best anyway.
+        finite = {name: value for name, value in self._metrics[step].items() if math.isfinite(value)}
         self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), iterator=ocp.args.JsonSave(iterator))
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                iterator=ocp.args.JsonSave(dict(iterator)),
+                metrics_of_step=ocp.args.JsonSave(finite),
+                run=ocp.args.JsonSave(self._attributes),
+            ),
+            force=True,
         )
 
-    def restore(self, step: int, *, like: Any) -> tuple[Any, dict[str, Any]]:
-        """(state, iterator state) at `step`; `like` is a tree of ShapeDtypeStructs with the shardings to restore to.
+    def restore_newest(self, *, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, state, iterator state) of the newest checkpoint that can be read; None where there is none.
+
+        One that cannot be read is named on stderr and moved to the folder DAMAGED, once an older one was read.
+
+        Args:
+          like: a tree of ShapeDtypeStructs with the shardings to restore to, whichever the state was saved from.
 
         Raises:
-          UserError: the checkpoint holds other parameters than `like`.
+          UserError: there are checkpoints, and none can be read.
+        """
+        failures: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                state, iterator = self.restore(step, like=like)
+            except UserError as error:
+                failures[step] = str(error)
+                continue
+            for failed, reason in failures.items():
+                print(f"warning: {reason}; continuing from step {step}", file=sys.stderr, flush=True)
+                self._set_aside(failed)
+            return step, state, iterator
+        if failures:
+            steps = ", ".join(map(str, sorted(failures)))
+            raise UserError(
+                f"{self.folder}: none of the checkpoints {steps} can be read; {failures[max(failures)]}; "
+                "use the config and the version they were made with, or start again in a new --workdir"
+            )
+        return None
+
+    def restore(self, step: int, *, like: Any) -> tuple[Any, dict[str, Any]]:
+        """(state, iterator state) at `step`; `like` as in `restore_newest`.
+
+        Raises:
+          UserError: the checkpoint is damaged or holds other parameters than `like`.
         """
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), iterator=ocp.args.JsonRestore())
             )
+            state, iterator = restored["state"], restored["iterator"]
+            if not isinstance(iterator, dict):
+                raise ValueError("no state of the iterator")
         except Exception as error:  # Orbax and TensorStore raise plain Exception, among others
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(
-                f"{self.folder / str(step)} is damaged or of another model ({reason}); use the config it was trained "
-                "with, or remove that folder to continue from the checkpoint before"
-            ) from error
-        return restored["state"], restored["iterator"]
+            raise UserError(f"{self.folder / str(step)} is damaged or of another model ({_reason(error)})") from error
+        return state, iterator
 
     def wait(self) -> None:
         """Until the save under way is complete on disk."""
@@ -70,25 +170,72 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    def _save_ended(self) -> None:
+        self.save_seconds = max(self.save_seconds, time.monotonic() - self._save_began)
 
-def restore_params(folder: epath.PathLike, *, like: Any) -> tuple[Any, int]:
-    """(parameters, step) of the newest checkpoint under `folder`, as float32 host arrays shaped as `like`.
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            target = self.folder / DAMAGED / str(step)
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():
+                target.rmtree()
+            (self.folder / str(step)).rename(target)
+        self._manager.reload()
+
+    def _read_metrics(self, step: int) -> dict[str, float]:
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(metrics_of_step=ocp.args.JsonRestore()))
+            return {name: float(value) for name, value in restored["metrics_of_step"].items()}
+        except Exception:  # damaged, or of a version that stored none; `restore` will say so where it matters
+            return {}
+
+
+class _Keep:
+    """Orbax's preservation policy: the newest `keep`, and the best."""
+
+    def __init__(self, checkpoints: Checkpoints, keep: int):
+        self._checkpoints, self._keep = checkpoints, keep
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = sorted(info.step for info in checkpoints)
+        scores = {step: self._checkpoints.score(step) for step in steps}
+        best = max(steps, key=lambda step: (scores[step], step), default=None)
+        kept = {*steps[-self._keep :], best}
+        return [info.step in kept for info in checkpoints]
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def restore_params(folder: epath.PathLike, *, like: Any, step: int | None = None) -> tuple[Any, int]:
+    """(parameters, step) of a checkpoint under `folder`, as float32 host arrays shaped as `like`.
+
+    Args:
+      step: which; the newest that can be read when absent, with a warning on stderr for each that cannot.
 
     Raises:
       UserError: no checkpoint there, or one of another model.
     """
-    with Checkpoints(folder) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise UserError(f"{folder}: no complete checkpoint; train first, or name a saved model")
-        path = checkpoints.folder.resolve() / str(step) / "state"
-        try:
-            return _read_params(path, like), step
-        except UserError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise plain Exception, among others
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"{path} is damaged ({reason}); remove {path.parent} to use the one before") from error
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps or step not in (None, *steps):
+            wanted = "no complete checkpoint" if step is None else f"no checkpoint of step {step}, only of {steps}"
+            raise UserError(f"{folder}: {wanted}; train first, or name a saved model")
+        warnings: list[str] = []
+        for each in reversed(steps) if step is None else [step]:
+            path = checkpoints.folder.resolve() / str(each) / "state"
+            try:
+                params = _read_params(path, like)
+            except UserError:
+                raise
+            except Exception as error:  # Orbax and TensorStore raise plain Exception, among others
+                warnings.append(f"{path.parent} is damaged ({_reason(error)})")
+                continue
+            for warning in warnings:
+                print(f"warning: {warning}; using step {each}", file=sys.stderr, flush=True)
+            return params, each
+    raise UserError(f"{'; '.join(warnings[:2])}; none of the checkpoints can be read: train again")
 
 
 def _read_params(path: epath.Path, like: Any) -> Any:

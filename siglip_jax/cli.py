@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from siglip_jax import __version__
-from siglip_jax.errors import UserError
+from siglip_jax.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from absl.flags import FlagValues
@@ -35,7 +35,10 @@ PROGRAMS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one program; returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    """Runs one program; returns its exit code: 0, 2 for bad input, 130 for Ctrl-C.
+
+    Training that saved and stopped early gives 143 (SIGTERM), 130 (Ctrl-C) or 75 (its deadline).
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     program, arguments = (arguments or ["--help"])[0], arguments[1:]
     try:
@@ -47,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # One line whatever the message holds, so that logs and scripts can rely on it.
         print(f"siglip-jax {program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"siglip-jax {program}: {stopped}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print(f"siglip-jax {program}: interrupted", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""The one exception meant for the person at the keyboard."""
+"""The exceptions meant for the person at the keyboard."""
 
 
 class UserError(Exception):
@@ -7,3 +7,15 @@ class UserError(Exception):
     Programs print the message as one line and exit with code 2; a traceback is only shown for
     faults of the library itself.
     """
+
+
+class Stopped(Exception):
+    """Work that was asked to stop has saved what it did; the message says how to go on.
+
+    Attributes:
+      code: programs exit with it after printing the message.
+    """
+
+    def __init__(self, message: str, *, code: int):
+        super().__init__(message)
+        self.code = code

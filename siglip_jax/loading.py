@@ -49,7 +49,8 @@ def load(
 
     Args:
       name_or_path: a preset such as "google/siglip2-base-patch16-256", or a path (local or gs://) of a Hugging Face
-        folder, a big_vision .npz, a training run's workdir (its newest checkpoint) or a folder of `Model.save`.
+        folder, a big_vision .npz, a training run's workdir (its newest checkpoint), one of its checkpoints
+        (workdir/checkpoints/500), or a folder of `Model.save`.
       weights: where a preset's weights are: a Hugging Face folder or an .npz. Without it: the folder that the
         environment variable SIGLIP_JAX_WEIGHTS names, then huggingface_hub.
       tokenizer: a SentencePiece file or a Hugging Face tokenizer.json, for weights that come without one (.npz).
@@ -181,6 +182,8 @@ def _read(source: epath.Path, preset: Preset | None) -> Model:
         return _read_big_vision(source, preset)
     if (source / "model.json").exists():
         return _read_native(source)
+    if source.parent.name == "checkpoints" and source.name.isdigit() and (source.parent.parent / "model.json").exists():
+        return _read_native(source.parent.parent, step=int(source.name))
     if (source / "config.json").exists() and ((source / tensors.SINGLE).exists() or (source / tensors.INDEX).exists()):
         return _read_huggingface(source)
     raise UserError(f"{source}: no model.json, nor config.json with {tensors.SINGLE}; expected {EXPECTED}")
@@ -189,7 +192,7 @@ def _read(source: epath.Path, preset: Preset | None) -> Model:
 # --- the formats ------------------------------------------------------------------------------------------------------
 
 
-def _read_native(folder: epath.Path) -> Model:
+def _read_native(folder: epath.Path, step: int | None = None) -> Model:
     description = folder / "model.json"
     fields = files.read_json(description)
     try:
@@ -201,7 +204,7 @@ def _read_native(folder: epath.Path) -> Model:
     except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{description}: not a model description ({error})") from error
     preprocessing = Preprocessing.load(folder) if (folder / "preprocessing.json").exists() else None
-    if (folder / tensors.SINGLE).exists():
+    if step is None and (folder / tensors.SINGLE).exists():
         params = tensors.unflatten(tensors.read(folder), source=folder / tensors.SINGLE)
         model = _model(params, architecture, preprocessing, source=folder / tensors.SINGLE, dtype=dtype)
         # safetensors has no checksum of its own. Last, since the checks above say more of what is wrong.
@@ -211,7 +214,7 @@ def _read_native(folder: epath.Path) -> Model:
     if (folder / "checkpoints").exists():
         from siglip_jax.checkpoints import restore_params
 
-        params, _ = restore_params(folder / "checkpoints", like=parameter_shapes(architecture))
+        params, _ = restore_params(folder / "checkpoints", like=parameter_shapes(architecture), step=step)
         return _model(jax.device_get(params), architecture, preprocessing, source=folder, dtype=dtype)
     raise UserError(f"{folder}: neither {tensors.SINGLE} nor checkpoints/; train first, or copy the parameters")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -129,13 +130,15 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
 
     from siglip_jax.training import loop
     from siglip_jax.training.config import check
+    from siglip_jax.training.workdir import claim_workdir
 
+    began = time.monotonic()
     check(config)
     processes = jax.process_count()
     if config.batch_size % processes:
         raise UserError(f"config.batch_size={config.batch_size} does not divide over {processes} processes")
     fingerprint = dataset_fingerprint(dataset)
-    loop.claim_workdir(epath.Path(workdir), config, fingerprint)  # before the work of preparing data
+    claim_workdir(epath.Path(workdir), config, fingerprint)  # before the work of preparing data
     model = start_model(config, dataset)
     millions = {
         tower: sum(leaf.size for leaf in jax.tree.leaves(model.params[key])) / 1e6
@@ -153,12 +156,24 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         process_count=processes,
         cache=config.data.cache,
     )
-    return loop.train(config, model=model, batches=batches, workdir=workdir, fingerprint=fingerprint)
+
+    def item_ids(index: np.ndarray) -> list[str]:
+        return [record["id"] for record in open_split(dataset, config.data.train_split).__getitems__(index)]
+
+    return loop.train(
+        config,
+        model=model,
+        batches=batches,
+        workdir=workdir,
+        fingerprint=fingerprint,
+        item_ids=item_ids,
+        began=began,
+    )
 
 
 def metrics_of(workdir: epath.PathLike) -> list[dict[str, float]]:
     """The logged lines of a training run."""
-    from siglip_jax.training.loop import read_metrics
+    from siglip_jax.training.metrics import read_metrics
 
     return read_metrics(workdir)
 

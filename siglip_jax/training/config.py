@@ -68,10 +68,18 @@ def default_config() -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1 takes the devices left over
 
     config.checkpoint_every = 500
+    config.keep_checkpoints = 2  # the newest ones; the best by config.evaluation.best_metric stays besides
+    config.deadline_minutes = 0.0  # after which the run has saved and stopped, to be started again; 0 for none
     config.log_every = 20
+    config.profile_steps = (0, 0)  # the first and the last step of a profile in workdir/profile; 0 for none
+    config.wandb_project = ""  # of Weights & Biases
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.split = "test"
+    # During training: besides the checkpoints, every so many steps (0 for none); and the figure whose best checkpoint
+    # is kept, higher being better but for names that end in "loss".
+    config.evaluation.every = 0
+    config.evaluation.best_metric = ""
     # Graded relevance as attribute agreements; the first rule that holds gives the gain.
     config.evaluation.relevance = ({"gain": 1, "agree": ("title",)},)
     config.evaluation.relevant_from = 1  # smallest gain that precision, hit and recall count
@@ -107,11 +115,17 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises a UserError for fields that are missing or values that no run could use."""
     if missing := sorted(_names(default_config()) - _names(config)):
         raise UserError(f"the config has no {', '.join(missing[:5])}; start from training.config.default_config()")
-    for name in ("batch_size", "steps", "checkpoint_every", "log_every"):
+    for name in ("batch_size", "steps", "checkpoint_every", "keep_checkpoints", "log_every"):
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]}; expected at least 1")
     if config.microbatch < 0:
         raise UserError(f"config.microbatch={config.microbatch}; expected 0 for off, or rows per device")
+    for name, value in (("deadline_minutes", config.deadline_minutes), ("evaluation.every", config.evaluation.every)):
+        if value < 0:
+            raise UserError(f"config.{name}={value}; expected 0 for none, or more")
+    profile = tuple(config.profile_steps)
+    if len(profile) != 2 or (any(profile) and not 1 <= profile[0] <= profile[1]):
+        raise UserError(f"config.profile_steps={profile}; expected (first, last) step, or (0, 0) for none")
     optimizer = config.optimizer
     for name, good, expected in (
         ("learning_rate", optimizer.learning_rate > 0, "more than 0"),

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import base64
 import collections
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
 
 from siglip_jax.checkpoints import Checkpoints
-from siglip_jax.errors import UserError
+from siglip_jax.errors import Stopped, UserError
 from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.training import config as configs
+from siglip_jax.training.metrics import make_writers
 from siglip_jax.training.optimizer import make_optimizer, make_schedule
 from siglip_jax.training.progress import Progress
 from siglip_jax.training.sharding import make_mesh, to_devices
 from siglip_jax.training.step import init_state, make_train_step
+from siglip_jax.training.stopping import Stopping
+from siglip_jax.training.trace import Trace
+from siglip_jax.training.utilization import seconds_at_peak
+from siglip_jax.training.workdir import hold_workdir
 
 STEPS_IN_FLIGHT = 2  # dispatched and not yet finished: enough to hide the host, and bounds the batches in memory
 BATCH_KEYS = ("image", "text", "group")
+DEADLINE_SHARE = 0.05  # of the time given, kept for the last save until one was timed
+IDS_SHOWN = 5
 
 Evaluator = Callable[[int, Any], dict[str, float]]
 
@@ -46,6 +56,8 @@ def train(
     workdir: epath.PathLike,
     fingerprint: str = "",
     evaluators: Sequence[Evaluator] = (),
+    item_ids: Callable[[np.ndarray], Sequence[str]] | None = None,
+    began: float | None = None,
 ) -> Model:
     """Trains `model` for `config.steps` steps and returns the trained one; continues a run found in `workdir`.
 
@@ -54,14 +66,19 @@ def train(
       model: the start, from random weights or loaded.
       batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3] or `Patches`, "text" int32 [n, L], "group" int32
         [n]. Where it has an attribute `preprocessing`, as `make_loader`'s has, that must be the model's.
-      workdir: gets config.json, the model's description, checkpoints/ and metrics.jsonl.
+      workdir: gets config.json, the model's description, checkpoints/, metrics.jsonl and tensorboard/.
       fingerprint: of the data; a run does not continue on other data.
-      evaluators: called with (step, params) at every checkpoint; their figures go into metrics.jsonl.
+      evaluators: called with (step, params) at every checkpoint and every `config.evaluation.every` steps; their
+        figures go to the metrics and into the checkpoint.
+      item_ids: "index" [n] of a batch -> the items' ids, to name those of a batch that broke the run.
+      began: `time.monotonic()` from which `config.deadline_minutes` count; now when absent.
 
     Raises:
-      UserError: the workdir holds a run of another config, data or preprocessing, the batches come from another
-        preprocessing than the model's, or the loss is not finite.
+      UserError: the workdir is in use, or holds a run of another config, data or preprocessing, the batches come from
+        another preprocessing than the model's, or the loss or the gradient is not finite.
+      Stopped: SIGTERM, Ctrl-C or the deadline came; everything so far is saved.
     """
+    began = time.monotonic() if began is None else began
     configs.check(config)
     workdir = epath.Path(workdir)
     if model.preprocessing is None:
@@ -72,12 +89,38 @@ def train(
             f"train: the batches come from another preprocessing: {given.to_json()}, the model's is "
             f"{model.preprocessing.to_json()}; a run cannot mix two"
         )
-    claim_workdir(workdir, config, fingerprint)
-    if (workdir / "checkpoints").exists() and (stored := Preprocessing.load(workdir)) != model.preprocessing:
-        raise UserError(
-            f"--workdir {workdir} was trained with another preprocessing: {stored.to_json()} there, "
-            f"{model.preprocessing.to_json()} here; a run cannot mix two"
+    with hold_workdir(workdir, config, fingerprint):
+        if (workdir / "checkpoints").exists() and (stored := Preprocessing.load(workdir)) != model.preprocessing:
+            raise UserError(
+                f"--workdir {workdir} was trained with another preprocessing: {stored.to_json()} there, "
+                f"{model.preprocessing.to_json()} here; a run cannot mix two"
+            )
+        return _train(
+            config,
+            model=model,
+            batches=batches,
+            workdir=workdir,
+            fingerprint=fingerprint,
+            evaluators=evaluators,
+            item_ids=item_ids,
+            began=began,
         )
+
+
+def _train(
+    config: ml_collections.ConfigDict,
+    *,
+    model: Model,
+    batches: BatchIterator,
+    workdir: epath.Path,
+    fingerprint: str,
+    evaluators: Sequence[Evaluator],
+    item_ids: Callable[[np.ndarray], Sequence[str]] | None,
+    began: float,
+) -> Model:
+    """In a workdir that is ours."""
+    assert model.preprocessing is not None
+    to_float = model.preprocessing.to_float
     model.save_description(workdir)
     mesh = make_mesh(config.mesh)
     if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
@@ -92,129 +135,139 @@ def train(
         return init_state(jax.tree.map(lambda x: x + 0, params), optimizer)
 
     shapes = jax.eval_shape(create, model.params)
-    step_function, shardings = make_train_step(
-        model.module,
-        optimizer,
-        to_float=model.preprocessing.to_float,
-        mesh=mesh,
-        state=shapes,
-        schedule=make_schedule(config),
-        same_group=config.same_group,
-        microbatch=config.microbatch,
-    )
-    with Checkpoints(workdir / "checkpoints") as checkpoints, MetricsFile(workdir / "metrics.jsonl") as metrics_file:
-        start = checkpoints.latest_step() or 0
-        if start:
-            like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-            state, position = checkpoints.restore(start, like=like)
+
+    def make_step(*, remat: str, microbatch: int):
+        return make_train_step(
+            model.module.clone(remat=remat),
+            optimizer,
+            to_float=to_float,
+            mesh=mesh,
+            state=shapes,
+            schedule=make_schedule(config),
+            same_group=config.same_group,
+            microbatch=microbatch,
+        )
+
+    step_function, shardings = make_step(remat=model.module.remat, microbatch=config.microbatch)
+    with Checkpoints(
+        workdir / "checkpoints",
+        keep=config.keep_checkpoints,
+        best_metric=config.evaluation.best_metric,
+        attributes=_attributes(config, model, fingerprint),
+    ) as checkpoints:
+        like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        start, state = 0, None  # type: int, Any
+        if restored := checkpoints.restore_newest(like=like):
+            start, state, position = restored
             batches.set_state(position)
         else:
             state = jax.jit(create, out_shardings=shardings)(model.params)
-        metrics_file.drop_after(start)
         progress = Progress(config.steps, start=start, images_per_step=config.batch_size)
-        in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        in_flight: collections.deque[tuple[int, dict[str, jax.Array], Any]] = collections.deque()
+        metrics: dict[str, float] = {}  # of the last step that has ended
         waited = 0.0
 
         def finish_oldest():
-            done, arrays = in_flight.popleft()
+            nonlocal metrics
+            done, arrays, index = in_flight.popleft()
             metrics = {name: float(value) for name, value in arrays.items()}
             for name in ("loss", "gradient_norm"):
                 if not math.isfinite(metrics[name]):
+                    items = _write_items(workdir, done, index, item_ids)
                     raise UserError(
                         f"step {done}: the {name.replace('_', ' ')} is {metrics[name]}; lower "
                         "config.optimizer.learning_rate and start again in a new --workdir "
-                        f"(last good checkpoint here: {checkpoints.latest_step() or 'none yet'})"
+                        f"(last good checkpoint here: {checkpoints.latest_step() or 'none yet'}{items})"
                     )
-            progress.update(done, loss=metrics["loss"])
+            progress.update(done, loss=metrics["loss"], waited=waited)
             if done % config.log_every == 0 or done in (1, config.steps):
-                metrics_file.write(
-                    done, metrics | {"images_per_second": progress.rate, "wait_share": progress.waited(waited)}
-                )
+                writers.write(done, metrics | progress.rates())
 
-        for step in range(start + 1, config.steps + 1):
-            before = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - before
-            state, metrics = step_function(state, to_devices({key: batch[key] for key in BATCH_KEYS}, mesh))
-            in_flight.append((step, metrics))
-            while len(in_flight) > STEPS_IN_FLIGHT:
-                finish_oldest()
-            if step % config.checkpoint_every == 0 or step == config.steps:
+        def evaluate(step: int) -> dict[str, float]:
+            figures = {name: value for each in evaluators for name, value in each(step, state["params"]).items()}
+            if figures:
+                writers.write(step, figures)
+            return figures
+
+        deadline = began + 60 * config.deadline_minutes if config.deadline_minutes else None
+        margin = 60 * config.deadline_minutes * DEADLINE_SHARE
+        first, last = config.profile_steps
+        with (
+            make_writers(
+                workdir, start=start, wandb_project=config.wandb_project, config=configs.config_to_json(config)
+            ) as writers,
+            Trace(workdir / "profile", first=first, last=last) as trace,
+            Stopping(
+                deadline=deadline, margin=lambda: 2 * checkpoints.save_seconds or margin, lag=STEPS_IN_FLIGHT + 1
+            ) as stopping,
+        ):
+            for step in range(start + 1, config.steps + 1):
+                trace.before(step, state)
+                before = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - before
+                arrays = to_devices({key: batch[key] for key in BATCH_KEYS}, mesh)
+                if step == start + 1:
+                    once, _ = make_step(remat="none", microbatch=0)
+                    progress.seconds_at_peak = seconds_at_peak(once, shapes, arrays)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, values = step_function(state, arrays)
+                in_flight.append((step, values, batch.get("index")))
+                while len(in_flight) > STEPS_IN_FLIGHT:
+                    finish_oldest()
+                trace.after(step, state)
+                stop = stopping.after(step)
+                saves = stop is not None or step % config.checkpoint_every == 0 or step == config.steps
+                evaluates = saves or (config.evaluation.every and step % config.evaluation.every == 0)
+                if not evaluates:
+                    continue
                 while in_flight:  # nothing that turned out not finite is ever saved
                     finish_oldest()
-                metrics_file.flush()
-                checkpoints.save(step, state=state, iterator=batches.get_state())
-                for evaluate in evaluators:
-                    metrics_file.write(step, evaluate(step, state["params"]))
+                # Before saving, since the figures decide which checkpoints stay; not when there is no time left.
+                figures = {} if stop else evaluate(step)
+                writers.flush()
+                stop = stop or stopping.after(step)
+                if saves or stop or config.evaluation.best_metric:
+                    checkpoints.save(step, state=state, iterator=batches.get_state(), metrics=metrics | figures)
+                if stop and step < config.steps:
+                    checkpoints.wait()
+                    raise Stopped(
+                        f"{stop.name}: saved at step {step} of {config.steps}; start again with the same --workdir",
+                        code=stop.code,
+                    )
         progress.close()
+        if (best := checkpoints.best_step()) is not None:
+            name = config.evaluation.best_metric
+            print(
+                f"train: best {name} {checkpoints.metrics(best)[name]:.4g} at step {best}, "
+                f"{workdir / 'checkpoints' / str(best)}",
+                file=sys.stderr,
+            )
     return model.replace(params=jax.device_get(state["params"]))
 
 
-def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
-    """Writes config.json into a new workdir; refuses one that belongs to another run, naming the differences."""
-    ours = {"config": configs.config_to_json(config), "data": fingerprint}
-    path = workdir / "config.json"
-    if path.exists():
-        different = _differences(path, ours)
-        if not different:
-            return
-        # Without a checkpoint nothing was computed yet: a config that failed at the start may be mended.
-        if (workdir / "checkpoints").exists():
-            more = f" and {len(different) - 5} more" if len(different) > 5 else ""
-            raise UserError(
-                f"--workdir {workdir} holds a run with another config ({'; '.join(different[:5])}{more}); "
-                "choose another --workdir or the same config"
-            )
-    elif workdir.exists() and any(workdir.iterdir()):
-        raise UserError(f"--workdir {workdir} is not empty and holds no run; choose a new folder")
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(ours, indent=1) + "\n")
+def _attributes(config: ml_collections.ConfigDict, model: Model, fingerprint: str) -> dict[str, Any]:
+    """What a checkpoint says of its run: enough to understand it without the rest of the workdir."""
+    preprocessing = model.preprocessing
+    assert preprocessing is not None
+    tokenizer = preprocessing.tokenizer
+    return {
+        "config": configs.config_to_json(config),
+        "data": fingerprint,
+        "architecture": model.architecture.to_json(),
+        "preprocessing": preprocessing.to_json(),
+        "tokenizer": None if tokenizer is None else base64.b64encode(tokenizer).decode(),
+    }
 
 
-def _differences(path: epath.Path, ours: dict[str, Any]) -> list[str]:
-    """Between ours and a run's config.json, but for mesh, micro-batch and logging: they do not change the result."""
-    try:
-        theirs = json.loads(path.read_text())
-        runs: list[dict[str, Any]] = [{"config": dict(run["config"]), "data": run["data"]} for run in (ours, theirs)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not of a training run ({error}); choose another --workdir") from error
-    for run in runs:
-        for name in ("mesh", "microbatch", "log_every", "checkpoint_every"):
-            run["config"].pop(name, None)
-    return configs.differences(runs[0], runs[1])
-
-
-class MetricsFile:
-    """One JSON object a line: {"step", name: value, ...}."""
-
-    def __init__(self, path: epath.Path):
-        self.path = path
-        self._lines: list[str] = path.read_bytes().decode("utf-8", "replace").splitlines() if path.exists() else []
-
-    def __enter__(self) -> MetricsFile:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.flush()
-
-    def drop_after(self, step: int) -> None:
-        """Forgets what a killed run logged beyond the checkpoint it is continued from."""
-        self._lines = [line for line in self._lines if _step_of(line) <= step]
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        self._lines.append(json.dumps({"step": step, **metrics}))
-
-    def flush(self) -> None:
-        self.path.write_text("".join(f"{line}\n" for line in self._lines))
-
-
-def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line cut short by a kill
+def _write_items(
+    workdir: epath.Path, step: int, index: Any, item_ids: Callable[[np.ndarray], Sequence[str]] | None
+) -> str:
+    """Writes the items of a batch to not_finite.json; "; items a, b, c and 13 more: (path)" for a message."""
+    if index is None:
+        return ""
+    ids = [str(item) for item in (index.tolist() if item_ids is None else item_ids(index))]
+    name = "not_finite.json" if jax.process_count() == 1 else f"not_finite.{jax.process_index()}.json"
+    (workdir / name).write_text(json.dumps({"step": step, "items": ids}, indent=1) + "\n")
+    more = f" and {len(ids) - IDS_SHOWN} more" if len(ids) > IDS_SHOWN else ""
+    return f"; items of the batch: {', '.join(ids[:IDS_SHOWN])}{more}, see {workdir / name}"

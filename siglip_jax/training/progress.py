@@ -2,47 +2,78 @@
 
 from __future__ import annotations
 
+import collections
 import sys
 import time
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+WINDOW = 50  # steps that rates are taken over
 
 
 class Progress:
-    """Counts steps and shows images/s, time left and the loss on stderr."""
+    """Counts steps and shows how they go on stderr.
 
-    def __init__(self, steps: int, *, start: int, images_per_step: int):
+    Args:
+      steps, start: of the run, and done before this process.
+      images_per_step: of the global batch.
+      show: False for the processes beside the first.
+
+    Attributes:
+      seconds_at_peak: of a step, with the devices fully used; None shows no MFU.
+    """
+
+    seconds_at_peak: float | None = None
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        start: int,
+        images_per_step: int,
+        show: bool = True,
+    ):
         self._begin = time.perf_counter()
         self._line_at = self._begin
         self._start = self._done = start
         self._steps, self._images = steps, images_per_step
-        terminal = sys.stderr.isatty()
+        self._ends: collections.deque[tuple[float, float]] = collections.deque(maxlen=WINDOW + 1)
+        self._show = show
+        terminal = show and sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=start, unit="step", desc="train") if terminal else None
 
     @property
-    def rate(self) -> float:
-        """Images per second since the (re)start, compilation included."""
-        return (self._done - self._start) * self._images / max(time.perf_counter() - self._begin, 1e-9)
+    def step_seconds(self) -> float:
+        """Of the last WINDOW steps, the first one of the process left out: it compiles."""
+        if len(self._ends) < 2:
+            return max(time.perf_counter() - self._begin, 1e-9)
+        return max((self._ends[-1][0] - self._ends[0][0]) / (len(self._ends) - 1), 1e-9)
 
-    def waited(self, seconds: float) -> float:
-        """`seconds` as a share of the time so far."""
-        return seconds / max(time.perf_counter() - self._begin, 1e-9)
+    def rates(self) -> dict[str, float]:
+        """images_per_second, step_seconds, wait_share (of the time, waiting for data), and mfu where it is known."""
+        seconds = self.step_seconds
+        waited = self._ends[-1][1] - self._ends[0][1] if len(self._ends) > 1 else 0.0
+        found = {
+            "images_per_second": self._images / seconds,
+            "step_seconds": seconds,
+            "wait_share": waited / (seconds * max(len(self._ends) - 1, 1)),
+        }
+        return found if self.seconds_at_peak is None else found | {"mfu": self.seconds_at_peak / seconds}
 
-    def update(self, step: int, *, loss: float) -> None:
+    def update(self, step: int, *, loss: float, waited: float) -> None:
+        """A step has ended; `waited` are the seconds that the loop has waited for data so far."""
         previous, self._done = self._done, step
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {self.rate:.0f} images/s", refresh=False)
-            self._bar.update(step - previous)
-            return
         now = time.perf_counter()
-        if now - self._line_at >= SECONDS_BETWEEN_LINES or step == self._steps:
+        self._ends.append((now, waited))
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._text(loss), refresh=False)
+            self._bar.update(step - previous)
+        elif self._show and (now - self._line_at >= SECONDS_BETWEEN_LINES or step == self._steps):
             self._line_at = now
-            left = (now - self._begin) / max(step - self._start, 1) * (self._steps - step)
+            left = self.step_seconds * (self._steps - step)
             print(
-                f"train: step {step}/{self._steps}, loss {loss:.3f}, {self.rate:.0f} images/s, "
-                f"{left / 60:.1f} minutes left",
+                f"train: step {step}/{self._steps}, {self._text(loss)}, {left / 60:.1f} minutes left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -50,3 +81,11 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _text(self, loss: float) -> str:
+        rates = self.rates()
+        mfu = f", MFU {100 * rates['mfu']:.0f} %" if "mfu" in rates else ""
+        return (
+            f"loss {loss:.3f}, {rates['images_per_second']:.0f} images/s, {rates['step_seconds']:.3g} s/step{mfu}, "
+            f"{100 * rates['wait_share']:.0f} % waiting for data"
+        )

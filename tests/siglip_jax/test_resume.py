@@ -1,9 +1,7 @@
-"""A run that is killed and started again computes what an unbroken one would have, bit for bit; or is refused."""
+"""What a run in an existing workdir is refused for: another config, data, preprocessing or model."""
 
 import json
 import shutil
-import signal
-import time
 
 import jax
 import numpy as np
@@ -13,61 +11,9 @@ import siglip_jax
 from input_pipeline.loader import make_loader
 from siglip_jax.errors import UserError
 from siglip_jax.training import loop
+from siglip_jax.training.metrics import MetricsFile, read_metrics
+from siglip_jax.training.workdir import claim_workdir
 from tools.workflow import train
-
-# A run whose steps take 0.2 s, so that there is time to kill it.
-SLOW_TRAIN = """
-import sys, time
-from siglip_jax.training import loop
-to_devices = loop.to_devices
-loop.to_devices = lambda batch, mesh: (time.sleep(0.2), to_devices(batch, mesh))[1]
-from siglip_jax.cli import main
-sys.exit(main(["train", *sys.argv[1:]]))
-"""
-
-
-def deterministic(workdir):
-    """The logged lines without what depends on the clock."""
-    clock = ("images_per_second", "wait_share")
-    return [{k: v for k, v in line.items() if k not in clock} for line in loop.read_metrics(workdir)]
-
-
-def assert_same_parameters(a, b):
-    a, b = siglip_jax.load(a), siglip_jax.load(b)
-    assert a.preprocessing == b.preprocessing
-    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
-
-
-@pytest.fixture(scope="module")
-def killed(start_python, config_file, shop_dataset, tmp_path_factory):
-    """The workdir of a run killed after its first checkpoint."""
-    workdir = tmp_path_factory.mktemp("killed") / "run"
-    flags = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={workdir}"]
-    process = start_python(SLOW_TRAIN, *flags)
-    deadline = time.monotonic() + 240
-    while not (workdir / "checkpoints" / "5").exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
-    return workdir
-
-
-def test_killed_and_resumed_is_unbroken(killed, trained_workdir, tiny_config, shop_dataset):
-    assert not (killed / "checkpoints" / "20").exists()
-    assert len(loop.read_metrics(killed)) < 20
-    with (killed / "metrics.jsonl").open("a") as file:  # what a kill in the middle of a write leaves
-        file.write('{"step": 19, "loss": 1.0}\n{"step": 20, "lo')
-    trained = train(tiny_config, dataset=shop_dataset, workdir=killed)
-    assert deterministic(killed) == deterministic(trained_workdir)
-    assert_same_parameters(killed, trained_workdir)
-    jax.tree.map(np.testing.assert_array_equal, trained.params, siglip_jax.load(killed).params)
-    # Done is done: once more changes nothing.
-    again = train(tiny_config, dataset=shop_dataset, workdir=killed)
-    jax.tree.map(np.testing.assert_array_equal, trained.params, again.params)
-    assert deterministic(killed) == deterministic(trained_workdir)
 
 
 def test_training_moved_the_parameters(trained_workdir, tiny_model):
@@ -95,13 +41,13 @@ def test_another_config_is_refused(trained_workdir, tiny_config, shop_dataset, c
 
 def test_other_data_are_refused(trained_workdir, tiny_config):
     with pytest.raises(UserError, match="data: 'another' here"):
-        loop.claim_workdir(trained_workdir, tiny_config, "another")
+        claim_workdir(trained_workdir, tiny_config, "another")
 
 
 def test_where_it_runs_and_what_it_logs_may_change(trained_workdir, tiny_config):
     fingerprint = json.loads((trained_workdir / "config.json").read_text())["data"]
     tiny_config.mesh.data, tiny_config.log_every, tiny_config.checkpoint_every = 8, 3, 2
-    loop.claim_workdir(trained_workdir, tiny_config, fingerprint)
+    claim_workdir(trained_workdir, tiny_config, fingerprint)
 
 
 def test_a_foreign_folder_is_refused(tiny_config, shop_dataset, tmp_path):
@@ -123,14 +69,14 @@ def test_a_start_that_failed_does_not_claim_the_workdir(tiny_config, shop_datase
     with pytest.raises(UserError, match="smaller batch"):
         train(tiny_config, dataset=shop_dataset, workdir=workdir)
     tiny_config.batch_size = 16
-    loop.claim_workdir(workdir, tiny_config, "data")
+    claim_workdir(workdir, tiny_config, "data")
     written = json.loads((workdir / "config.json").read_text())
     assert (written["config"]["batch_size"], written["data"]) == (16, "data")
     assert written["config"]["mesh"]["data"] == -1
     (workdir / "checkpoints").mkdir()
     tiny_config.seed = 5
     with pytest.raises(UserError, match="seed: 5 here, 0 there"):
-        loop.claim_workdir(workdir, tiny_config, "data")
+        claim_workdir(workdir, tiny_config, "data")
 
 
 def test_a_checkpoint_of_another_model_is_refused(trained_workdir, tmp_path):
@@ -181,6 +127,6 @@ def test_a_preprocessing_of_another_model_is_refused(tiny_config, tiny_model, tm
 def test_damaged_metric_lines_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "loss": 2.0}\n[]\n\xff\xfe\n{"step": 9}\n{"ste')
-    with loop.MetricsFile(path) as file:
+    with MetricsFile(path) as file:
         file.drop_after(5)
-    assert loop.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]

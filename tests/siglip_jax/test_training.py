@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches, Preprocessing
 from siglip_jax.training import loop
+from siglip_jax.training.metrics import read_metrics
 from siglip_jax.training.optimizer import DECAY_RULES, make_optimizer, make_schedule
 from siglip_jax.training.rules import match_rules, path_name
 from siglip_jax.training.sharding import make_mesh, to_devices, tree_shardings
@@ -224,7 +225,7 @@ def test_steps_in_microbatches_are_those_of_the_whole_batch(tiny_model, tiny_con
 
 
 def losses_of(workdir) -> list[float]:
-    lines = loop.read_metrics(workdir)
+    lines = read_metrics(workdir)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
 

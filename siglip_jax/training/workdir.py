@@ -1,0 +1,117 @@
+"""Whose a workdir is: one run's at a time, of one config and one set of data."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from siglip_jax.errors import UserError
+from siglip_jax.training import config as configs
+
+LOCK = "lock"
+# Fields that do not change what is computed: where it runs, what it keeps and what it shows.
+FREE_FIELDS = (
+    "mesh",
+    "microbatch",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "deadline_minutes",
+    "profile_steps",
+    "wandb_project",
+)
+FREE_EVALUATION_FIELDS = ("every", "best_metric")
+
+
+def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
+    """Writes config.json into a new workdir; refuses one that is in use, or of another run, naming the differences."""
+    with hold_workdir(workdir, config, fingerprint):
+        pass
+
+
+@contextlib.contextmanager
+def hold_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> Iterator[None]:
+    """As `claim_workdir`, and keeps other processes out until the end of the `with`.
+
+    The lock is the operating system's (flock), so a process that is killed leaves none behind. Process 0 of a run
+    holds it. There is none on gs:// and the like.
+
+    Raises:
+      UserError: in use by another process, of another run, or no folder of a run at all.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    if not (workdir / "config.json").exists() and workdir.exists():
+        if not workdir.is_dir():
+            raise UserError(f"--workdir {workdir} is a file; choose a folder")
+        if any(path.name != LOCK for path in workdir.iterdir()):
+            raise UserError(f"--workdir {workdir} is not empty and holds no run; choose a new folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _locked(workdir):
+        _claim(workdir, config, fingerprint)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: epath.Path) -> Iterator[None]:
+    if "://" in os.fspath(workdir):
+        yield
+        return
+    with open(workdir / LOCK, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"--workdir {workdir} is in use by another run ({file.read().strip() or 'just started'}); "
+                "wait for it, stop it, or choose another --workdir"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+        # The file stays: removing it while another process waits at it would let two of them in.
+
+
+def _claim(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
+    ours = {"config": configs.config_to_json(config), "data": fingerprint}
+    path = workdir / "config.json"
+    if path.exists():
+        different = _differences(path, ours)
+        if not different:
+            return
+        # Without a checkpoint nothing was computed yet: a config that failed at the start may be mended.
+        if (workdir / "checkpoints").exists():
+            more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+            raise UserError(
+                f"--workdir {workdir} holds a run with another config ({'; '.join(different[:5])}{more}); "
+                "choose another --workdir or the same config"
+            )
+    path.write_text(json.dumps(ours, indent=1) + "\n")
+
+
+def _differences(path: epath.Path, ours: dict[str, Any]) -> list[str]:
+    """Between ours and a run's config.json, but for the free fields."""
+    try:
+        theirs = json.loads(path.read_text())
+        runs: list[dict[str, Any]] = [{"config": dict(run["config"]), "data": run["data"]} for run in (ours, theirs)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not of a training run ({error}); choose another --workdir") from error
+    for run in runs:
+        for name in FREE_FIELDS:
+            run["config"].pop(name, None)
+        for name in FREE_EVALUATION_FIELDS:
+            run["config"].get("evaluation", {}).pop(name, None)
+    return configs.differences(runs[0], runs[1])
