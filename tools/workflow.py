@@ -128,6 +128,7 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
 
     from siglip_jax.training import loop
     from siglip_jax.training.config import check
+    from tools.evaluators import make_evaluators
 
     check(config)
     processes = jax.process_count()
@@ -141,6 +142,7 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         for tower, key in (("image", "img"), ("text", "txt"))
     }
     print("parameters: " + ", ".join(f"{tower} tower {count:.2f} M" for tower, count in millions.items()), flush=True)
+    evaluators = make_evaluators(config, model=model, dataset=dataset)
     batches = make_loader(
         dataset,
         split=config.data.train_split,
@@ -152,7 +154,9 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         process_count=processes,
         cache=config.data.cache,
     )
-    return loop.train(config, model=model, batches=batches, workdir=workdir, fingerprint=fingerprint)
+    return loop.train(
+        config, model=model, batches=batches, workdir=workdir, fingerprint=fingerprint, evaluators=evaluators
+    )
 
 
 def metrics_of(workdir: epath.PathLike) -> list[dict[str, float]]:

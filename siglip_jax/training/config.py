@@ -10,6 +10,7 @@ import ml_collections
 from siglip_jax.errors import UserError
 from siglip_jax.losses.sigmoid import SAME_GROUP
 
+REFITS = ("none", "bias", "both")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -64,6 +65,19 @@ def default_config() -> ml_collections.ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.98
     config.optimizer.clip_norm = 1.0
+    # Multipliers of the learning rate (training/rates.py): of each tower; by layer, layer_decay^(layers above); and
+    # (regex over parameter paths, multiplier) that come before the towers', the first match winning.
+    config.optimizer.image_rate = 1.0
+    config.optimizer.text_rate = 1.0
+    config.optimizer.layer_decay = 1.0
+    config.optimizer.rate_rules = ()
+    # What does not learn (training/freezing.py): a preset, and (regex, True or False) that come before it.
+    config.optimizer.freeze = "none"
+    config.optimizer.freeze_rules = ()
+    # Share of the old in the running mean of the parameters, which then is the trained model; 0 for off.
+    config.ema_decay = 0.0
+    # What of (t, b) is fitted once to the start's own embeddings of batches of this size: "none", "bias" or "both".
+    config.refit_temperature = "none"
 
     config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1 takes the devices left over
 
@@ -72,6 +86,12 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.split = "test"
+    # During training: which evaluations ("retrieval" between pictures and titles, "ranking" as below), at checkpoints
+    # and every so many steps besides (0 for none), and the figure that tells the best checkpoint ("" keeps the last
+    # ones), such as "image_to_text/recall@1".
+    config.evaluation.while_training = ("retrieval", "ranking")
+    config.evaluation.every = 0
+    config.evaluation.best_metric = ""
     # Graded relevance as attribute agreements; the first rule that holds gives the gain.
     config.evaluation.relevance = ({"gain": 1, "agree": ("title",)},)
     config.evaluation.relevant_from = 1  # smallest gain that precision, hit and recall count
@@ -121,11 +141,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("b1", 0 <= optimizer.b1 < 1, "0 to less than 1"),
         ("b2", 0 <= optimizer.b2 < 1, "0 to less than 1"),
         ("clip_norm", optimizer.clip_norm > 0, "more than 0"),
+        ("image_rate", optimizer.image_rate >= 0, "0 or more"),
+        ("text_rate", optimizer.text_rate >= 0, "0 or more"),
+        ("layer_decay", 0 < optimizer.layer_decay <= 1, "more than 0, up to 1"),
     ):
         if not good:
             raise UserError(f"config.optimizer.{name}={optimizer[name]}; expected {expected}")
-    if config.same_group not in SAME_GROUP:
-        raise UserError(f"config.same_group={config.same_group!r}; expected one of {', '.join(SAME_GROUP)}")
+    if not 0 <= config.ema_decay < 1:
+        raise UserError(f"config.ema_decay={config.ema_decay}; expected 0 for off, or less than 1, such as 0.999")
+    for name, choices in (("refit_temperature", REFITS), ("same_group", SAME_GROUP)):
+        if config[name] not in choices:
+            raise UserError(f"config.{name}={config[name]!r}; expected one of {', '.join(choices)}")
     if config.model.unroll < 1 or not config.model.init_temperature > 0:
         raise UserError("config.model: unroll and init_temperature must be more than 0")
     for name in ("dtype", "param_dtype"):

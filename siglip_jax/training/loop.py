@@ -18,9 +18,13 @@ from siglip_jax.errors import UserError
 from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.training import config as configs
+from siglip_jax.training import ema
+from siglip_jax.training.freezing import check_freezing, frozen_parameters
 from siglip_jax.training.optimizer import make_optimizer, make_schedule
 from siglip_jax.training.progress import Progress
+from siglip_jax.training.rates import check_rates
 from siglip_jax.training.sharding import make_mesh, to_devices
+from siglip_jax.training.start import prepare
 from siglip_jax.training.step import init_state, make_train_step
 
 STEPS_IN_FLIGHT = 2  # dispatched and not yet finished: enough to hide the host, and bounds the batches in memory
@@ -56,7 +60,9 @@ def train(
         [n]. Where it has an attribute `preprocessing`, as `make_loader`'s has, that must be the model's.
       workdir: gets config.json, the model's description, checkpoints/ and metrics.jsonl.
       fingerprint: of the data; a run does not continue on other data.
-      evaluators: called with (step, params) at every checkpoint; their figures go into metrics.jsonl.
+      evaluators: called with (step, params) at every checkpoint, at every `config.evaluation.every`-th step where that
+        is not 0, and before the first step of a loaded model; their figures go into metrics.jsonl. The parameters are
+        the running mean where one is kept, sharded as the state.
 
     Raises:
       UserError: the workdir holds a run of another config, data or preprocessing, the batches come from another
@@ -82,6 +88,8 @@ def train(
     mesh = make_mesh(config.mesh)
     if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
         raise UserError(f"config.batch_size={config.batch_size} does not divide over the mesh {dict(mesh.shape)}")
+    check_freezing(config, model.params)
+    check_rates(config, model.params)
     rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
     if config.microbatch and rows % config.microbatch:
         raise UserError(f"config.microbatch={config.microbatch} does not divide the {rows} rows of a device")
@@ -89,7 +97,7 @@ def train(
 
     # The donated state must not be the caller's arrays, hence the copy.
     def create(params):
-        return init_state(jax.tree.map(lambda x: x + 0, params), optimizer)
+        return init_state(jax.tree.map(lambda x: x + 0, params), optimizer, ema_decay=config.ema_decay)
 
     shapes = jax.eval_shape(create, model.params)
     step_function, shardings = make_train_step(
@@ -101,16 +109,31 @@ def train(
         schedule=make_schedule(config),
         same_group=config.same_group,
         microbatch=config.microbatch,
+        frozen=frozen_parameters(config, shapes["params"]),
+        ema_decay=config.ema_decay,
     )
+
+    def evaluate(step: int) -> dict[str, float]:
+        params = ema.evaluated(state)
+        figures = {name: value for each in evaluators for name, value in each(step, params).items()}
+        if figures:
+            metrics_file.write(step, figures)
+        return figures
+
     with Checkpoints(workdir / "checkpoints") as checkpoints, MetricsFile(workdir / "metrics.jsonl") as metrics_file:
         start = checkpoints.latest_step() or 0
         if start:
             like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
             state, position = checkpoints.restore(start, like=like)
             batches.set_state(position)
-        else:
+        metrics_file.drop_after(start or -1)
+        if not start:
+            if config.init or config.refit_temperature != "none":
+                model, found = prepare(config, model=model, batches=batches, mesh=mesh, shardings=shardings["params"])
+                (workdir / "start.json").write_text(json.dumps(found, indent=1) + "\n")
             state = jax.jit(create, out_shardings=shardings)(model.params)
-        metrics_file.drop_after(start)
+            if config.init:  # what there is to lose
+                evaluate(0)
         progress = Progress(config.steps, start=start, images_per_step=config.batch_size)
         in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         waited = 0.0
@@ -139,15 +162,17 @@ def train(
             in_flight.append((step, metrics))
             while len(in_flight) > STEPS_IN_FLIGHT:
                 finish_oldest()
-            if step % config.checkpoint_every == 0 or step == config.steps:
+            saves = step % config.checkpoint_every == 0 or step == config.steps
+            if saves or (config.evaluation.every and step % config.evaluation.every == 0):
                 while in_flight:  # nothing that turned out not finite is ever saved
                     finish_oldest()
+                # Before saving: the figures of a checkpoint decide whether it is kept.
+                evaluate(step)
                 metrics_file.flush()
+            if saves:
                 checkpoints.save(step, state=state, iterator=batches.get_state())
-                for evaluate in evaluators:
-                    metrics_file.write(step, evaluate(step, state["params"]))
         progress.close()
-    return model.replace(params=jax.device_get(state["params"]))
+    return model.replace(params=jax.device_get(ema.evaluated(state)))
 
 
 def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
