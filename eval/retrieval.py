@@ -35,6 +35,25 @@ def cross_modal_retrieval(
 ) -> dict[str, float]:
     """Every picture looks for its title among all titles, and every title for its picture among all pictures.
 
+    Returns:
+      {"image_to_text/recall@1": ..., "image_to_text/MRR", "text_to_image/..."}, means over the n queries of what
+      `retrieval_of_queries`, with the same arguments, finds.
+    """
+    found = retrieval_of_queries(image, text, groups, cutoffs=cutoffs, ties=ties, chunk=chunk)
+    return {name: mean["mean"] for name, mean in mean_metrics(found).items()}
+
+
+def retrieval_of_queries(
+    image: np.ndarray,
+    text: np.ndarray,
+    groups: np.ndarray,
+    *,
+    cutoffs: Sequence[int] = CUTOFFS,
+    ties: str = "expected",
+    chunk: int = 512,
+) -> dict[str, np.ndarray]:
+    """What each of the n pictures and n titles finds: {"image_to_text/recall@1": float64 [n], ...}.
+
     Equal vectors score exactly equal, whatever the BLAS, so that the tie rule applies to titles listed twice.
 
     Args:
@@ -42,9 +61,6 @@ def cross_modal_retrieval(
       groups: int [n]; items of one number match each other.
       ties: "expected", the mean over all orders of equal scores, or "stable", see `eval.metrics.rank_metrics`.
       chunk: queries scored at once; memory is about 30 bytes * chunk * n beside the vectors.
-
-    Returns:
-      {"image_to_text/recall@1": ..., "image_to_text/MRR", "text_to_image/..."}, means over the n queries.
 
     Raises:
       UserError: sizes that differ, no item, a NaN, infinite or zero vector, a cutoff below 1, unknown ties.
@@ -59,7 +75,7 @@ def cross_modal_retrieval(
         raise UserError(f"retrieval: chunk={chunk}; expected at least 1")
     metrics = {**{f"hit@{k}": f"recall@{k}" for k in cutoffs}, "MRR": "MRR"}
     sides = (Scorer(image), Scorer(text))
-    figures: dict[str, float] = {}
+    per_query: dict[str, np.ndarray] = {}
     for way, (asked, searched) in zip(DIRECTIONS, (sides, sides[::-1]), strict=True):
         values: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
         for low in range(0, len(image), chunk):
@@ -68,6 +84,5 @@ def cross_modal_retrieval(
             scores = searched.scores(asked.rows(rows))
             for name, found in rank_metrics(scores, matches, metrics=tuple(metrics), ties=ties).items():
                 values[name].append(found)
-        means = mean_metrics({name: np.concatenate(found) for name, found in values.items()})
-        figures |= {f"{way}/{metrics[name]}": mean["mean"] for name, mean in means.items()}
-    return figures
+        per_query |= {f"{way}/{metrics[name]}": np.concatenate(found) for name, found in values.items()}
+    return per_query

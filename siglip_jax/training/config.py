@@ -18,7 +18,8 @@ def default_config() -> ml_collections.ConfigDict:
     """A locked ConfigDict: an unknown field, from a file or a flag, is an error."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    # Start: "" trains from random weights; a path continues from a saved model and keeps its preprocessing.
+    # Start: "" trains from random weights; a path or a preset's name loads a model with its preprocessing, and wants
+    # the defaults of `finetune_config`.
     config.init = ""
 
     config.data = ml_collections.ConfigDict()
@@ -98,6 +99,56 @@ def default_config() -> ml_collections.ConfigDict:
     config.evaluation.gain = "exponential"
     config.evaluation.metrics = ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10")
     return config.lock()
+
+
+# What a model that already knows something starts with instead (docs/finetuning.md has the reasons).
+FINETUNE_DEFAULTS: dict[str, Any] = {
+    "optimizer.learning_rate": 1e-5,
+    "optimizer.weight_decay": 0.0,  # decay pulls to zero, not to what was learned
+    "optimizer.layer_decay": 0.9,
+    "optimizer.warmup_steps": 100,
+    "refit_temperature": "bias",
+    "evaluation.best_metric": "image_to_text/recall@1",
+}
+FINETUNE_LIMITS = {"optimizer.learning_rate": 1e-4, "optimizer.weight_decay": 0.0}  # more than these is said
+
+
+def finetune_config(init: str) -> ml_collections.ConfigDict:
+    """`default_config` with FINETUNE_DEFAULTS in the place of what is meant for random weights.
+
+    Which defaults a config has is thus said once, by the function it begins with; `--config.init` on a config that
+    begins with `default_config` changes the start and nothing else, and training warns of what does not suit it.
+
+    Args:
+      init: what `siglip_jax.load` takes.
+
+    Raises:
+      UserError: no init.
+    """
+    if not init:
+        raise UserError("finetune_config: no model to start from; give a preset's name or a path, as config.init")
+    config = default_config()
+    config.init = init
+    config.update_from_flattened_dict(FINETUNE_DEFAULTS)
+    return config
+
+
+def unsuited_to_loaded_weights(config: ml_collections.ConfigDict) -> list[str]:
+    """Lines such as "optimizer.weight_decay=0.1 (0.0)" for what destroys a loaded model, the better value behind."""
+    flat = flatten(config)
+    above = [name for name, limit in FINETUNE_LIMITS.items() if flat[name] > limit]
+    return [f"{name}={flat[name]} ({FINETUNE_DEFAULTS[name]})" for name in above]
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """{"optimizer.b1": 0.9, ...}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= {f"{name}.{field}": x for field, x in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def config_to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from siglip_jax.model import Model
 from siglip_jax.training import temperature
+from siglip_jax.training.config import unsuited_to_loaded_weights
 from siglip_jax.training.encoding import make_encoder
 
 BATCHES, ROWS = 8, 1 << 16  # looked at: this many batches, fewer where they have more rows than that together
@@ -70,7 +71,13 @@ def prepare(
     record["after"] = {"t": t, "b": b, "loss": found.loss(math.exp(t), b)}
     record |= compare_with_shuffled(pairs, scale=math.exp(t), bias=b)
     if config.init:
-        for message in complaints(record, refit=config.refit_temperature):
+        messages = complaints(record, refit=config.refit_temperature)
+        if unsuited := unsuited_to_loaded_weights(config):
+            messages.append(
+                f"config.init is set with {', '.join(unsuited)}, which is for random weights and makes a loaded model "
+                "forget; in brackets the value of training.config.finetune_config (docs/finetuning.md)"
+            )
+        for message in messages:
             warnings.warn(message, StartWarning, stacklevel=2)
     return model, record
 

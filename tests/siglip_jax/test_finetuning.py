@@ -14,6 +14,14 @@ from siglip_jax import flops
 from siglip_jax.errors import UserError
 from siglip_jax.losses import sigmoid_loss
 from siglip_jax.training import ema, loop, start, temperature
+from siglip_jax.training.config import (
+    FINETUNE_DEFAULTS,
+    check,
+    default_config,
+    finetune_config,
+    flatten,
+    unsuited_to_loaded_weights,
+)
 from siglip_jax.training.freezing import FREEZE_PRESETS, check_freezing, frozen_parameters
 from siglip_jax.training.optimizer import make_optimizer, make_schedule
 from siglip_jax.training.rates import check_rates, rate_multipliers
@@ -76,8 +84,6 @@ class Batches:
 
 
 def trained_names(model, preset, rules=()):
-    from siglip_jax.training.config import default_config
-
     config = default_config()
     config.optimizer.freeze, config.optimizer.freeze_rules = preset, tuple(rules)
     check_freezing(config, model.params)
@@ -410,6 +416,48 @@ def test_batches_of_one_title_cannot_be_fitted():
     found = temperature.Histogram.of([temperature.labelled(image, text, np.zeros(48, np.int32))])
     with pytest.raises(ValueError, match="no positive or no negative"):
         temperature.fit(found, scale=10.0, which="bias")
+
+
+# --- the defaults -----------------------------------------------------------------------------------------------------
+
+
+def test_finetune_config_is_the_default_but_for_its_table():
+    plain, tuned = flatten(default_config()), flatten(finetune_config("somewhere"))
+    changed = {name: value for name, value in tuned.items() if value != plain[name]}
+    assert changed == {name: x for name, x in {**FINETUNE_DEFAULTS, "init": "somewhere"}.items() if x != plain[name]}
+    assert tuned["optimizer.weight_decay"] == 0
+    assert tuned["optimizer.learning_rate"] <= 1e-5
+    assert finetune_config("somewhere").is_locked
+    check(finetune_config("somewhere"))
+    with pytest.raises(UserError, match="no model to start from"):
+        finetune_config("")
+
+
+def test_settings_for_random_weights_are_called_out():
+    config = default_config()
+    assert unsuited_to_loaded_weights(config) == [
+        "optimizer.learning_rate=0.001 (1e-05)",
+        "optimizer.weight_decay=0.1 (0.0)",
+    ]
+    assert unsuited_to_loaded_weights(finetune_config("somewhere")) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema_decay": 1.0},
+        {"refit_temperature": "all"},
+        {"optimizer.layer_decay": 0.0},
+        {"optimizer.image_rate": -0.1},
+        {"optimizer.text_rate": -0.1},
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(tiny_config, changes):
+    tiny_config.update_from_flattened_dict(changes)
+    ((name, value),) = changes.items()
+    with pytest.raises(UserError, match=f"config.{name}={value!r}; expected"):
+        check(tiny_config)
 
 
 # --- the start --------------------------------------------------------------------------------------------------------
