@@ -12,7 +12,8 @@ from tools import bench_finetune
 
 
 def test_the_naive_run_differs_in_its_settings_alone(tiny_config):
-    tiny_config.optimizer.freeze, before = "image", tiny_config.to_json()
+    tiny_config.optimizer.freeze = "image"
+    before = tiny_config.to_json()
     naive = flatten(bench_finetune.naive_config(tiny_config, init="reset"))
     assert tiny_config.to_json() == before
     expected = {**flatten(tiny_config), **bench_finetune.NAIVE, "init": "reset"}
