@@ -10,7 +10,7 @@ CATALOG ?=
 LAYOUT ?= catalog
 CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
-.PHONY: demo test test-slow test-tpu lint lock clean
+.PHONY: demo finetune-start finetune-compare test test-slow test-tpu lint lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml uv.lock
@@ -21,6 +21,21 @@ $(READY): pyproject.toml uv.lock
 
 demo: $(READY)  ## CATALOG=folder-or-zip does the same job on a real catalogue, CONFIG=file.py names its relevance
 	$(RUN) demo $(if $(CATALOG),--catalog="$(CATALOG)") --layout=$(LAYOUT) --config=$(CONFIG)
+
+# Gain and forgetting of fine-tuning (docs/finetuning.md): the catalogue's two halves, by FIELD.
+HALVES := runs/finetuning
+FIELD ?= masterCategory
+FIRST ?= Apparel
+SECOND ?= Accessories Footwear
+
+finetune-start: $(READY)  ## CATALOG=archive.zip LAYOUT=fashion
+	$(RUN) data --catalog="$(CATALOG)" --layout=$(LAYOUT) --output=$(HALVES)/first $(FIRST:%=--only=$(FIELD)=%)
+	$(RUN) data --catalog="$(CATALOG)" --layout=$(LAYOUT) --output=$(HALVES)/second $(SECOND:%=--only=$(FIELD)=%)
+	$(RUN) train --config=$(CONFIG) --dataset=$(HALVES)/first --workdir=$(HALVES)/start
+
+finetune-compare: $(READY)
+	$(RUN) bench finetune --config=configs/fashion.py:from=$(HALVES)/start \
+	  --learned=$(HALVES)/first --new=$(HALVES)/second --workdir=$(HALVES)/compared
 
 test: $(READY) lint
 	.venv/bin/python -m pytest -q -n 2 -m "not slow and not tpu_compile and not gpu"

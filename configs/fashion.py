@@ -3,14 +3,15 @@
   make demo CATALOG=fashion.zip                      # items.tsv + images/
   make demo CATALOG=archive.zip LAYOUT=fashion       # the public layout: styles.csv + images/
 
-`:tiny` trains a handful of steps, to try the path.
+`:tiny` trains a handful of steps, to try the path. `:from=runs/earlier` fine-tunes that run's model instead.
 """
 
-from siglip_jax.training.config import default_config
+from siglip_jax.training.config import default_config, finetune_config
 
 
 def get_config(argument: str = ""):
-    config = default_config()
+    loaded = argument.startswith("from=")
+    config = finetune_config(argument.removeprefix("from=")) if loaded else default_config()
     config.preprocessing.image_size = (48, 48)
     config.preprocessing.text_length = 16
     config.preprocessing.vocab_size = 4096
@@ -23,8 +24,7 @@ def get_config(argument: str = ""):
     config.model.init_bias = -4.8  # log(p / (1 - p)) for one positive in a batch of 128
 
     config.batch_size = 128
-    config.steps = 3300
-    config.optimizer.warmup_steps = 330
+    config.steps, config.optimizer.warmup_steps = (1000, 100) if loaded else (3300, 330)
     config.checkpoint_every = 500
     config.log_every = 10
     if argument == "tiny":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from input_pipeline.files import FileProblem, Files, Folder, local_path, open_files
 from input_pipeline.tables import FORMATS, read_table
@@ -104,6 +104,24 @@ def read_catalogue(path: str | os.PathLike, *, columns: Mapping[str, str] | None
     if not items:
         raise UserError(f"{table}: no rows; expected a line for each item below the column names")
     return Catalogue(table, hashlib.sha256(data).hexdigest(), items, [name for name, _ in others], files)
+
+
+def choose_items(catalogue: Catalogue, only: Mapping[str, Sequence[str]]) -> Catalogue:
+    """The catalogue with those rows alone that have, of every attribute named, one of the values given.
+
+    Raises:
+      UserError: an attribute or a value that the catalogue has not; a misspelt one would silently choose nothing.
+    """
+    for name, values in only.items():
+        if name not in catalogue.attribute_names:
+            known = ", ".join(catalogue.attribute_names) or "none"
+            raise UserError(f"only {name}={values[0]}: no such attribute; {catalogue.table} has {known}")
+        there = {item.attributes[name] for item in catalogue.rows}
+        if missing := [value for value in values if value not in there]:
+            some = ", ".join(sorted(there)[:20])
+            raise UserError(f"only {name}={missing[0]}: no row has this value; values are {some}")
+    rows = [item for item in catalogue.rows if all(item.attributes[name] in values for name, values in only.items())]
+    return dataclasses.replace(catalogue, rows=rows)
 
 
 def _find_table(files: Files, path: os.PathLike) -> str:

@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from input_pipeline.catalogue import Catalogue, Item
+from input_pipeline.catalogue import Catalogue, Item, choose_items
 from input_pipeline.files import FileProblem, local_path
 from input_pipeline.progress import progress as show_progress
 from input_pipeline.split import check_fractions, connected_groups, split_groups, title_groups
@@ -48,6 +48,7 @@ def build_dataset(
     fractions: Mapping[str, float] | None = None,
     seed: int = 0,
     on_error: str = "skip",
+    only: Mapping[str, Sequence[str]] | None = None,
     min_image_size: int = 1,
     overwrite: bool = False,
     progress: bool = True,
@@ -65,14 +66,16 @@ def build_dataset(
       fractions: split name -> share; 80 % train and 20 % test when absent. See `split_groups`.
       seed: of the split.
       on_error: "skip" leaves problem rows out and lists them in the audit; "refuse" raises if there is any.
+      only: {attribute: values}; rows with other values are not looked at, see `choose_items`.
       min_image_size: pixels of the shorter side.
       num_threads: for decoding; the machine's cores when absent.
 
     Returns:
-      The audit, as in `out_dir/audit.json`: rows, kept, splits {name: rows}, problems {kind: count}, problem_rows
-      [{row, id, kind, detail}], duplicate_images and duplicate_titles (kept rows whose picture or normalised title an
-      earlier kept row has), linked_groups and largest_group (rows that had to stay together), image_sides [smallest,
-      largest] in pixels, attributes, seed, fractions, table, catalogue_sha256 (of the table), fingerprint.
+      The audit, as in `out_dir/audit.json`: rows (those chosen by `only`), not_chosen, only, kept, splits {name: rows},
+      problems {kind: count}, problem_rows [{row, id, kind, detail}], duplicate_images and duplicate_titles (kept rows
+      whose picture or normalised title an earlier kept row has), linked_groups and largest_group (rows that had to
+      stay together), image_sides [smallest, largest] in pixels, attributes, seed, fractions, table, catalogue_sha256
+      (of the table), fingerprint.
 
     Raises:
       UserError: problems with on_error="refuse" (the audit is then in `<out_dir>.audit.json`), no good row, a split
@@ -82,10 +85,13 @@ def build_dataset(
     check_fractions(fractions)
     if on_error not in ("skip", "refuse"):
         raise UserError(f"on_error={on_error!r}; expected skip or refuse")
+    chosen = choose_items(catalogue, only or {})
     out_dir = pathlib.Path(os.path.realpath(local_path(out_dir)))
     temporary = _make_temporary(out_dir, overwrite)
     try:
-        audit, rows = _check_and_split(catalogue, fractions, seed, min_image_size, progress, num_threads)
+        audit, rows = _check_and_split(chosen, fractions, seed, min_image_size, progress, num_threads)
+        audit["only"] = {name: list(values) for name, values in (only or {}).items()}
+        audit["not_chosen"] = len(catalogue.rows) - len(chosen.rows)
         _refuse(audit, out_dir, on_error)
         partial = temporary / "dataset"
         partial.mkdir()  # with the usual permissions, which mkdtemp does not give

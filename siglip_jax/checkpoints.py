@@ -240,15 +240,16 @@ def restore_params(folder: epath.PathLike, *, like: Any, step: int | None = None
 
 def _read_params(path: epath.Path, like: Any) -> Any:
     with ocp.PyTreeCheckpointer() as reader:
-        stored = reader.metadata(path).item_metadata.tree["params"]
-        _check_shapes(path, stored, like)
+        tree = reader.metadata(path).item_metadata.tree
+        part = "ema" if "ema" in tree else "params"  # the running mean is the trained model, where one was kept
+        _check_shapes(path, tree[part], like)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        item = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)}
+        item = {part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)}
         arguments = ocp.checkpoint_utils.construct_restore_args(item)
         restored = reader.restore(
             path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
         )
-    return restored["params"]
+    return restored[part]
 
 
 def _check_shapes(path: epath.Path, stored: Any, like: Any) -> None:

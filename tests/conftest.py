@@ -43,6 +43,7 @@ def get_config(argument: str = ""):
     config.checkpoint_every = 5
     config.evaluation.relevance = ({"gain": 2, "agree": ("type", "colour")}, {"gain": 1, "agree": ("type",)})
     config.evaluation.metrics = ("nDCG@5", "precision@1")
+    config.evaluation.while_training = ()
     return config.lock()
 '''
 

@@ -8,5 +8,6 @@ from __future__ import annotations
 
 COMMANDS = {
     "loss": "the sigmoid loss with its gradients: dense, rematerialised, three plain products, PyTorch",
+    "finetune": "what fine-tuning gains on new data and loses on old, with the defaults and with naive settings",
     "encode": "Model.encode_image beside the bare jitted function",
 }

@@ -5,6 +5,7 @@ attributes) and the pictures. Splits are made by title and picture, so that no d
 
   siglip-jax data --catalog=shop.zip --output=data/shop
   siglip-jax data --catalog=archive.zip --layout=fashion --output=data/fashion
+  siglip-jax data --catalog=shop.zip --only=type=dress --only=type=skirt --output=data/dresses
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(f"{column}_column", column, f"Column that holds the {column}.", flag_values=values)
     flags.DEFINE_multi_string(
         "split", ["train=0.8", "test=0.2"], "name=share, once for each split.", flag_values=values
+    )
+    flags.DEFINE_multi_string(
+        "only",
+        [],
+        "attribute=value of the rows to take; given again, other values of the attribute, or other attributes besides.",
+        flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "Of the split.", flag_values=values)
     flags.DEFINE_enum(
@@ -43,6 +50,12 @@ def main(values: flags.FlagValues) -> None:
             fractions[name] = float(share)
         except ValueError as error:
             raise UserError(f"--split={entry}: expected name=share, such as train=0.8") from error
+    only: dict[str, list[str]] = {}
+    for entry in values.only:
+        name, sign, value = entry.partition("=")
+        if not (name and sign):
+            raise UserError(f"--only={entry}: expected attribute=value, such as type=dress")
+        only.setdefault(name, []).append(value)
     columns = {name: str(values[f"{name}_column"].value) for name in ("id", "title", "image")}
     workflow.build_data(
         values.catalog,
@@ -50,6 +63,7 @@ def main(values: flags.FlagValues) -> None:
         layout=values.layout,
         columns={name: column for name, column in columns.items() if column != name},
         fractions=fractions,
+        only=only,
         seed=values.seed,
         on_error=values.on_error,
         overwrite=values.overwrite,

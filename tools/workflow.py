@@ -53,6 +53,8 @@ def build_data(
             print(f"fashion layout: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
             source = pathlib.Path(temporary)
         audit = build_dataset(read_catalogue(source, columns=columns), output, **options)
+    if audit["not_chosen"]:
+        print(f"{audit['not_chosen']} rows of other attributes not looked at")
     splits = ", ".join(f"{count} {name}" for name, count in audit["splits"].items())
     print(f"{audit['kept']} of {audit['rows']} rows kept: {splits}")
     if audit["problems"]:
@@ -130,7 +132,9 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
 
     from siglip_jax.training import loop
     from siglip_jax.training.config import check
+    from siglip_jax.training.freezing import freezes_any, frozen_parameters
     from siglip_jax.training.workdir import claim_workdir
+    from tools.evaluators import make_evaluators
 
     began = time.monotonic()
     check(config)
@@ -144,7 +148,11 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         tower: sum(leaf.size for leaf in jax.tree.leaves(model.params[key])) / 1e6
         for tower, key in (("image", "img"), ("text", "txt"))
     }
-    print("parameters: " + ", ".join(f"{tower} tower {count:.2f} M" for tower, count in millions.items()), flush=True)
+    still = jax.tree.map(lambda x, stays: x.size * stays, model.params, frozen_parameters(config, model.params))
+    frozen = f", of which {sum(jax.tree.leaves(still)) / 1e6:.2f} M frozen" if freezes_any(config) else ""
+    towers = ", ".join(f"{tower} tower {count:.2f} M" for tower, count in millions.items())
+    print(f"parameters: {towers}{frozen}", flush=True)
+    evaluators = make_evaluators(config, model=model, dataset=dataset)
     batches = make_loader(
         dataset,
         split=config.data.train_split,
@@ -167,6 +175,7 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         workdir=workdir,
         fingerprint=fingerprint,
         item_ids=item_ids,
+        evaluators=evaluators,
         began=began,
     )
 

@@ -10,6 +10,7 @@ import ml_collections
 from siglip_jax.errors import UserError
 from siglip_jax.losses.sigmoid import SAME_GROUP
 
+REFITS = ("none", "bias", "both")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -17,7 +18,8 @@ def default_config() -> ml_collections.ConfigDict:
     """A locked ConfigDict: an unknown field, from a file or a flag, is an error."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    # Start: "" trains from random weights; a path continues from a saved model and keeps its preprocessing.
+    # Start: "" trains from random weights; a path or a preset's name loads a model with its preprocessing, and wants
+    # the defaults of `finetune_config`.
     config.init = ""
 
     config.data = ml_collections.ConfigDict()
@@ -64,6 +66,19 @@ def default_config() -> ml_collections.ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.98
     config.optimizer.clip_norm = 1.0
+    # Multipliers of the learning rate (training/rates.py): of each tower; by layer, layer_decay^(layers above); and
+    # (regex over parameter paths, multiplier) that come before the towers', the first match winning.
+    config.optimizer.image_rate = 1.0
+    config.optimizer.text_rate = 1.0
+    config.optimizer.layer_decay = 1.0
+    config.optimizer.rate_rules = ()
+    # What does not learn (training/freezing.py): a preset, and (regex, True or False) that come before it.
+    config.optimizer.freeze = "none"
+    config.optimizer.freeze_rules = ()
+    # Share of the old in the running mean of the parameters, which then is the trained model; 0 for off.
+    config.ema_decay = 0.0
+    # What of (t, b) is fitted once to the start's own embeddings of batches of this size: "none", "bias" or "both".
+    config.refit_temperature = "none"
 
     config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1 takes the devices left over
 
@@ -76,8 +91,10 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.split = "test"
-    # During training: besides the checkpoints, every so many steps (0 for none); and the figure whose best checkpoint
-    # is kept, higher being better but for names that end in "loss".
+    # During training: which evaluations ("retrieval" between pictures and titles, "ranking" as below), at checkpoints
+    # and every so many steps besides (0 for none), and the figure that tells the best checkpoint ("" keeps the last
+    # ones; higher is better but for names that end in "loss"), such as "image_to_text/recall@1".
+    config.evaluation.while_training = ("retrieval", "ranking")
     config.evaluation.every = 0
     config.evaluation.best_metric = ""
     # Graded relevance as attribute agreements; the first rule that holds gives the gain.
@@ -86,6 +103,56 @@ def default_config() -> ml_collections.ConfigDict:
     config.evaluation.gain = "exponential"
     config.evaluation.metrics = ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10")
     return config.lock()
+
+
+# What a model that already knows something starts with instead (docs/finetuning.md has the reasons).
+FINETUNE_DEFAULTS: dict[str, Any] = {
+    "optimizer.learning_rate": 1e-5,
+    "optimizer.weight_decay": 0.0,  # decay pulls to zero, not to what was learned
+    "optimizer.layer_decay": 0.9,
+    "optimizer.warmup_steps": 100,
+    "refit_temperature": "bias",
+    "evaluation.best_metric": "image_to_text/recall@1",
+}
+FINETUNE_LIMITS = {"optimizer.learning_rate": 1e-4, "optimizer.weight_decay": 0.0}  # more than these is said
+
+
+def finetune_config(init: str) -> ml_collections.ConfigDict:
+    """`default_config` with FINETUNE_DEFAULTS in the place of what is meant for random weights.
+
+    Which defaults a config has is thus said once, by the function it begins with; `--config.init` on a config that
+    begins with `default_config` changes the start and nothing else, and training warns of what does not suit it.
+
+    Args:
+      init: what `siglip_jax.load` takes.
+
+    Raises:
+      UserError: no init.
+    """
+    if not init:
+        raise UserError("finetune_config: no model to start from; give a preset's name or a path, as config.init")
+    config = default_config()
+    config.init = init
+    config.update_from_flattened_dict(FINETUNE_DEFAULTS)
+    return config
+
+
+def unsuited_to_loaded_weights(config: ml_collections.ConfigDict) -> list[str]:
+    """Lines such as "optimizer.weight_decay=0.1 (0.0)" for what destroys a loaded model, the better value behind."""
+    flat = flatten(config)
+    above = [name for name, limit in FINETUNE_LIMITS.items() if flat[name] > limit]
+    return [f"{name}={flat[name]} ({FINETUNE_DEFAULTS[name]})" for name in above]
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """{"optimizer.b1": 0.9, ...}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= {f"{name}.{field}": x for field, x in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def config_to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -135,11 +202,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("b1", 0 <= optimizer.b1 < 1, "0 to less than 1"),
         ("b2", 0 <= optimizer.b2 < 1, "0 to less than 1"),
         ("clip_norm", optimizer.clip_norm > 0, "more than 0"),
+        ("image_rate", optimizer.image_rate >= 0, "0 or more"),
+        ("text_rate", optimizer.text_rate >= 0, "0 or more"),
+        ("layer_decay", 0 < optimizer.layer_decay <= 1, "more than 0, up to 1"),
     ):
         if not good:
             raise UserError(f"config.optimizer.{name}={optimizer[name]}; expected {expected}")
-    if config.same_group not in SAME_GROUP:
-        raise UserError(f"config.same_group={config.same_group!r}; expected one of {', '.join(SAME_GROUP)}")
+    if not 0 <= config.ema_decay < 1:
+        raise UserError(f"config.ema_decay={config.ema_decay}; expected 0 for off, or less than 1, such as 0.999")
+    for name, choices in (("refit_temperature", REFITS), ("same_group", SAME_GROUP)):
+        if config[name] not in choices:
+            raise UserError(f"config.{name}={config[name]!r}; expected one of {', '.join(choices)}")
     if config.model.unroll < 1 or not config.model.init_temperature > 0:
         raise UserError("config.model: unroll and init_temperature must be more than 0")
     for name in ("dtype", "param_dtype"):

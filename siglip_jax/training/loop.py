@@ -21,10 +21,14 @@ from siglip_jax.errors import Stopped, UserError
 from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.training import config as configs
+from siglip_jax.training import ema
+from siglip_jax.training.freezing import check_freezing, frozen_parameters
 from siglip_jax.training.metrics import make_writers
 from siglip_jax.training.optimizer import make_optimizer, make_schedule
 from siglip_jax.training.progress import Progress
+from siglip_jax.training.rates import check_rates
 from siglip_jax.training.sharding import make_mesh, to_devices
+from siglip_jax.training.start import prepare
 from siglip_jax.training.step import init_state, make_train_step
 from siglip_jax.training.stopping import Stopping
 from siglip_jax.training.trace import Trace
@@ -68,8 +72,9 @@ def train(
         [n]. Where it has an attribute `preprocessing`, as `make_loader`'s has, that must be the model's.
       workdir: gets config.json, the model's description, checkpoints/, metrics.jsonl and tensorboard/.
       fingerprint: of the data; a run does not continue on other data.
-      evaluators: called with (step, params) at every checkpoint and every `config.evaluation.every` steps; their
-        figures go to the metrics and into the checkpoint.
+      evaluators: called with (step, params) at every checkpoint, every `config.evaluation.every` steps, and before
+        the first step of a loaded model; their figures go to the metrics and into the checkpoint. The parameters are
+        the running mean where one is kept, sharded as the state.
       item_ids: "index" [n] of a batch -> the items' ids, to name those of a batch that broke the run.
       began: `time.monotonic()` from which `config.deadline_minutes` count; now when absent.
 
@@ -125,6 +130,8 @@ def _train(
     mesh = make_mesh(config.mesh)
     if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
         raise UserError(f"config.batch_size={config.batch_size} does not divide over the mesh {dict(mesh.shape)}")
+    check_freezing(config, model.params)
+    check_rates(config, model.params)
     rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
     if config.microbatch and rows % config.microbatch:
         raise UserError(f"config.microbatch={config.microbatch} does not divide the {rows} rows of a device")
@@ -132,7 +139,7 @@ def _train(
 
     # The donated state must not be the caller's arrays, hence the copy.
     def create(params):
-        return init_state(jax.tree.map(lambda x: x + 0, params), optimizer)
+        return init_state(jax.tree.map(lambda x: x + 0, params), optimizer, ema_decay=config.ema_decay)
 
     shapes = jax.eval_shape(create, model.params)
 
@@ -146,6 +153,8 @@ def _train(
             schedule=make_schedule(config),
             same_group=config.same_group,
             microbatch=microbatch,
+            frozen=frozen_parameters(config, shapes["params"]),
+            ema_decay=config.ema_decay,
         )
 
     step_function, shardings = make_step(remat=model.module.remat, microbatch=config.microbatch)
@@ -161,6 +170,9 @@ def _train(
             start, state, position = restored
             batches.set_state(position)
         else:
+            if config.init or config.refit_temperature != "none":
+                model, found = prepare(config, model=model, batches=batches, mesh=mesh, shardings=shardings["params"])
+                (workdir / "start.json").write_text(json.dumps(found, indent=1) + "\n")
             state = jax.jit(create, out_shardings=shardings)(model.params)
         progress = Progress(config.steps, start=start, images_per_step=config.batch_size)
         in_flight: collections.deque[tuple[int, dict[str, jax.Array], Any]] = collections.deque()
@@ -184,7 +196,8 @@ def _train(
                 writers.write(done, metrics | progress.rates())
 
         def evaluate(step: int) -> dict[str, float]:
-            figures = {name: value for each in evaluators for name, value in each(step, state["params"]).items()}
+            params = ema.evaluated(state)
+            figures = {name: value for each in evaluators for name, value in each(step, params).items()}
             if figures:
                 writers.write(step, figures)
             return figures
@@ -201,6 +214,8 @@ def _train(
                 deadline=deadline, margin=lambda: 2 * checkpoints.save_seconds or margin, lag=STEPS_IN_FLIGHT + 1
             ) as stopping,
         ):
+            if config.init and not start:  # what there is to lose
+                evaluate(0)
             for step in range(start + 1, config.steps + 1):
                 trace.before(step, state)
                 before = time.perf_counter()
@@ -243,7 +258,7 @@ def _train(
                 f"{workdir / 'checkpoints' / str(best)}",
                 file=sys.stderr,
             )
-    return model.replace(params=jax.device_get(state["params"]))
+    return model.replace(params=jax.device_get(ema.evaluated(state)))
 
 
 def _attributes(config: ml_collections.ConfigDict, model: Model, fingerprint: str) -> dict[str, Any]:

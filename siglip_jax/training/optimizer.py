@@ -1,10 +1,15 @@
-"""AdamW with warm-up and cosine decay."""
+"""AdamW with warm-up and cosine decay, with rates by parameter and frozen parameters."""
 
 from __future__ import annotations
 
+import operator
+
+import jax
 import ml_collections
 import optax
 
+from siglip_jax.training.freezing import freezes_any, frozen_parameters
+from siglip_jax.training.rates import has_rates, scale_by_rates
 from siglip_jax.training.rules import match_rules
 
 # Only matrices shrink: norms, biases, the temperature and the bias of the loss keep what they learn.
@@ -27,15 +32,30 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Clip by global norm, Adam, decoupled decay of the parameters in DECAY_RULES, scheduled rate."""
+    """Clip by global norm, Adam, decoupled decay of the parameters in DECAY_RULES, scheduled rate.
+
+    Parameters that `training.freezing` names get no update and have no moments; `training.rates` multiplies the rate
+    of the others. As in AdamW the decay is times the rate, so the multipliers slow both alike.
+    """
     options = config.optimizer
-    return optax.chain(
-        optax.clip_by_global_norm(options.clip_norm),
-        optax.adamw(
-            make_schedule(config),
-            b1=options.b1,
-            b2=options.b2,
-            weight_decay=options.weight_decay,
-            mask=lambda params: match_rules(DECAY_RULES, params),
-        ),
-    )
+    parts = [
+        optax.scale_by_adam(b1=options.b1, b2=options.b2),
+        optax.add_decayed_weights(options.weight_decay, mask=lambda params: match_rules(DECAY_RULES, params)),
+    ]
+    clip = optax.clip_by_global_norm(options.clip_norm)
+    if freezes_any(config):
+
+        def frozen(params):
+            return frozen_parameters(config, params)
+
+        def trained(params):
+            return jax.tree.map(operator.not_, frozen(params))
+
+        # Before the clipping, which must not count them.
+        still = optax.masked(optax.set_to_zero(), frozen)
+        parts = [still, clip, *(optax.masked(part, trained) for part in parts)]
+    else:
+        parts = [clip, *parts]
+    if has_rates(config):
+        parts.append(scale_by_rates(config))
+    return optax.chain(*parts, optax.scale_by_learning_rate(make_schedule(config)))

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from siglip_jax.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -37,3 +39,37 @@ def match_rules(rules: Iterable[tuple[str, T]], tree: Any) -> Any:
     if uncovered:
         raise ValueError(f"no rule covers {', '.join(uncovered)}; end the table with a rule for '.*'")
     return matched
+
+
+def check_rules(name: str, rules: Any, tree: Any, *, kind: type) -> None:
+    """Checks a table that a user wrote: pairs (regex, value), each regex matching some path of `tree`.
+
+    Args:
+      name: of the config's field.
+      kind: of the values, bool or float (of 0 or more).
+
+    Raises:
+      UserError: naming the rule; one that matches nothing is a misspelt path, and would do nothing silently.
+    """
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    for rule in rules:
+        if not isinstance(rule, tuple | list) or len(rule) != 2 or not isinstance(rule[0], str):
+            raise UserError(f"{name}: {rule!r}; expected pairs of a regex over parameter paths and a value")
+        pattern: str = rule[0]
+        value: Any = rule[1]
+        if _wrong_value(value, kind):
+            expected = "True or False" if kind is bool else "a number of 0 or more"
+            raise UserError(f"{name}: {pattern!r} has the value {value!r}; expected {expected}")
+        try:
+            found = any(re.fullmatch(pattern, path) for path in paths)
+        except re.error as error:
+            raise UserError(f"{name}: {pattern!r} is no regular expression ({error})") from error
+        if not found:
+            some = ", ".join(paths[:: len(paths) // 4 + 1])
+            raise UserError(f"{name}: {pattern!r} matches no parameter; paths are such as {some}")
+
+
+def _wrong_value(value: Any, kind: type) -> bool:
+    if kind is bool:
+        return not isinstance(value, bool)
+    return isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0

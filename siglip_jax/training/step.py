@@ -12,16 +12,19 @@ import optax
 from jax.sharding import Mesh
 
 from siglip_jax.losses import sigmoid_loss
+from siglip_jax.training import ema
+from siglip_jax.training.freezing import stop_gradients
 from siglip_jax.training.large_batch import value_and_grad_in_microbatches
 from siglip_jax.training.sharding import BATCH_AXES, batch_sharding, tree_shardings
 
-State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar}
+State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar, and "ema" where a running mean is kept}
 Batch = dict[str, jax.Array]  # {"image" uint8 [n, h, w, 3], "text" int32 [n, L], "group" int32 [n]}
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> State:
+def init_state(params: Any, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0) -> State:
     """The state before the first step."""
-    return {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+    return state | {"ema": ema.start(params)} if ema_decay else state
 
 
 def make_train_step(
@@ -34,6 +37,8 @@ def make_train_step(
     schedule: optax.Schedule,
     same_group: str = "positive",
     microbatch: int = 0,
+    frozen: Any = None,
+    ema_decay: float = 0.0,
 ) -> tuple[Callable[[State, Batch], tuple[State, dict[str, jax.Array]]], Any]:
     """Builds the jitted step.
 
@@ -44,19 +49,26 @@ def make_train_step(
       state: arrays or ShapeDtypeStructs; only shapes are read.
       microbatch: rows of a device that pass through the towers at a time, 0 for all; the loss is over the whole batch
         either way (`training.large_batch`).
+      frozen: tree of bools, True where a parameter gets no gradient (`training.freezing`); None for none.
+      ema_decay: of the running mean of the parameters (`training.ema`); 0 keeps none.
 
     Returns:
       (step, state shardings). The state is donated; its sharding does not change, so the step compiles once.
     """
     shardings = tree_shardings(state, mesh)
 
+    def learning(params):
+        return params if frozen is None else stop_gradients(params, frozen)
+
     def encode(params, batch, key=None):
+        params = learning(params)
         outputs: Any = module.apply({"params": params}, to_float(batch["image"]), batch["text"])
         image, text, _, _ = outputs
         return image, text
 
     def loss_of(params, embeddings, batch):
         image, text = embeddings
+        params = learning(params)
         return sigmoid_loss(
             image,
             text,
@@ -86,7 +98,10 @@ def make_train_step(
             "temperature": jnp.exp(params["t"][0]),
             "bias": params["b"][0],
         }
-        return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
+        new = {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
+        if ema_decay:
+            new["ema"] = ema.step(state["ema"], params, decay=ema_decay)
+        return new, metrics
 
     jitted = jax.jit(
         step,

@@ -1,0 +1,20 @@
+"""A published SigLIP, or a model of your own, fine-tuned with the defaults of docs/finetuning.md.
+
+  siglip-jax train --config=configs/finetune.py --dataset=data/shop --workdir=runs/shop
+  siglip-jax train --config=configs/finetune.py:runs/earlier --config.optimizer.freeze=image ...
+
+The argument is what `siglip_jax.load` takes: a preset's name, a folder, an .npz, a training run's workdir.
+"""
+
+from siglip_jax.training.config import finetune_config
+
+
+def get_config(argument: str = "google/siglip2-base-patch16-256"):
+    config = finetune_config(argument)
+    config.model.dtype = "bfloat16"
+    config.model.remat = "dots_no_batch"
+    config.batch_size = 1024
+    config.microbatch = 64
+    config.steps = 2000
+    config.optimizer.warmup_steps = 200
+    return config.lock()

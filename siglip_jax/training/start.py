@@ -1,0 +1,110 @@
+"""Before the first step: (t, b) fitted to the batch size where the config asks, and a look at whether the start works.
+
+A loaded model whose pictures or titles are prepared in another way than it learned (a tokenizer, a range of pixels, a
+resize) trains without complaint and ends worse than it began. Its loss gives it away: true pairs then cost as much as
+the same pictures with titles shuffled.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from siglip_jax.model import Model
+from siglip_jax.training import temperature
+from siglip_jax.training.config import unsuited_to_loaded_weights
+from siglip_jax.training.encoding import make_encoder
+
+BATCHES, ROWS = 8, 1 << 16  # looked at: this many batches, fewer where they have more rows than that together
+MIN_GAIN = 0.1  # of the shuffled pairs' loss, that true pairs must save
+MIN_ERRORS = 3.0  # and this many standard errors of it
+
+
+class StartWarning(UserWarning):
+    """The start looks broken, or its t and b do not fit the batch."""
+
+
+def prepare(
+    config: ml_collections.ConfigDict, *, model: Model, batches: Any, mesh: Mesh, shardings: Any
+) -> tuple[Model, dict[str, Any]]:
+    """The model to start from, and what was found, for the record.
+
+    The batches looked at are the run's first ones; the iterator is set back, so that the run itself begins with them.
+
+    Args:
+      batches: see `loop.BatchIterator`.
+      shardings: of the parameters.
+
+    Returns:
+      The model with the fitted t and b, and JSON values: rows, batches, before and after {t, b, loss}, shuffled_loss,
+      constant_loss (of the best constant logit), gain and its standard_error.
+    """
+    position = batches.get_state()
+    count = max(1, min(BATCHES, ROWS // config.batch_size))
+    taken = [{key: batch[key] for key in ("image", "text", "group")} for batch in itertools.islice(batches, count)]
+    batches.set_state(position)
+    assert model.preprocessing is not None
+    encode = make_encoder(model.module, to_float=model.preprocessing.to_float, mesh=mesh)
+    params = jax.device_put(model.params, shardings)
+    pairs = [temperature.labelled(*encode(params, batch), same_group=config.same_group) for batch in taken]
+    found = temperature.Histogram.of(pairs)
+    t, b = (float(np.asarray(model.params[name])[0]) for name in ("t", "b"))
+    record: dict[str, Any] = {
+        "batches": len(taken),
+        "rows": found.rows,
+        "constant_loss": found.constant_loss(),
+        "before": {"t": t, "b": b, "loss": found.loss(math.exp(t), b)},
+    }
+    if config.refit_temperature != "none":
+        scale, b = temperature.fit(found, scale=math.exp(t), which=config.refit_temperature)
+        t = math.log(scale)
+        fitted = {name: np.asarray([value], np.float32) for name, value in (("t", t), ("b", b))}
+        model = model.replace(params={**model.params, **fitted})
+    record["after"] = {"t": t, "b": b, "loss": found.loss(math.exp(t), b)}
+    record |= compare_with_shuffled(pairs, scale=math.exp(t), bias=b)
+    if config.init:
+        messages = complaints(record, refit=config.refit_temperature)
+        if unsuited := unsuited_to_loaded_weights(config):
+            messages.append(
+                f"config.init is set with {', '.join(unsuited)}, which is for random weights and makes a loaded model "
+                "forget; in brackets the value of training.config.finetune_config (docs/finetuning.md)"
+            )
+        for message in messages:
+            warnings.warn(message, StartWarning, stacklevel=2)
+    return model, record
+
+
+def compare_with_shuffled(pairs: Sequence[temperature.Labelled], *, scale: float, bias: float) -> dict[str, float]:
+    """{"shuffled_loss", "gain" (shuffled minus true, mean over rows), "standard_error" of the gain}."""
+    true = np.concatenate([batch.losses(scale, bias) for batch in pairs])
+    shuffled = np.concatenate([batch.shuffled().losses(scale, bias) for batch in pairs])
+    gain = shuffled - true
+    error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
+    return {"shuffled_loss": float(shuffled.mean()), "gain": float(gain.mean()), "standard_error": float(error)}
+
+
+def complaints(record: dict[str, Any], *, refit: str) -> list[str]:
+    """What is wrong with a loaded start, a sentence each; none where nothing is."""
+    loss, shuffled, gain = record["after"]["loss"], record["shuffled_loss"], record["gain"]
+    found: list[str] = []
+    if gain < max(MIN_GAIN * shuffled, MIN_ERRORS * record["standard_error"]):
+        found.append(
+            f"the start looks broken: its loss is {loss:.3f} over {record['rows']} pairs of picture and title, and "
+            f"{shuffled:.3f} when the titles are shuffled, so what it sees and reads hardly belongs together; check "
+            "that config.init is the model you mean, its tokenizer and its preprocessing (docs/finetuning.md)"
+        )
+    elif loss > record["constant_loss"] and refit == "none":
+        found.append(
+            f"t and b do not fit this batch size: the loss is {loss:.3f}, and {record['constant_loss']:.3f} for a "
+            "model that gives every pair the same logit; set config.refit_temperature to bias or both "
+            "(docs/finetuning.md)"
+        )
+    return found

@@ -1,0 +1,126 @@
+"""Evaluation while training: the figures of the finished model's own embeddings, on one device and on eight."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from eval.metrics import mean_metrics
+from eval.ranking import rank_catalogue
+from eval.retrieval import cross_modal_retrieval
+from input_pipeline.dataset import open_split
+from input_pipeline.split import title_groups
+from siglip_jax.errors import UserError
+from tools import evaluators
+from tools.comparison import relevance_of
+from tools.evaluators import make_evaluators, split_embedder
+
+FIGURES = """
+import json, runpy, sys
+from tools.evaluators import make_evaluators
+from tools.workflow import start_model
+import jax
+from siglip_jax.training.sharding import make_mesh, tree_shardings
+config = runpy.run_path(sys.argv[1])["get_config"]()
+config.evaluation.while_training = ("retrieval", "ranking")
+config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
+model = start_model(config, sys.argv[2])
+(evaluate,) = make_evaluators(config, model=model, dataset=sys.argv[2])
+params = jax.device_put(model.params, tree_shardings(model.params, make_mesh(config.mesh)))
+assert len(jax.tree.leaves(params)[0].sharding.device_set) == 8
+print(json.dumps(evaluate(0, params)))
+"""
+
+
+@pytest.fixture
+def both(tiny_config):
+    tiny_config.evaluation.while_training = ("retrieval", "ranking")
+    tiny_config.mesh.data = 1
+    return tiny_config
+
+
+@pytest.fixture
+def figures(both, tiny_model, shop_dataset):
+    (evaluate,) = make_evaluators(both, model=tiny_model, dataset=shop_dataset)
+    return evaluate(3, tiny_model.params)
+
+
+def test_figures_are_those_of_the_model(figures, both, tiny_model, shop_dataset, monkeypatch):
+    rows = open_split(shop_dataset, "test")[:]
+    image = tiny_model.encode_image([row["image"] for row in rows])
+    text = tiny_model.encode_text([row["title"] for row in rows])
+    groups = title_groups([row["title"] for row in rows])
+    expected = cross_modal_retrieval(image, text, groups)
+    ranking = rank_catalogue(image, relevance_of(both, shop_dataset), metrics=("nDCG@5", "precision@1"))
+    expected |= {f"ranking/{name}": mean["mean"] for name, mean in mean_metrics(ranking.metrics).items()}
+    assert figures.keys() == {name for name, value in expected.items() if math.isfinite(value)}
+    assert {"image_to_text/recall@1", "text_to_image/MRR", "ranking/nDCG_exp@5"} <= figures.keys()
+    for name, value in figures.items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-6, err_msg=name)
+
+
+def test_eight_devices_and_a_sharded_state_give_the_same(figures, python, config_file, shop_dataset):
+    done = python(FIGURES, config_file, shop_dataset, devices=8)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found.keys() == figures.keys()
+    for name, value in figures.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_embeds_in_order_and_compiles_once(both, tiny_model, shop_dataset, monkeypatch, cache):
+    """Batches of 8: the last one is filled up, and what fills it is left out again."""
+    monkeypatch.setattr(evaluators, "ROWS", 8)
+    both.data.cache = cache
+    traced = []
+    to_float = type(tiny_model.preprocessing).to_float
+
+    def counting(self, images):
+        traced.append(isinstance(images, jax.core.Tracer))
+        return to_float(self, images)
+
+    monkeypatch.setattr(type(tiny_model.preprocessing), "to_float", counting)
+    embed = split_embedder(both, model=tiny_model, dataset=shop_dataset)
+    rows = open_split(shop_dataset, "test")[:]
+    assert len(rows) % 8
+    first = embed(tiny_model.params)
+    half = jax.tree.map(lambda x: x / 2, tiny_model.params)
+    second = embed(half)
+    assert traced == [True]
+    monkeypatch.undo()
+    for model, (image, text, group) in ((tiny_model, first), (tiny_model.replace(params=half), second)):
+        np.testing.assert_allclose(image, model.encode_image([row["image"] for row in rows]), atol=1e-5)
+        np.testing.assert_allclose(text, model.encode_text([row["title"] for row in rows]), atol=1e-5)
+        np.testing.assert_array_equal(group, [row["title_group"] for row in rows])
+
+
+def test_rows_of_several_processes_come_back_in_order():
+    rows, share, size = np.arange(10), 4, 2  # processes hold 0-3, 4-7 and 8-9
+    batches = []
+    for low in (0, 2):
+        parts = [rows[p * share : (p + 1) * share][low : low + size] for p in range(3)]
+        parts = [part if len(part) else rows[8:10] for part in parts]  # filled up by what came last
+        batches.append(np.concatenate(parts)[:, None])
+    found = evaluators._in_order(batches, 3, share)[:10]
+    np.testing.assert_array_equal(found[:, 0], rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"while_training": ("loss",)}, "'loss'; expected retrieval or ranking"),
+        ({"best_metric": "image_to_text/recall@3"}, "expected one of image_to_text/recall@1"),
+        ({"while_training": (), "best_metric": "ranking/nDCG_exp@5"}, "nothing is measured"),
+        ({"split": "holdout"}, "no split holdout"),
+        ({"relevance": ({"gain": 1, "agree": ("flavour",)},)}, "flavour"),
+        ({"metrics": ("luck@5",)}, "luck@5"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_measured_is_said_before_training(both, tiny_model, shop_dataset, changes, message):
+    both.evaluation.update(changes)
+    with pytest.raises(UserError, match=message):
+        make_evaluators(both, model=tiny_model, dataset=shop_dataset)

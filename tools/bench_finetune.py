@@ -1,0 +1,125 @@
+"""siglip-jax bench finetune: what fine-tuning gains on new data and what it forgets of the old.
+
+The start (`config.init`) was trained on --learned. It is fine-tuned on --new twice: as the config says, and naively
+(rate 1e-4, decay 0.2, one rate for all layers, t and b reset to log 10 and -10). The held-out split of each dataset
+then ranks with all three models; differences to the start, paired by query, are the gain (on --new) and the forgetting
+(on --learned). Run again with the same --workdir, it continues.
+
+  siglip-jax bench finetune --config=configs/fashion.py:from=runs/half_a --learned=data/half_a --new=data/half_b \\
+    --workdir=runs/forgetting
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import ml_collections
+import numpy as np
+from absl import flags
+from etils import epath
+
+from siglip_jax.errors import UserError
+from tools import options
+
+NAIVE = {
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.weight_decay": 0.2,
+    "optimizer.image_rate": 1.0,
+    "optimizer.text_rate": 1.0,
+    "optimizer.layer_decay": 1.0,
+    "optimizer.rate_rules": (),
+    "optimizer.freeze": "none",
+    "optimizer.freeze_rules": (),
+    "ema_decay": 0.0,
+    "refit_temperature": "none",
+}
+NAIVE_T, NAIVE_B = math.log(10), -10.0  # where training from random weights begins
+START, DEFAULTS, NAIVELY = "start", "fine-tuned", "naive"
+SIDES = {"new": "gain, on the new data", "learned": "forgetting, on what the start learned"}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    options.define_config(values, default="fashion.py")
+    flags.DEFINE_string("learned", None, "Dataset that the start knows.", required=True, flag_values=values)
+    flags.DEFINE_string("new", None, "Dataset to fine-tune on.", required=True, flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder of both runs.", required=True, flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+    from siglip_jax.loading import load
+    from tools import workflow
+
+    config, workdir = values.config, epath.Path(values.workdir)
+    if not config.init:
+        raise UserError("bench finetune: config.init is empty; name the model to start from")
+    start = workflow.start_model(config, values.new)
+    naive_start = workdir / "naive_start"
+    if not (naive_start / "model.json").exists():
+        reset = {"t": np.asarray([NAIVE_T], np.float32), "b": np.asarray([NAIVE_B], np.float32)}
+        start.replace(params={**start.params, **reset}).save(naive_start)
+    naive = naive_config(config, init=str(naive_start))
+    for name, recipe in ((DEFAULTS, config), (NAIVELY, naive)):
+        print(f"== {name}: rate {recipe.optimizer.learning_rate}, {recipe.steps} steps", flush=True)
+        workflow.train(recipe, dataset=values.new, workdir=workdir / name)
+    models = {START: start, **{name: load(workdir / name) for name in (DEFAULTS, NAIVELY)}}
+    tables = {
+        side: compare(models, config=config, dataset=dataset)
+        for side, dataset in (("new", values.new), ("learned", values.learned))
+    }
+    (workdir / "finetuning.json").write_text(json.dumps(tables, indent=1) + "\n")
+    for side, title in SIDES.items():
+        print(f"\n{title} ({tables[side]['queries']} items)\n\n{format_table(tables[side])}")
+    print(f"\nfigures: {workdir / 'finetuning.json'}")
+
+
+def naive_config(config: ml_collections.ConfigDict, *, init: str) -> ml_collections.ConfigDict:
+    """The same run with NAIVE settings, from `init`."""
+    naive = config.copy_and_resolve_references()  # ConfigDict(config) would share the fields of fields
+    naive.update_from_flattened_dict({**NAIVE, "init": init})
+    return naive.lock()
+
+
+def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, dataset: epath.PathLike) -> dict[str, Any]:
+    """`eval.ranking.compare_rows` of the models on the evaluation split: ranking and retrieval, paired by query."""
+    from eval.ranking import compare_rows, rank_catalogue
+    from eval.retrieval import retrieval_of_queries
+    from input_pipeline.loader import iterate_split
+    from tools.comparison import relevance_of
+
+    evaluation, relevance = config.evaluation, relevance_of(config, dataset)
+    rows, groups = {}, np.zeros(0, np.int64)
+    for name, model in models.items():
+        batches = iterate_split(dataset, split=evaluation.split, preprocessing=model.preprocessing, batch_size=256)
+        parts = [
+            (model.encode_image(model.preprocessing.to_float(b["image"])), model.encode_text(b["text"]), b["group"])
+            for b in batches
+        ]
+        image, text, groups = (np.concatenate(part) for part in zip(*parts, strict=True))
+        settings = {key: evaluation[key] for key in ("gain", "relevant_from")}
+        ranking = rank_catalogue(image, relevance, metrics=tuple(evaluation.metrics), **settings)
+        rows[name] = {**ranking.metrics, **retrieval_of_queries(image, text, groups)}
+    pairs = [(DEFAULTS, START), (NAIVELY, START), (DEFAULTS, NAIVELY)]
+    return compare_rows(rows, pairs=pairs, clusters=groups)
+
+
+def format_table(table: dict[str, Any]) -> str:
+    """Markdown: the start's figure and the differences, each with its 95 % interval."""
+    columns = [(d["a"], d["b"]) for d in table["differences"] if d["metric"] == table["metrics"][0]]
+    found = {(d["a"], d["b"], d["metric"]): d for d in table["differences"]}
+    lines = [
+        "| metric | start | " + " | ".join(f"{a} - {b}" for a, b in columns) + " |",
+        "| --- | ---: | " + " | ".join("---:" for _ in columns) + " |",
+    ]
+    start = next(row for row in table["rows"] if row["name"] == START)
+    for metric in table["metrics"]:
+        cells = [_interval(found[(a, b, metric)], "+.4f") for a, b in columns]
+        lines.append(f"| {metric} | {_interval(start['metrics'][metric], '.4f')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(cell: dict[str, Any], form: str) -> str:
+    if cell["mean"] is None:
+        return "none"
+    return f"{cell['mean']:{form}} [{cell['low']:{form}}, {cell['high']:{form}}]"
