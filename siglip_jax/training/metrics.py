@@ -61,7 +61,7 @@ def make_writers(
       UserError: Weights & Biases was asked for and is not installed.
     """
     file = MetricsFile(workdir / "metrics.jsonl")
-    file.drop_after(start)
+    file.drop_after(start or -1)  # before the first checkpoint nothing counts, not even an evaluation of the start
     writers: list[Writer] = [file, TensorBoardFile(workdir / "tensorboard", start=start)]
     if wandb_project:
         writers.append(WeightsAndBiases(workdir, project=wandb_project, config=config or {}))
