@@ -26,6 +26,7 @@ PROGRAMS = {
     "models": "the published checkpoints; --verify compares one with its published figures",
     "convert": "weights between Hugging Face, big_vision and native formats",
     "train": "fine-tune on a dataset; resumes by itself from --workdir",
+    "compile": "a config's step compiled for a TPU slice, on any machine: memory, FLOPs, fits or not",
     "embed": "a model and a dataset -> an embedding store (Parquet)",
     "index": "an embedding store -> a search index, exact or ScaNN, with its measured recall",
     "rank": "embedding stores -> ranking metrics with intervals, and the report",

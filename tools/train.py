@@ -22,9 +22,11 @@ def define_flags(values: flags.FlagValues) -> None:
         required=True,
         flag_values=values,
     )
+    options.define_distributed(values)
 
 
 def main(values: flags.FlagValues) -> None:
+    options.start_distributed(values)
     from tools import workflow
 
     workflow.train(options.config_of(values), dataset=values.dataset, workdir=values.workdir)

@@ -20,7 +20,7 @@ from input_pipeline.loader import iterate_split, make_loader
 from input_pipeline.progress import progress
 from input_pipeline.tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import NAFLEX, Preprocessing
+from siglip_jax.preprocessing import Preprocessing
 
 EMBED_BATCH = 256
 PICTURES_CHECKED = 64  # of an export
@@ -69,35 +69,15 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
     Deterministic, so the start can be embedded again after training.
     """
     from siglip_jax import model as models
-    from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
+    from siglip_jax.models.towers import TwoTowers
+    from siglip_jax.training.start import architecture_of, compute_options, preprocessing_of
 
-    options = config.model
-    compute = {
-        "dtype": options.dtype,
-        "param_dtype": options.param_dtype,
-        "remat": options.remat,
-        "unroll": options.unroll,
-    }
+    options, text, compute = config.model, config.preprocessing, compute_options(config)
     if config.init:
         from siglip_jax.loading import load
 
-        return load(config.init, tokenizer=config.preprocessing.tokenizer or None, **compute)
-    text = config.preprocessing
-    if options.patch_size > 0 and any(side % options.patch_size for side in text.image_size):
-        raise UserError(
-            f"config.preprocessing.image_size={tuple(text.image_size)} is not a multiple of config.model.patch_size="
-            f"{options.patch_size}; what is left over would never be looked at"
-        )
-    naflex = text.resize == NAFLEX
-    preprocessing = Preprocessing(
-        image_size=tuple(text.image_size),
-        resize=text.resize,
-        patch_size=options.patch_size if naflex else 0,
-        max_patches=text.max_patches,
-        text_length=text.text_length,
-        lowercase=text.lowercase,
-        punctuation=text.punctuation,
-    )
+        return load(config.init, tokenizer=text.tokenizer or None, **compute)
+    preprocessing = preprocessing_of(config)
     if text.tokenizer:
         try:
             tokenizer = epath.Path(text.tokenizer).read_bytes()
@@ -109,15 +89,7 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
         _, titles, _ = attributes(dataset, config.data.train_split)
         tokenizer = train_tokenizer(map(preprocessing.canonical, titles), vocab_size=text.vocab_size)
     preprocessing = preprocessing.replace(tokenizer=tokenizer)
-    architecture = Architecture(
-        image_size=preprocessing.image_size,
-        patch_size=options.patch_size,
-        image=TowerSize(**options.image),
-        text=TowerSize(**options.text),
-        vocab_size=preprocessing.vocab_size,
-        text_length=preprocessing.text_length,
-        naflex=naflex,
-    )
+    architecture = architecture_of(config, preprocessing, vocab_size=preprocessing.vocab_size)
     module = TwoTowers(architecture, init_temperature=options.init_temperature, init_bias=options.init_bias, **compute)
     return models.init(module, preprocessing, seed=config.seed)
 
@@ -128,11 +100,12 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
 
     from siglip_jax.training import loop
     from siglip_jax.training.config import check
+    from siglip_jax.training.sharding import data_share, make_mesh
 
     check(config)
-    processes = jax.process_count()
-    if config.batch_size % processes:
-        raise UserError(f"config.batch_size={config.batch_size} does not divide over {processes} processes")
+    share, shares = data_share(make_mesh(config.mesh))
+    if config.batch_size % shares:
+        raise UserError(f"config.batch_size={config.batch_size} does not divide over {shares} processes")
     fingerprint = dataset_fingerprint(dataset)
     loop.claim_workdir(epath.Path(workdir), config, fingerprint)  # before the work of preparing data
     model = start_model(config, dataset)
@@ -145,11 +118,11 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         dataset,
         split=config.data.train_split,
         preprocessing=model.preprocessing,
-        batch_size=config.batch_size // processes,
+        batch_size=config.batch_size // shares,
         seed=config.seed,
         augmentation=Augmentation(flip=config.data.flip, shift=config.data.shift, zoom=config.data.zoom),
-        process_index=jax.process_index(),
-        process_count=processes,
+        process_index=share,
+        process_count=shares,
         cache=config.data.cache,
     )
     return loop.train(config, model=model, batches=batches, workdir=workdir, fingerprint=fingerprint)

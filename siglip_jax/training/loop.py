@@ -18,9 +18,10 @@ from siglip_jax.errors import UserError
 from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.training import config as configs
+from siglip_jax.training.distributed import first_process_first, is_first_process
 from siglip_jax.training.optimizer import make_optimizer, make_schedule
 from siglip_jax.training.progress import Progress
-from siglip_jax.training.sharding import make_mesh, to_devices
+from siglip_jax.training.sharding import make_mesh, to_devices, to_host
 from siglip_jax.training.step import init_state, make_train_step
 
 STEPS_IN_FLIGHT = 2  # dispatched and not yet finished: enough to hide the host, and bounds the batches in memory
@@ -78,13 +79,10 @@ def train(
             f"--workdir {workdir} was trained with another preprocessing: {stored.to_json()} there, "
             f"{model.preprocessing.to_json()} here; a run cannot mix two"
         )
-    model.save_description(workdir)
+    if is_first_process():
+        model.save_description(workdir)
     mesh = make_mesh(config.mesh)
-    if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise UserError(f"config.batch_size={config.batch_size} does not divide over the mesh {dict(mesh.shape)}")
-    rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
-    if config.microbatch and rows % config.microbatch:
-        raise UserError(f"config.microbatch={config.microbatch} does not divide the {rows} rows of a device")
+    configs.check_batch(config, mesh)
     optimizer = make_optimizer(config)
 
     # The donated state must not be the caller's arrays, hence the copy.
@@ -109,7 +107,7 @@ def train(
             state, position = checkpoints.restore(start, like=like)
             batches.set_state(position)
         else:
-            state = jax.jit(create, out_shardings=shardings)(model.params)
+            state = jax.jit(create, out_shardings=shardings)(jax.device_get(model.params))
         metrics_file.drop_after(start)
         progress = Progress(config.steps, start=start, images_per_step=config.batch_size)
         in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
@@ -147,11 +145,16 @@ def train(
                 for evaluate in evaluators:
                     metrics_file.write(step, evaluate(step, state["params"]))
         progress.close()
-    return model.replace(params=jax.device_get(state["params"]))
+    return model.replace(params=to_host(state["params"], mesh))
 
 
 def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
     """Writes config.json into a new workdir; refuses one that belongs to another run, naming the differences."""
+    with first_process_first("claim_workdir"):
+        _claim_workdir(workdir, config, fingerprint)
+
+
+def _claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
     ours = {"config": configs.config_to_json(config), "data": fingerprint}
     path = workdir / "config.json"
     if path.exists():
@@ -179,7 +182,7 @@ def _differences(path: epath.Path, ours: dict[str, Any]) -> list[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not of a training run ({error}); choose another --workdir") from error
     for run in runs:
-        for name in ("mesh", "microbatch", "log_every", "checkpoint_every"):
+        for name in ("mesh", "topology", "microbatch", "log_every", "checkpoint_every"):
             run["config"].pop(name, None)
     return configs.differences(runs[0], runs[1])
 
@@ -205,6 +208,8 @@ class MetricsFile:
         self._lines.append(json.dumps({"step": step, **metrics}))
 
     def flush(self) -> None:
+        if not is_first_process():
+            return
         self.path.write_text("".join(f"{line}\n" for line in self._lines))
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from siglip_jax.losses import sigmoid_loss
 from siglip_jax.training.large_batch import value_and_grad_in_microbatches
-from siglip_jax.training.sharding import BATCH_AXES, batch_sharding, tree_shardings
+from siglip_jax.training.sharding import BATCH_AXES, batch_sharding, keep_rows_apart, tree_shardings
 
 State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar}
 Batch = dict[str, jax.Array]  # {"image" uint8 [n, h, w, 3], "text" int32 [n, L], "group" int32 [n]}
@@ -51,7 +51,8 @@ def make_train_step(
     shardings = tree_shardings(state, mesh)
 
     def encode(params, batch, key=None):
-        outputs: Any = module.apply({"params": params}, to_float(batch["image"]), batch["text"])
+        with keep_rows_apart(mesh):
+            outputs: Any = module.apply({"params": params}, to_float(batch["image"]), batch["text"])
         image, text, _, _ = outputs
         return image, text
 
