@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -37,7 +38,7 @@ PROGRAMS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one program; returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
     program, arguments = (arguments or ["--help"])[0], arguments[1:]
     try:
         if program in ("-h", "--help", "help", "--version"):
@@ -115,6 +116,16 @@ def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
         raise UserError(f"--config: {type(error).__name__}: {error}; see the fields in the config file") from error
     module.main(values)
     return 0
+
+
+def _with_underscores(word: str) -> str:
+    """--dry-run as --dry_run, which is how absl knows it; values stay as they are."""
+    name, sign, value = word.partition("=")
+    return (
+        name.replace("-", "_").replace("_", "-", 2) + sign + value
+        if re.fullmatch(r"--[a-z]+(-[a-z]+)+", name)
+        else word
+    )
 
 
 def _usage() -> str:

@@ -128,6 +128,31 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
     return loop.train(config, model=model, batches=batches, workdir=workdir, fingerprint=fingerprint)
 
 
+def dry_run(config: ml_collections.ConfigDict, *, dataset: epath.PathLike) -> None:
+    """Prints where every parameter would live, memory, FLOPs, steps and hours on this machine; trains nothing.
+
+    The hours are those of a few steps timed on zeros, so they know nothing of waiting for data.
+    """
+    from siglip_jax.training import ahead
+    from siglip_jax.training.table import sharding_table
+
+    rows = len(open_split(dataset, config.data.train_split))
+    step = ahead.build_step(config)
+    print(sharding_table(step.state, step.mesh), flush=True)
+    report, compiled = ahead.compile_step(config, step, capacity=ahead.device_memory())
+    print(ahead.describe(report))
+    epochs = config.steps * config.batch_size / rows
+    plan = f"{config.steps} steps of {config.batch_size}, {epochs:.1f} epochs of {rows} rows"
+    if report.fits:
+        seconds = ahead.time_step(step, compiled)
+        images = config.batch_size / seconds
+        print(f"{plan}: {seconds * config.steps / 3600:.2f} hours at {seconds:.3f} s a step, {images:.0f} images/s")
+        print("(timed on zeros after compilation; waiting for data, evaluation and checkpoints come on top)")
+    else:
+        print(plan)
+    print(ahead.verdict(report))
+
+
 def metrics_of(workdir: epath.PathLike) -> list[dict[str, float]]:
     """The logged lines of a training run."""
     from siglip_jax.training.loop import read_metrics
