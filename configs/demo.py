@@ -1,4 +1,6 @@
-"""The synthetic catalogue of `make demo`, on two CPU cores in a few minutes.
+"""The synthetic catalogue of `make demo`, on a laptop CPU: two cores, a few minutes.
+
+  make demo
 
 `:tiny` trains a handful of steps, to try the path.
 """

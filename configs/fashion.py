@@ -1,4 +1,4 @@
-"""Fashion Product Images (44k products, 60x80 pixels) from scratch on two CPU cores in a quarter of an hour.
+"""Fashion Product Images (44k products, 60x80 pixels) from scratch on a laptop CPU: two cores, a quarter of an hour.
 
   make demo CATALOG=fashion.zip                      # items.tsv + images/
   make demo CATALOG=archive.zip LAYOUT=fashion       # the public layout: styles.csv + images/

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -26,6 +27,7 @@ PROGRAMS = {
     "models": "the published checkpoints; --verify compares one with its published figures",
     "convert": "weights between Hugging Face, big_vision and native formats",
     "train": "fine-tune on a dataset; resumes by itself from --workdir",
+    "compile": "a config's step compiled for a TPU slice, on any machine: memory, FLOPs, fits or not",
     "embed": "a model and a dataset -> an embedding store (Parquet)",
     "index": "an embedding store -> a search index, exact or ScaNN, with its measured recall",
     "rank": "embedding stores -> ranking metrics with intervals, and the report",
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Training that saved and stopped early gives 143 (SIGTERM), 130 (Ctrl-C) or 75 (its deadline).
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [_with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
     program, arguments = (arguments or ["--help"])[0], arguments[1:]
     try:
         if program in ("-h", "--help", "help", "--version"):
@@ -120,6 +122,16 @@ def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
         raise UserError(f"--config: {type(error).__name__}: {error}; see the fields in the config file") from error
     module.main(values)
     return 0
+
+
+def _with_underscores(word: str) -> str:
+    """--dry-run as --dry_run, which is how absl knows it; values stay as they are."""
+    name, sign, value = word.partition("=")
+    return (
+        name.replace("-", "_").replace("_", "-", 2) + sign + value
+        if re.fullmatch(r"--[a-z]+(-[a-z]+)+", name)
+        else word
+    )
 
 
 def _usage() -> str:

@@ -13,7 +13,7 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALLED = re.compile(
     r"(?:calls|body|condition|to_apply|branch_computations|called_computations)=\{?((?:%[\w.\-]+(?:, )?)+)"
 )
-_OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
+OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Collective:
 
 def collectives(text: str) -> list[Collective]:
     """The collectives of `compiled.as_text()`, in its order."""
-    computations = _computations(text)
-    looped = _inside_loops(computations)
+    named = computations(text)
+    looped = _inside_loops(named)
     found = []
-    for name, lines in computations.items():
-        operations = [match.groups() for line in lines if (match := _OPERATION.match(line))]
+    for name, lines in named.items():
+        operations = [match.groups() for line in lines if (match := OPERATION.match(line))]
         for place, (result, shape, operation, _) in enumerate(operations):
             kind = operation.removesuffix("-start")
             if kind not in KINDS:
@@ -72,14 +72,29 @@ def memory(compiled: Any) -> dict[str, int]:
 
 def largest_array(shape: str) -> int:
     """Bytes of the largest array in an HLO shape such as "(bf16[128,768]{1,0}, f32[])"."""
-    sizes = [0]
+    return max([0, *_sizes(shape)])
+
+
+def total_bytes(shape: str) -> int:
+    """Bytes of all arrays in an HLO shape."""
+    return sum(_sizes(shape))
+
+
+def called(line: str) -> list[str]:
+    """The computations that an instruction calls."""
+    return [name for group in _CALLED.findall(line) for name in re.findall(r"%([\w.\-]+)", group)]
+
+
+def _sizes(shape: str) -> list[int]:
+    sizes = []
     for *bits, dimensions in _BITS.findall(shape):
         width = int(next((b for b in bits if b), 8))
         sizes.append(math.prod(int(d) for d in dimensions.split(",") if d) * width // 8)
-    return max(sizes)
+    return sizes
 
 
-def _computations(text: str) -> dict[str, list[str]]:
+def computations(text: str) -> dict[str, list[str]]:
+    """{name: lines} of the computations in the compiled text."""
     found: dict[str, list[str]] = {}
     current: list[str] | None = None
     for line in text.splitlines():
@@ -92,15 +107,10 @@ def _computations(text: str) -> dict[str, list[str]]:
     return found
 
 
-def _inside_loops(computations: dict[str, list[str]]) -> set[str]:
+def _inside_loops(named: dict[str, list[str]]) -> set[str]:
     """Names of the bodies of loops and of everything they call."""
-    calls = {
-        name: {
-            called for line in lines for group in _CALLED.findall(line) for called in re.findall(r"%([\w.\-]+)", group)
-        }
-        for name, lines in computations.items()
-    }
-    text = (line for lines in computations.values() for line in lines)
+    calls = {name: {each for line in lines for each in called(line)} for name, lines in named.items()}
+    text = (line for lines in named.values() for line in lines)
     waiting = [match[1] for line in text if (match := re.search(r" while\(.*body=%?([\w.\-]+)", line))]
     inside: set[str] = set()
     while waiting:

@@ -113,7 +113,7 @@ def python():
     def run(code: str, *arguments, devices: int = 1, cwd=None) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
-            env=process_environment(devices),
+            env=_environment(devices),
             cwd=cwd,
             capture_output=True,
             text=True,
@@ -131,7 +131,7 @@ def start_python():
     def start(code: str, *arguments) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
-            env=process_environment(1),
+            env=_environment(1),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -140,7 +140,13 @@ def start_python():
     return start
 
 
-def process_environment(devices: int) -> dict[str, str]:
+@pytest.fixture(scope="session")
+def process_environment():
+    """process_environment(devices) -> the environment of a process that sees so many CPU devices."""
+    return _environment
+
+
+def _environment(devices: int) -> dict[str, str]:
     """Of a process that sees `devices` CPU devices."""
     flags = f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}"
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}

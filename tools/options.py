@@ -41,6 +41,22 @@ def define_dataset(values: flags.FlagValues) -> None:
     flags.DEFINE_string("dataset", None, "Folder written by siglip-jax data.", required=True, flag_values=values)
 
 
+def define_distributed(values: flags.FlagValues) -> None:
+    """One run of several processes; TPU pods and SLURM need none of these."""
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, where several processes run.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "How many processes; with --coordinator.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which one this is, from 0; with --coordinator.", flag_values=values)
+
+
+def start_distributed(values: flags.FlagValues) -> None:
+    """`jax.distributed` where flags or the environment ask for it; before anything asks for a device."""
+    from siglip_jax.training import distributed
+
+    distributed.initialize(
+        coordinator=values.coordinator, num_processes=values.num_processes, process_id=values.process_id
+    )
+
+
 def define_output(values: flags.FlagValues, text: str) -> None:
     flags.DEFINE_string("output", None, text, required=True, flag_values=values)
 

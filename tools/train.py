@@ -2,6 +2,7 @@
 
 siglip-jax train --config=configs/fashion.py --dataset=data/fashion --workdir=runs/fashion
 siglip-jax train --config=configs/fashion.py --config.optimizer.learning_rate=5e-4 ...
+siglip-jax train ... --dry-run
 """
 
 from __future__ import annotations
@@ -22,10 +23,21 @@ def define_flags(values: flags.FlagValues) -> None:
         required=True,
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "dry_run",
+        False,
+        "Print memory, FLOPs, sharding, steps and hours on this machine; then stop.",
+        flag_values=values,
+    )
+    options.define_distributed(values)
 
 
 def main(values: flags.FlagValues) -> None:
+    options.start_distributed(values)
     from tools import workflow
 
+    if values.dry_run:
+        workflow.dry_run(options.config_of(values), dataset=values.dataset)
+        return
     workflow.train(options.config_of(values), dataset=values.dataset, workdir=values.workdir)
     print(f"trained model in {values.workdir}")

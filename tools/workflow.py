@@ -21,7 +21,7 @@ from input_pipeline.loader import iterate_split, make_loader
 from input_pipeline.progress import progress
 from input_pipeline.tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import NAFLEX, Preprocessing
+from siglip_jax.preprocessing import Preprocessing
 
 EMBED_BATCH = 256
 PICTURES_CHECKED = 64  # of an export
@@ -72,36 +72,15 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
     Deterministic, so the start can be embedded again after training.
     """
     from siglip_jax import model as models
-    from siglip_jax.models.architecture import Architecture, TowerSize
     from siglip_jax.models.towers import TwoTowers
+    from siglip_jax.training.outline import architecture_of, compute_options, preprocessing_of
 
-    options = config.model
-    compute = {
-        "dtype": options.dtype,
-        "param_dtype": options.param_dtype,
-        "remat": options.remat,
-        "unroll": options.unroll,
-    }
+    options, text, compute = config.model, config.preprocessing, compute_options(config)
     if config.init:
         from siglip_jax.loading import load
 
-        return load(config.init, tokenizer=config.preprocessing.tokenizer or None, **compute)
-    text = config.preprocessing
-    if options.patch_size > 0 and any(side % options.patch_size for side in text.image_size):
-        raise UserError(
-            f"config.preprocessing.image_size={tuple(text.image_size)} is not a multiple of config.model.patch_size="
-            f"{options.patch_size}; what is left over would never be looked at"
-        )
-    naflex = text.resize == NAFLEX
-    preprocessing = Preprocessing(
-        image_size=tuple(text.image_size),
-        resize=text.resize,
-        patch_size=options.patch_size if naflex else 0,
-        max_patches=text.max_patches,
-        text_length=text.text_length,
-        lowercase=text.lowercase,
-        punctuation=text.punctuation,
-    )
+        return load(config.init, tokenizer=text.tokenizer or None, **compute)
+    preprocessing = preprocessing_of(config)
     if text.tokenizer:
         try:
             tokenizer = epath.Path(text.tokenizer).read_bytes()
@@ -113,15 +92,7 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
         _, titles, _ = attributes(dataset, config.data.train_split)
         tokenizer = train_tokenizer(map(preprocessing.canonical, titles), vocab_size=text.vocab_size)
     preprocessing = preprocessing.replace(tokenizer=tokenizer)
-    architecture = Architecture(
-        image_size=preprocessing.image_size,
-        patch_size=options.patch_size,
-        image=TowerSize(**options.image),
-        text=TowerSize(**options.text),
-        vocab_size=preprocessing.vocab_size,
-        text_length=preprocessing.text_length,
-        naflex=naflex,
-    )
+    architecture = architecture_of(config, preprocessing, vocab_size=preprocessing.vocab_size)
     module = TwoTowers(architecture, init_temperature=options.init_temperature, init_bias=options.init_bias, **compute)
     return models.init(module, preprocessing, seed=config.seed)
 
@@ -133,14 +104,15 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
     from siglip_jax.training import loop
     from siglip_jax.training.config import check
     from siglip_jax.training.freezing import freezes_any, frozen_parameters
+    from siglip_jax.training.sharding import data_share, make_mesh
     from siglip_jax.training.workdir import claim_workdir
     from tools.evaluators import make_evaluators
 
     began = time.monotonic()
     check(config)
-    processes = jax.process_count()
-    if config.batch_size % processes:
-        raise UserError(f"config.batch_size={config.batch_size} does not divide over {processes} processes")
+    share, shares = data_share(make_mesh(config.mesh))
+    if config.batch_size % shares:
+        raise UserError(f"config.batch_size={config.batch_size} does not divide over {shares} processes")
     fingerprint = dataset_fingerprint(dataset)
     claim_workdir(epath.Path(workdir), config, fingerprint)  # before the work of preparing data
     model = start_model(config, dataset)
@@ -157,11 +129,11 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         dataset,
         split=config.data.train_split,
         preprocessing=model.preprocessing,
-        batch_size=config.batch_size // processes,
+        batch_size=config.batch_size // shares,
         seed=config.seed,
         augmentation=Augmentation(flip=config.data.flip, shift=config.data.shift, zoom=config.data.zoom),
-        process_index=jax.process_index(),
-        process_count=processes,
+        process_index=share,
+        process_count=shares,
         cache=config.data.cache,
     )
 
@@ -178,6 +150,31 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         evaluators=evaluators,
         began=began,
     )
+
+
+def dry_run(config: ml_collections.ConfigDict, *, dataset: epath.PathLike) -> None:
+    """Prints where every parameter would live, memory, FLOPs, steps and hours on this machine; trains nothing.
+
+    The hours are those of a few steps timed on zeros, so they know nothing of waiting for data.
+    """
+    from siglip_jax.training import ahead
+    from siglip_jax.training.table import sharding_table
+
+    rows = len(open_split(dataset, config.data.train_split))
+    step = ahead.build_step(config)
+    print(sharding_table(step.state, step.mesh), flush=True)
+    report, compiled = ahead.compile_step(config, step, capacity=ahead.device_memory())
+    print(ahead.describe(report))
+    epochs = config.steps * config.batch_size / rows
+    plan = f"{config.steps} steps of {config.batch_size}, {epochs:.1f} epochs of {rows} rows"
+    if report.fits:
+        seconds = ahead.time_step(step, compiled)
+        images = config.batch_size / seconds
+        print(f"{plan}: {seconds * config.steps / 3600:.2f} hours at {seconds:.3f} s a step, {images:.0f} images/s")
+        print("(timed on zeros after compilation; waiting for data, evaluation and checkpoints come on top)")
+    else:
+        print(plan)
+    print(ahead.verdict(report))
 
 
 def metrics_of(workdir: epath.PathLike) -> list[dict[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jax
 import ml_collections
 
 from siglip_jax.errors import UserError
@@ -81,6 +82,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.refit_temperature = "none"
 
     config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1 takes the devices left over
+
+    config.topology = ""  # the TPU slice that this config is for, as "v5e:16x16"; "" where it is none
 
     config.checkpoint_every = 500
     config.keep_checkpoints = 2  # the newest ones; the best by config.evaluation.best_metric stays besides
@@ -224,3 +227,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} is not below config.steps={config.steps}"
         )
+
+
+def check_batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises a UserError where the batch does not divide over the mesh, or its rows not into micro-batches."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % devices:
+        raise UserError(f"config.batch_size={config.batch_size} does not divide over the mesh {dict(mesh.shape)}")
+    rows = config.batch_size // devices
+    if config.microbatch and rows % config.microbatch:
+        raise UserError(f"config.microbatch={config.microbatch} does not divide the {rows} rows of a device")

@@ -22,12 +22,13 @@ from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.training import config as configs
 from siglip_jax.training import ema
+from siglip_jax.training.distributed import is_first_process
 from siglip_jax.training.freezing import check_freezing, frozen_parameters
 from siglip_jax.training.metrics import make_writers
 from siglip_jax.training.optimizer import make_optimizer, make_schedule
 from siglip_jax.training.progress import Progress
 from siglip_jax.training.rates import check_rates
-from siglip_jax.training.sharding import make_mesh, to_devices
+from siglip_jax.training.sharding import make_mesh, to_devices, to_host
 from siglip_jax.training.start import prepare
 from siglip_jax.training.step import init_state, make_train_step
 from siglip_jax.training.stopping import Stopping
@@ -126,15 +127,12 @@ def _train(
     """In a workdir that is ours."""
     assert model.preprocessing is not None
     to_float = model.preprocessing.to_float
-    model.save_description(workdir)
+    if is_first_process():
+        model.save_description(workdir)
     mesh = make_mesh(config.mesh)
-    if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise UserError(f"config.batch_size={config.batch_size} does not divide over the mesh {dict(mesh.shape)}")
+    configs.check_batch(config, mesh)
     check_freezing(config, model.params)
     check_rates(config, model.params)
-    rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
-    if config.microbatch and rows % config.microbatch:
-        raise UserError(f"config.microbatch={config.microbatch} does not divide the {rows} rows of a device")
     optimizer = make_optimizer(config)
 
     # The donated state must not be the caller's arrays, hence the copy.
@@ -172,8 +170,10 @@ def _train(
         else:
             if config.init or config.refit_temperature != "none":
                 model, found = prepare(config, model=model, batches=batches, mesh=mesh, shardings=shardings["params"])
-                (workdir / "start.json").write_text(json.dumps(found, indent=1) + "\n")
-            state = jax.jit(create, out_shardings=shardings)(model.params)
+                if is_first_process():
+                    (workdir / "start.json").write_text(json.dumps(found, indent=1) + "\n")
+            # From host memory: several processes each hold the whole model before it is spread.
+            state = jax.jit(create, out_shardings=shardings)(jax.device_get(model.params))
         progress = Progress(config.steps, start=start, images_per_step=config.batch_size)
         in_flight: collections.deque[tuple[int, dict[str, jax.Array], Any]] = collections.deque()
         metrics: dict[str, float] = {}  # of the last step that has ended
@@ -258,7 +258,7 @@ def _train(
                 f"{workdir / 'checkpoints' / str(best)}",
                 file=sys.stderr,
             )
-    return model.replace(params=jax.device_get(ema.evaluated(state)))
+    return model.replace(params=to_host(ema.evaluated(state), mesh))
 
 
 def _attributes(config: ml_collections.ConfigDict, model: Model, fingerprint: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from etils import epath
 
 from siglip_jax.errors import UserError
+from siglip_jax.training.distributed import is_first_process
 
 FLUSH_SECONDS = 10.0
 
@@ -57,11 +58,15 @@ def make_writers(
 ) -> Writers:
     """The writers of a run that goes on after step `start`; what was logged beyond it is forgotten.
 
+    Process 0 of several writes, the others nothing.
+
     Raises:
       UserError: Weights & Biases was asked for and is not installed.
     """
+    if not is_first_process():
+        return Writers()
     file = MetricsFile(workdir / "metrics.jsonl")
-    file.drop_after(start or -1)  # before the first checkpoint nothing counts, not even an evaluation of the start
+    file.drop_after(start)
     writers: list[Writer] = [file, TensorBoardFile(workdir / "tensorboard", start=start)]
     if wandb_project:
         writers.append(WeightsAndBiases(workdir, project=wandb_project, config=config or {}))

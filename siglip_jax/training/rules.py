@@ -18,8 +18,11 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def match_rules(rules: Iterable[tuple[str, T]], tree: Any) -> Any:
+def match_rules(rules: Iterable[tuple[str, T]], tree: Any, *, default_for_scalars: T | None = None) -> Any:
     """A tree shaped as `tree` whose leaves are the values of the first rule whose regex matches the whole path.
+
+    Args:
+      default_for_scalars: where given, the value of leaves without dimensions, which then need no rule: counters.
 
     Raises:
       ValueError: listing the paths that no rule covers.
@@ -27,7 +30,9 @@ def match_rules(rules: Iterable[tuple[str, T]], tree: Any) -> Any:
     compiled = [(re.compile(pattern), value) for pattern, value in rules]
     uncovered: list[str] = []
 
-    def first_match(path, _):
+    def first_match(path, leaf):
+        if default_for_scalars is not None and leaf.ndim == 0:
+            return default_for_scalars
         name = path_name(path)
         for pattern, value in compiled:
             if pattern.fullmatch(name):
@@ -37,7 +42,7 @@ def match_rules(rules: Iterable[tuple[str, T]], tree: Any) -> Any:
 
     matched = jax.tree_util.tree_map_with_path(first_match, tree)
     if uncovered:
-        raise ValueError(f"no rule covers {', '.join(uncovered)}; end the table with a rule for '.*'")
+        raise ValueError(f"no rule covers {', '.join(uncovered)}; add a rule for it to the table")
     return matched
 
 

@@ -15,7 +15,7 @@ from siglip_jax.losses import sigmoid_loss
 from siglip_jax.training import ema
 from siglip_jax.training.freezing import stop_gradients
 from siglip_jax.training.large_batch import value_and_grad_in_microbatches
-from siglip_jax.training.sharding import BATCH_AXES, batch_sharding, tree_shardings
+from siglip_jax.training.sharding import BATCH_AXES, batch_sharding, keep_rows_apart, tree_shardings
 
 State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar, and "ema" where a running mean is kept}
 Batch = dict[str, jax.Array]  # {"image" uint8 [n, h, w, 3], "text" int32 [n, L], "group" int32 [n]}
@@ -62,7 +62,8 @@ def make_train_step(
 
     def encode(params, batch, key=None):
         params = learning(params)
-        outputs: Any = module.apply({"params": params}, to_float(batch["image"]), batch["text"])
+        with keep_rows_apart(mesh):
+            outputs: Any = module.apply({"params": params}, to_float(batch["image"]), batch["text"])
         image, text, _, _ = outputs
         return image, text
 

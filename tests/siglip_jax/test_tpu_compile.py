@@ -1,8 +1,10 @@
-"""The loss compiled ahead of time for TPU slices, on any machine that has libtpu: `make test-tpu`."""
+"""The loss and every config compiled ahead of time for TPU slices, on any machine that has libtpu: `make test-tpu`."""
 
 import importlib.util
 import json
 import os
+import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -82,3 +84,42 @@ def test_gather():
 def test_float32():
     """Products of float32 stay float32: six passes of the matrix unit, and a program that compiles."""
     assert compile_loss("v5e:2x2", 4096, dtype="float32")["memory"]["temporary"] > 0
+
+
+# --- the configs ------------------------------------------------------------------------------------------------------
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+FOR_TPU = [path for path in sorted(CONFIGS.glob("*.py")) if runpy.run_path(str(path))["get_config"]().topology]
+
+
+def compile_config(*flags):
+    code = "import sys; from siglip_jax.cli import main; sys.exit(main(['compile', *sys.argv[1:]]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=3600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rematerialization" not in done.stderr
+    return done.stdout
+
+
+def test_a_tiny_config(config_file):
+    """Compiled in seconds, and sharded over all three axes."""
+    flags = [f"--config={config_file}", "--topology=v5e:2x4", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    printed = compile_config(*flags, "--config.batch_size=64", "--table")
+    print(printed)
+    assert printed.startswith("parameter ")
+    assert "\n8 v5e chips\n" in printed
+    assert printed.splitlines()[-1].startswith("fits: 0.0")
+    assert "collective-permute" in printed or "all-gather" in printed
+
+
+@pytest.mark.parametrize("path", FOR_TPU, ids=lambda path: path.stem)
+def test_every_config_fits_its_slice(path):
+    printed = compile_config(f"--config={path}")
+    print(printed)
+    assert printed.splitlines()[-1].startswith("fits: ")

@@ -1,0 +1,98 @@
+"""What a config says of its model, without weights: preprocessing, module, and the shapes of a step's arguments."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from siglip_jax.errors import UserError
+from siglip_jax.models.presets import PRESETS
+from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
+from siglip_jax.patches import Patches
+from siglip_jax.preprocessing import NAFLEX, Preprocessing
+
+
+def preprocessing_of(config: ml_collections.ConfigDict) -> Preprocessing:
+    """Of a model that starts from random weights, without its tokenizer.
+
+    Raises:
+      UserError: pictures that patches do not divide.
+    """
+    fields, patch_size = config.preprocessing, config.model.patch_size
+    if patch_size > 0 and any(side % patch_size for side in fields.image_size):
+        raise UserError(
+            f"config.preprocessing.image_size={tuple(fields.image_size)} is not a multiple of config.model.patch_size="
+            f"{patch_size}; what is left over would never be looked at"
+        )
+    return Preprocessing(
+        image_size=tuple(fields.image_size),
+        resize=fields.resize,
+        patch_size=patch_size if fields.resize == NAFLEX else 0,
+        max_patches=fields.max_patches,
+        text_length=fields.text_length,
+        lowercase=fields.lowercase,
+        punctuation=fields.punctuation,
+    )
+
+
+def architecture_of(
+    config: ml_collections.ConfigDict, preprocessing: Preprocessing, *, vocab_size: int
+) -> Architecture:
+    """Of a model that starts from random weights."""
+    return Architecture(
+        image_size=preprocessing.image_size,
+        patch_size=config.model.patch_size,
+        image=TowerSize(**config.model.image),
+        text=TowerSize(**config.model.text),
+        vocab_size=vocab_size,
+        text_length=preprocessing.text_length,
+        naflex=preprocessing.resize == NAFLEX,
+    )
+
+
+def compute_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """How the towers compute, for `TwoTowers` and for `load`."""
+    return {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "unroll")}
+
+
+def outline(config: ml_collections.ConfigDict) -> tuple[TwoTowers, Preprocessing]:
+    """The module that a run of `config` would train, and its preprocessing; no weights are read where the name of a
+    preset, or a folder of ours, tells the architecture.
+
+    The vocabulary of a tokenizer that is yet to be trained counts as `config.preprocessing.vocab_size`.
+    """
+    if not config.init:
+        preprocessing = preprocessing_of(config)
+        architecture = architecture_of(config, preprocessing, vocab_size=config.preprocessing.vocab_size)
+    elif config.init in PRESETS:
+        preset = PRESETS[config.init]
+        preprocessing, architecture = preset.preprocessing("huggingface"), preset.architecture
+    elif (description := epath.Path(config.init) / "model.json").exists():
+        architecture = Architecture.from_json(json.loads(description.read_text())["architecture"])
+        preprocessing = Preprocessing.load(epath.Path(config.init))
+    else:
+        from siglip_jax.loading import load
+
+        model = load(config.init)
+        if model.preprocessing is None:
+            raise UserError(f"config.init={config.init}: the model has no known preprocessing")
+        architecture, preprocessing = model.architecture, model.preprocessing
+    return TwoTowers(architecture, **compute_options(config)), preprocessing
+
+
+def batch_shapes(module: TwoTowers, preprocessing: Preprocessing, *, batch_size: int) -> dict[str, Any]:
+    """ShapeDtypeStructs of a global batch, as `training.step` takes it."""
+    n = batch_size
+    image: Any = jax.ShapeDtypeStruct((n, *preprocessing.row_shape), np.uint8)
+    if module.architecture.naflex:
+        image = Patches(image, jax.ShapeDtypeStruct((n, 2), np.int32))
+    return {
+        "image": image,
+        "text": jax.ShapeDtypeStruct((n, module.architecture.text_length), np.int32),
+        "group": jax.ShapeDtypeStruct((n,), np.int32),
+    }
