@@ -121,7 +121,8 @@ def _train(
     """In a workdir that is ours."""
     assert model.preprocessing is not None
     to_float = model.preprocessing.to_float
-    model.save_description(workdir)
+    if jax.process_index() == 0:
+        model.save_description(workdir)
     mesh = make_mesh(config.mesh)
     if config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
         raise UserError(f"config.batch_size={config.batch_size} does not divide over the mesh {dict(mesh.shape)}")
@@ -162,7 +163,8 @@ def _train(
             batches.set_state(position)
         else:
             state = jax.jit(create, out_shardings=shardings)(model.params)
-        progress = Progress(config.steps, start=start, images_per_step=config.batch_size)
+        first_process = jax.process_index() == 0
+        progress = Progress(config.steps, start=start, images_per_step=config.batch_size, show=first_process)
         in_flight: collections.deque[tuple[int, dict[str, jax.Array], Any]] = collections.deque()
         metrics: dict[str, float] = {}  # of the last step that has ended
         waited = 0.0
@@ -236,7 +238,7 @@ def _train(
                         code=stop.code,
                     )
         progress.close()
-        if (best := checkpoints.best_step()) is not None:
+        if first_process and (best := checkpoints.best_step()) is not None:
             name = config.evaluation.best_metric
             print(
                 f"train: best {name} {checkpoints.metrics(best)[name]:.4g} at step {best}, "

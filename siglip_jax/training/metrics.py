@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import jax
 from etils import epath
 
 from siglip_jax.errors import UserError
@@ -57,9 +58,13 @@ def make_writers(
 ) -> Writers:
     """The writers of a run that goes on after step `start`; what was logged beyond it is forgotten.
 
+    Of several processes the first one writes.
+
     Raises:
       UserError: Weights & Biases was asked for and is not installed.
     """
+    if jax.process_index() != 0:
+        return Writers()
     file = MetricsFile(workdir / "metrics.jsonl")
     file.drop_after(start)
     writers: list[Writer] = [file, TensorBoardFile(workdir / "tensorboard", start=start)]
