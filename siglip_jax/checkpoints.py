@@ -212,7 +212,9 @@ class _Keep:
 
 def _everywhere(value: bool) -> bool:
     """Whether it is so in all processes."""
-    return jax.process_count() == 1 or bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
 
 
 def _reason(error: Exception) -> str:
