@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from siglip_jax.errors import UserError
 
@@ -130,12 +132,18 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 state, iterator = self.restore(step, like=like)
+                failure = ""
             except UserError as error:
-                failures[step] = str(error)
+                failure = str(error)
+            if not _everywhere(not failure):  # a process reads its own shards only
+                failures[step] = failure or f"{self.folder / str(step)} cannot be read by another process"
                 continue
             for failed, reason in failures.items():
-                print(f"warning: {reason}; continuing from step {step}", file=sys.stderr, flush=True)
-                self._set_aside(failed)
+                if jax.process_index() == 0:
+                    print(f"warning: {reason}; continuing from step {step}", file=sys.stderr, flush=True)
+                    self._set_aside(failed)
+                _everywhere(True)  # moved before anyone looks
+                self._manager.reload()
             return step, state, iterator
         if failures:
             steps = ", ".join(map(str, sorted(failures)))
@@ -174,13 +182,11 @@ class Checkpoints:
         self.save_seconds = max(self.save_seconds, time.monotonic() - self._save_began)
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            target = self.folder / DAMAGED / str(step)
-            target.parent.mkdir(exist_ok=True)
-            if target.exists():
-                target.rmtree()
-            (self.folder / str(step)).rename(target)
-        self._manager.reload()
+        target = self.folder / DAMAGED / str(step)
+        target.parent.mkdir(exist_ok=True)
+        if target.exists():
+            target.rmtree()
+        (self.folder / str(step)).rename(target)
 
     def _read_metrics(self, step: int) -> dict[str, float]:
         try:
@@ -202,6 +208,13 @@ class _Keep:
         best = max(steps, key=lambda step: (scores[step], step), default=None)
         kept = {*steps[-self._keep :], best}
         return [info.step in kept for info in checkpoints]
+
+
+def _everywhere(value: bool) -> bool:
+    """Whether it is so in all processes."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
 
 
 def _reason(error: Exception) -> str:

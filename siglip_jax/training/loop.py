@@ -174,7 +174,7 @@ def _train(
                     (workdir / "start.json").write_text(json.dumps(found, indent=1) + "\n")
             # From host memory: several processes each hold the whole model before it is spread.
             state = jax.jit(create, out_shardings=shardings)(jax.device_get(model.params))
-        progress = Progress(config.steps, start=start, images_per_step=config.batch_size)
+        progress = Progress(config.steps, start=start, images_per_step=config.batch_size, show=is_first_process())
         in_flight: collections.deque[tuple[int, dict[str, jax.Array], Any]] = collections.deque()
         metrics: dict[str, float] = {}  # of the last step that has ended
         waited = 0.0
@@ -251,7 +251,7 @@ def _train(
                         code=stop.code,
                     )
         progress.close()
-        if (best := checkpoints.best_step()) is not None:
+        if first_process and (best := checkpoints.best_step()) is not None:
             name = config.evaluation.best_metric
             print(
                 f"train: best {name} {checkpoints.metrics(best)[name]:.4g} at step {best}, "

@@ -1,8 +1,10 @@
 """A run that is killed or stopped and started again computes what an unbroken one would have, bit for bit."""
 
 import os
+import re
 import shutil
 import signal
+import socket
 
 import flax.traverse_util
 import jax
@@ -175,6 +177,45 @@ def test_a_signal_in_the_last_step_finds_the_run_done(
     signal_at(monkeypatch, signal.SIGTERM, 20)
     train(tiny_config, dataset=shop_dataset, workdir=tmp_path / "run")
     assert_same_parameters(tmp_path / "run", trained_workdir)
+
+
+TWO_PROCESSES = """
+import os, signal, sys
+import jax
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+from siglip_jax.training import loop
+from siglip_jax.cli import main
+taken, plain = [], loop.to_devices
+
+def to_devices(batch, mesh):
+    taken.append(1)
+    if len(taken) == 4 and jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return plain(batch, mesh)
+
+loop.to_devices = to_devices
+sys.exit(main(["train", *sys.argv[3:]]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_step(
+    start_python, flags, trained_workdir, tiny_config, shop_dataset, tmp_path
+):
+    """The signal reaches one of them."""
+    workdir = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [start_python(TWO_PROCESSES, port, number, f"--workdir={workdir}", *flags) for number in (0, 1)]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], errors
+    stops = [re.search(r"SIGTERM: saved at step (\d+) of 20", error)[1] for error in errors]
+    assert stops[0] == stops[1]
+    assert 4 < int(stops[0]) < 20
+    train(tiny_config, dataset=shop_dataset, workdir=workdir)
+    ours, theirs = ([line["loss"] for line in read_metrics(folder)] for folder in (workdir, trained_workdir))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 # --- elsewhere, and damaged -------------------------------------------------------------------------------------------
