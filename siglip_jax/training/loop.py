@@ -58,7 +58,8 @@ def train(
       model: the start, from random weights or loaded.
       batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3] or `Patches`, "text" int32 [n, L], "group" int32
         [n]. Where it has an attribute `preprocessing`, as `make_loader`'s has, that must be the model's.
-      workdir: gets config.json, the model's description, checkpoints/ and metrics.jsonl.
+      workdir: gets config.json, the model's description, checkpoints/, metrics.jsonl and, where (t, b) was fitted or
+        a loaded start looked at, start.json.
       fingerprint: of the data; a run does not continue on other data.
       evaluators: called with (step, params) at every checkpoint, at every `config.evaluation.every`-th step where that
         is not 0, and before the first step of a loaded model; their figures go into metrics.jsonl. The parameters are
@@ -130,7 +131,8 @@ def train(
         if not start:
             if config.init or config.refit_temperature != "none":
                 model, found = prepare(config, model=model, batches=batches, mesh=mesh, shardings=shardings["params"])
-                (workdir / "start.json").write_text(json.dumps(found, indent=1) + "\n")
+                if jax.process_index() == 0:
+                    (workdir / "start.json").write_text(json.dumps(found, indent=1) + "\n")
             state = jax.jit(create, out_shardings=shardings)(model.params)
             if config.init:  # what there is to lose
                 evaluate(0)
