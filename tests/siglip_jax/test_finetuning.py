@@ -495,6 +495,9 @@ def test_a_start_that_works_and_broken_ones():
     # A bias learned at a batch of 32,768.
     (said,) = start.complaints(record_of(working, scale=scale, bias=-20.0), refit="none")
     assert said.startswith("t and b do not fit this batch size")
+    assert "refit_temperature to bias or both" in said
+    (said,) = start.complaints(record_of(working, scale=10 * scale, bias=bias), refit="bias")  # too sure of itself
+    assert "refit_temperature to both" in said
     broken = []
     for seed in range(4):
         image, text, groups = embeddings(noise=0.7, seed=seed)
