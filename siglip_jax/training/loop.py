@@ -71,7 +71,8 @@ def train(
       model: the start, from random weights or loaded.
       batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3] or `Patches`, "text" int32 [n, L], "group" int32
         [n]. Where it has an attribute `preprocessing`, as `make_loader`'s has, that must be the model's.
-      workdir: gets config.json, the model's description, checkpoints/, metrics.jsonl and tensorboard/.
+      workdir: gets config.json, the model's description, checkpoints/, metrics.jsonl, tensorboard/ and, where (t, b)
+        was fitted or a loaded start looked at, start.json.
       fingerprint: of the data; a run does not continue on other data.
       evaluators: called with (step, params) at every checkpoint, every `config.evaluation.every` steps, and before
         the first step of a loaded model; their figures go to the metrics and into the checkpoint. The parameters are
@@ -251,7 +252,7 @@ def _train(
                         code=stop.code,
                     )
         progress.close()
-        if first_process and (best := checkpoints.best_step()) is not None:
+        if is_first_process() and (best := checkpoints.best_step()) is not None:
             name = config.evaluation.best_metric
             print(
                 f"train: best {name} {checkpoints.metrics(best)[name]:.4g} at step {best}, "

@@ -101,10 +101,11 @@ def complaints(record: dict[str, Any], *, refit: str) -> list[str]:
             f"{shuffled:.3f} when the titles are shuffled, so what it sees and reads hardly belongs together; check "
             "that config.init is the model you mean, its tokenizer and its preprocessing (docs/finetuning.md)"
         )
-    elif loss > record["constant_loss"] and refit == "none":
+    elif loss > record["constant_loss"] and refit != "both":
+        better = "bias or both" if refit == "none" else "both"
         found.append(
             f"t and b do not fit this batch size: the loss is {loss:.3f}, and {record['constant_loss']:.3f} for a "
-            "model that gives every pair the same logit; set config.refit_temperature to bias or both "
+            f"model that gives every pair the same logit; set config.refit_temperature to {better} "
             "(docs/finetuning.md)"
         )
     return found

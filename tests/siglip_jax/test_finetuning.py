@@ -43,7 +43,7 @@ def batch_of(model, n=8, seed=0):
     }
 
 
-def make_step(model, config, *, optimizer=None):
+def make_step(model, config, *, optimizer=None, microbatch=0):
     optimizer = optimizer or make_optimizer(config)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
     state = init_state(jax.tree.map(lambda x: jnp.asarray(x) + 0, model.params), optimizer, ema_decay=config.ema_decay)
@@ -56,6 +56,7 @@ def make_step(model, config, *, optimizer=None):
         schedule=make_schedule(config),
         frozen=frozen_parameters(config, state["params"]),
         ema_decay=config.ema_decay,
+        microbatch=microbatch,
     )
     return step, jax.device_put(state, shardings)
 
@@ -174,6 +175,20 @@ def test_what_is_frozen_costs_no_backward_pass(tiny_model, tiny_config):
     assert loss == 6 * 8 * 8 * arch.embedding_dim
     # Both towers forward, and of the backward pass less than the heads' own.
     assert image + text + loss < spent["heads"] < image + text + loss + 0.5 * image
+
+
+def test_frozen_in_microbatches(tiny_model, tiny_config):
+    """A plain gradient step, without the optimiser's own mask: what is frozen has no gradient, t has the whole one."""
+    tiny_config.optimizer.freeze, batch = "image", batch_of(tiny_model)
+    step, state = make_step(tiny_model, tiny_config, optimizer=optax.sgd(0.1), microbatch=4)
+    found = jax.device_get(step(state, batch)[0]["params"])
+    jax.tree.map(np.testing.assert_array_equal, found["img"], tiny_model.params["img"])
+    assert not np.array_equal(found["txt"]["head"]["kernel"], tiny_model.params["txt"]["head"]["kernel"])
+    image = tiny_model.encode_image(tiny_model.preprocessing.to_float(batch["image"]))
+    text, (t, b) = tiny_model.encode_text(batch["text"]), (tiny_model.params[name] for name in ("t", "b"))
+    slope = jax.grad(lambda t: sigmoid_loss(image, text, t, b, groups=batch["group"]))(t)
+    assert abs(slope) > 1e-2
+    np.testing.assert_allclose(found["t"], t - 0.1 * slope, rtol=1e-5)
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------
@@ -480,6 +495,9 @@ def test_a_start_that_works_and_broken_ones():
     # A bias learned at a batch of 32,768.
     (said,) = start.complaints(record_of(working, scale=scale, bias=-20.0), refit="none")
     assert said.startswith("t and b do not fit this batch size")
+    assert "refit_temperature to bias or both" in said
+    (said,) = start.complaints(record_of(working, scale=10 * scale, bias=bias), refit="bias")  # too sure of itself
+    assert "refit_temperature to both" in said
     broken = []
     for seed in range(4):
         image, text, groups = embeddings(noise=0.7, seed=seed)
@@ -511,8 +529,11 @@ def test_a_loaded_start_is_looked_at_fitted_and_recorded_once(tiny_model, tiny_c
         return {"score": float(params["t"][0])}
 
     batches = Batches(tiny_model)
-    with pytest.warns(start.StartWarning, match="the start looks broken"):  # random weights know nothing
+    with pytest.warns(start.StartWarning) as said:
         trained = loop.train(config, model=tiny_model, batches=batches, workdir=tmp_path / "run", evaluators=[evaluate])
+    messages = [str(warning.message) for warning in said]
+    assert messages[0].startswith("the start looks broken")  # random weights know nothing
+    assert "optimizer.weight_decay=0.1 (0.0)" in messages[1]
     found = json.loads((tmp_path / "run" / "start.json").read_text())
     assert (found["batches"], found["rows"]) == (8, 128)
     assert found["after"]["loss"] < found["before"]["loss"]
