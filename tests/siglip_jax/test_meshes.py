@@ -42,9 +42,9 @@ for sizes in ((1, 1, 1), tuple(map(int, sys.argv[2:]))):
 """
 
 
-# The tiny model has more norms and biases than a real one (test_ahead.py): an eighth is not quite reached.
+# The tiny model has more norms and biases than a real one (test_ahead.py), and tensor leaves the embedding whole.
 @pytest.mark.slow
-@pytest.mark.parametrize(("sizes", "share"), [((8, 1, 1), 1), ((1, 8, 1), 0.25), ((2, 2, 2), 0.4)], ids=str)
+@pytest.mark.parametrize(("sizes", "share"), [((8, 1, 1), 1), ((1, 8, 1), 0.25), ((2, 2, 2), 0.45)], ids=str)
 def test_a_hundred_steps_are_those_of_one_device(python, config_file, sizes, share):
     done = python(TRAIN, config_file, *sizes, devices=8)
     assert done.returncode == 0, done.stderr
