@@ -28,6 +28,7 @@ from siglip_jax.chips import Chip
 from siglip_jax.hlo import memory
 from siglip_jax.model import parameter_shapes
 from siglip_jax.training import config as configs
+from siglip_jax.training.freezing import frozen_parameters
 from siglip_jax.training.optimizer import make_optimizer, make_schedule
 from siglip_jax.training.outline import batch_shapes, outline
 from siglip_jax.training.sharding import make_mesh, tree_shardings
@@ -69,7 +70,7 @@ def build_step(config: ml_collections.ConfigDict, *, devices: list[Any] | None =
         lambda path, x: x if path[0].key in ("t", "b") else x.update(dtype=config.model.param_dtype),
         parameter_shapes(module.architecture),
     )
-    state = jax.eval_shape(lambda tree: init_state(tree, optimizer), params)
+    state = jax.eval_shape(lambda tree: init_state(tree, optimizer, ema_decay=config.ema_decay), params)
     function, _ = make_train_step(
         module,
         optimizer,
@@ -79,6 +80,8 @@ def build_step(config: ml_collections.ConfigDict, *, devices: list[Any] | None =
         schedule=make_schedule(config),
         same_group=config.same_group,
         microbatch=config.microbatch,
+        frozen=frozen_parameters(config, params),
+        ema_decay=config.ema_decay,
     )
     batch = batch_shapes(module, preprocessing, batch_size=config.batch_size)
     return Step(function=function, state=state, batch=batch, mesh=mesh)
