@@ -3,7 +3,8 @@
   siglip-jax train --config=configs/finetune.py --dataset=data/shop --workdir=runs/shop
   siglip-jax train --config=configs/finetune.py:runs/earlier --config.optimizer.freeze=image ...
 
-The argument is what `siglip_jax.load` takes: a preset's name, a folder, an .npz, a training run's workdir.
+Made for a v5e:2x4 slice, or one GPU of 80 GB. The argument is what `siglip_jax.load` takes: a preset's name, a folder, an
+.npz, a training run's workdir.
 """
 
 from siglip_jax.training.config import finetune_config
@@ -13,6 +14,7 @@ def get_config(argument: str = "google/siglip2-base-patch16-256"):
     config = finetune_config(argument)
     config.model.dtype = "bfloat16"
     config.model.remat = "dots_no_batch"
+    config.topology = "v5e:2x4"
     config.batch_size = 1024
     config.microbatch = 64
     config.steps = 2000

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -221,15 +222,17 @@ def test_iterate_some_rows_without_tokenizer(dataset):
         ({"num_workers": 1, "cache": True}, "cached batches need no workers"),
         ({"split": "dev"}, "no split dev"),
         ({"preprocessing": Preprocessing(image_size=(4, 4))}, "no tokenizer"),
-        (
-            {"preprocessing": Preprocessing(image_size=(6, 5), text_length=10**10, tokenizer=b"x"), "cache": True},
-            "do without cache",
-        ),
     ],
 )
 def test_bad_arguments(dataset, arguments, message):
     with pytest.raises(UserError, match=message):
         loader(dataset, **arguments)
+
+
+def test_a_cache_beyond_the_memory_is_refused(dataset, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 4096}[name])
+    with pytest.raises(UserError, match="do without cache"):
+        loader(dataset, cache=True)
 
 
 def test_one_row(dataset, tmp_path):

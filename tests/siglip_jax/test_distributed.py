@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 import siglip_jax
 from siglip_jax.errors import UserError
-from siglip_jax.training import loop
 from siglip_jax.training.distributed import _on_tpu_machine, detect, initialize
+from siglip_jax.training.metrics import read_metrics
 from siglip_jax.training.rules import path_name
 from siglip_jax.training.sharding import AXES, data_share
 from tools.workflow import train
@@ -176,7 +176,7 @@ def test_processes_learn_as_one(
     mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
     flags = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={workdir}", *mesh]
     train_in_processes(count, process_environment, *flags)
-    losses, expected = ([line["loss"] for line in loop.read_metrics(w)] for w in (workdir, trained_workdir))
+    losses, expected = ([line["loss"] for line in read_metrics(w)] for w in (workdir, trained_workdir))
     assert len(losses) == 20
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     restored = train(tiny_config, dataset=shop_dataset, workdir=workdir)

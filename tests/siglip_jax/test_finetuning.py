@@ -23,6 +23,7 @@ from siglip_jax.training.config import (
     unsuited_to_loaded_weights,
 )
 from siglip_jax.training.freezing import FREEZE_PRESETS, check_freezing, frozen_parameters
+from siglip_jax.training.metrics import read_metrics
 from siglip_jax.training.optimizer import make_optimizer, make_schedule
 from siglip_jax.training.rates import check_rates, rate_multipliers
 from siglip_jax.training.rules import path_name
@@ -540,7 +541,7 @@ def test_a_loaded_start_is_looked_at_fitted_and_recorded_once(tiny_model, tiny_c
     assert found["before"]["b"] == tiny_model.params["b"][0]
     np.testing.assert_allclose(trained.params["b"], found["after"]["b"], atol=1e-5)
     assert steps == [0, 2, 4]
-    lines = loop.read_metrics(tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
     assert lines[0] == {"step": 0, "score": float(np.float32(found["after"]["t"]))}
     # The run began with the batches that were looked at, and those losses are the start's.
     assert batches.position == 4
