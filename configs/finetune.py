@@ -3,8 +3,8 @@
   siglip-jax train --config=configs/finetune.py --dataset=data/shop --workdir=runs/shop
   siglip-jax train --config=configs/finetune.py:runs/earlier --config.optimizer.freeze=image ...
 
-Made for a v5e:2x4 slice, or one GPU of 80 GB. The argument is what `siglip_jax.load` takes: a preset's name, a folder, an
-.npz, a training run's workdir.
+Made for a v5e:2x4 slice, or one GPU of 80 GB. The argument is what `siglip_jax.load` takes: a preset's name, a folder,
+an .npz, a training run's workdir.
 """
 
 from siglip_jax.training.config import finetune_config
