@@ -65,13 +65,16 @@ def verify(model: Model, preset: Preset, *, picture: bytes) -> list[str]:
     convention: Preprocessing = preset.preprocessing("huggingface", tokenizer=model.preprocessing.tokenizer)
     model = model.replace(preprocessing=convention)
     cats, dogs = (float(x) for x in model.logits(model.encode_image([picture]), model.encode_text(list(TITLES)))[0])
-    lines.append(f"logits of {PICTURE.rsplit('/', 1)[1]}: {TITLES[0]!r} {cats:.4f}, {TITLES[1]!r} {dogs:.4f}")
+    found_logits = f"logits of {PICTURE.rsplit('/', 1)[1]}: {TITLES[0]!r} {cats:.4f}, {TITLES[1]!r} {dogs:.4f}"
+    lines.append(found_logits)
     if known.logits is not None:
         if max(abs(cats - known.logits[0]), abs(dogs - known.logits[1])) > LOGIT_TOLERANCE:
-            raise UserError(f"{preset.name}: {lines[-1]}; published are {known.logits}: other weights or preprocessing")
+            raise UserError(
+                f"{preset.name}: {found_logits}; published are {known.logits}: other weights or preprocessing"
+            )
         lines.append(f"the logits are the published {known.logits}")
     if not cats > dogs:
-        raise UserError(f"{preset.name}: {lines[-1]}; a picture of cats should prefer the first")
+        raise UserError(f"{preset.name}: {found_logits}; a picture of cats should prefer the first")
     return lines
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.models.presets import PRESETS
 from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
@@ -73,7 +73,7 @@ def outline(config: ml_collections.ConfigDict) -> tuple[TwoTowers, Preprocessing
         preset = PRESETS[config.init]
         preprocessing, architecture = preset.preprocessing("huggingface"), preset.architecture
     elif (description := epath.Path(config.init) / "model.json").exists():
-        architecture = Architecture.from_json(json.loads(description.read_text())["architecture"])
+        architecture = Architecture.from_json(files.read_json(description).get("architecture"))  # type: ignore[arg-type]
         preprocessing = Preprocessing.load(epath.Path(config.init))
     else:
         from siglip_jax.loading import load
