@@ -27,10 +27,11 @@ HALVES := runs/finetuning
 FIELD ?= masterCategory
 FIRST ?= Apparel
 SECOND ?= Accessories Footwear
+SPLITS := --split=train=0.72 --split=validation=0.08 --split=test=0.2  # defaults are chosen on validation
 
 finetune-start: $(READY)  ## CATALOG=archive.zip LAYOUT=fashion
-	$(RUN) data --catalog="$(CATALOG)" --layout=$(LAYOUT) --output=$(HALVES)/first $(FIRST:%=--only=$(FIELD)=%)
-	$(RUN) data --catalog="$(CATALOG)" --layout=$(LAYOUT) --output=$(HALVES)/second $(SECOND:%=--only=$(FIELD)=%)
+	$(RUN) data --catalog="$(CATALOG)" --layout=$(LAYOUT) --output=$(HALVES)/first $(SPLITS) $(FIRST:%=--only=$(FIELD)=%)
+	$(RUN) data --catalog="$(CATALOG)" --layout=$(LAYOUT) --output=$(HALVES)/second $(SPLITS) $(SECOND:%=--only=$(FIELD)=%)
 	$(RUN) train --config=$(CONFIG) --dataset=$(HALVES)/first --workdir=$(HALVES)/start
 
 finetune-compare: $(READY)

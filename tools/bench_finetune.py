@@ -3,16 +3,19 @@
 The start (`config.init`) was trained on --learned. It is fine-tuned on --new twice: as the config says, and naively
 (rate 1e-4, decay 0.2, one rate for all layers, t and b reset to log 10 and -10). The held-out split of each dataset
 then ranks with all three models; differences to the start, paired by query, are the gain (on --new) and the forgetting
-(on --learned). Run again with the same --workdir, it continues.
+(on --learned). Run again with the same --workdir, it continues. --also adds recipes beside the config's, to choose
+among them on a split (--config.evaluation.split) that the final figures are not taken from.
 
   siglip-jax bench finetune --config=configs/fashion.py:from=runs/half_a --learned=data/half_a --new=data/half_b \\
-    --workdir=runs/forgetting
+    --workdir=runs/forgetting --also="rate 1e-4: optimizer.learning_rate=1e-4, optimizer.layer_decay=1.0"
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 from typing import Any
 
 import ml_collections
@@ -44,7 +47,8 @@ def define_flags(values: flags.FlagValues) -> None:
     options.define_config(values, default="fashion.py")
     flags.DEFINE_string("learned", None, "Dataset that the start knows.", required=True, flag_values=values)
     flags.DEFINE_string("new", None, "Dataset to fine-tune on.", required=True, flag_values=values)
-    flags.DEFINE_string("workdir", None, "Folder of both runs.", required=True, flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True, flag_values=values)
+    flags.DEFINE_multi_string("also", [], "One more recipe, as name: field=value, field=value.", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -52,6 +56,9 @@ def main(values: flags.FlagValues) -> None:
     from tools import workflow
 
     config, workdir = values.config, epath.Path(values.workdir)
+    also = dict(parse_recipe(text, config) for text in values.also)
+    if len(also) < len(values.also) or also.keys() & {START, DEFAULTS, NAIVELY, "naive_start"}:
+        raise UserError(f"--also: each name once, and not {START}, {DEFAULTS} or {NAIVELY}")
     if not config.init:
         raise UserError("bench finetune: config.init is empty; name the model to start from")
     start = workflow.start_model(config, values.new)
@@ -60,10 +67,11 @@ def main(values: flags.FlagValues) -> None:
         reset = {"t": np.asarray([NAIVE_T], np.float32), "b": np.asarray([NAIVE_B], np.float32)}
         start.replace(params={**start.params, **reset}).save(naive_start)
     naive = naive_config(config, init=str(naive_start))
-    for name, recipe in ((DEFAULTS, config), (NAIVELY, naive)):
+    recipes = {DEFAULTS: config, NAIVELY: naive, **{name: changed(config, c) for name, c in also.items()}}
+    for name, recipe in recipes.items():
         print(f"== {name}: rate {recipe.optimizer.learning_rate}, {recipe.steps} steps", flush=True)
         workflow.train(recipe, dataset=values.new, workdir=workdir / name)
-    models = {START: start, **{name: load(workdir / name) for name in (DEFAULTS, NAIVELY)}}
+    models = {START: start, **{name: load(workdir / name) for name in recipes}}
     tables = {
         side: compare(models, config=config, dataset=dataset)
         for side, dataset in (("new", values.new), ("learned", values.learned))
@@ -76,9 +84,39 @@ def main(values: flags.FlagValues) -> None:
 
 def naive_config(config: ml_collections.ConfigDict, *, init: str) -> ml_collections.ConfigDict:
     """The same run with NAIVE settings, from `init`."""
-    naive = config.copy_and_resolve_references()  # ConfigDict(config) would share the fields of fields
-    naive.update_from_flattened_dict({**NAIVE, "init": init})
-    return naive.lock()
+    return changed(config, {**NAIVE, "init": init})
+
+
+def changed(config: ml_collections.ConfigDict, fields: dict[str, Any]) -> ml_collections.ConfigDict:
+    """A locked copy with other values of some fields, {"optimizer.learning_rate": 1e-4, ...}."""
+    copy = config.copy_and_resolve_references()  # ConfigDict(config) would share the fields of fields
+    copy.update_from_flattened_dict(fields)
+    return copy.lock()
+
+
+def parse_recipe(text: str, config: ml_collections.ConfigDict) -> tuple[str, dict[str, Any]]:
+    """ "name: field=value, field=value" -> (name, {field: value}); a UserError says which part is wrong."""
+    from siglip_jax.training.config import flatten
+
+    name, colon, rest = (part.strip() for part in text.partition(":"))
+    if not (name and colon and rest) or not re.fullmatch(r"\w[\w .+-]*", name):
+        raise UserError(
+            f"--also={text!r}: expected name: field=value, field=value; names are letters, digits and spaces"
+        )
+    known, fields = flatten(config), {}  # type: dict[str, Any], dict[str, Any]
+    for entry in rest.split(","):
+        field, sign, value = (part.strip() for part in entry.partition("="))
+        if not sign or field not in known:
+            raise UserError(f"--also={text!r}: {entry.strip()!r} names no field of the config; expected field=value")
+        try:
+            fields[field] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            fields[field] = value
+        if isinstance(known[field], float) and isinstance(fields[field], int):
+            fields[field] = float(fields[field])
+        if type(fields[field]) is not type(known[field]):
+            raise UserError(f"--also={text!r}: {field} is {known[field]!r}; expected a value of that type")
+    return name, fields
 
 
 def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, dataset: epath.PathLike) -> dict[str, Any]:
@@ -100,7 +138,8 @@ def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, datase
         settings = {key: evaluation[key] for key in ("gain", "relevant_from")}
         ranking = rank_catalogue(image, relevance, metrics=tuple(evaluation.metrics), **settings)
         rows[name] = {**ranking.metrics, **retrieval_of_queries(image, text, groups)}
-    pairs = [(DEFAULTS, START), (NAIVELY, START), (DEFAULTS, NAIVELY)]
+    tuned = [name for name in models if name != START]
+    pairs = [*((name, START) for name in tuned), (DEFAULTS, NAIVELY)]
     return compare_rows(rows, pairs=pairs, clusters=groups)
 
 

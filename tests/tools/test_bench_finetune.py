@@ -7,6 +7,7 @@ import pytest
 
 import siglip_jax
 from siglip_jax import cli
+from siglip_jax.errors import UserError
 from siglip_jax.training.config import flatten
 from tools import bench_finetune
 
@@ -23,6 +24,31 @@ def test_the_naive_run_differs_in_its_settings_alone(tiny_config):
         0.2,
         "none",
     )
+
+
+def test_recipes_beside_the_defaults(tiny_config):
+    name, fields = bench_finetune.parse_recipe(
+        "rate 3e-4: optimizer.learning_rate=3e-4, refit_temperature=both, optimizer.layer_decay=1", tiny_config
+    )
+    assert name == "rate 3e-4"
+    assert fields == {"optimizer.learning_rate": 3e-4, "refit_temperature": "both", "optimizer.layer_decay": 1.0}
+    changed = flatten(bench_finetune.changed(tiny_config, fields))
+    assert changed == {**flatten(tiny_config), **fields}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("optimizer.learning_rate=1e-4", "expected name"),
+        ("../up: steps=2", "names are letters"),
+        ("a: optimizer.rate=1", "names no field"),
+        ("a: steps=1.5", "expected a value of that type"),
+        ("a: steps", "names no field"),
+    ],
+)
+def test_recipes_that_are_refused(tiny_config, text, said):
+    with pytest.raises(UserError, match=said):
+        bench_finetune.parse_recipe(text, tiny_config)
 
 
 @pytest.mark.slow
