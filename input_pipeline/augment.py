@@ -159,9 +159,7 @@ class Augmentation:
         )
         return images[np.arange(len(images))[:, None, None], y[:, :, None], x[:, None, :]]
 
-    def _colour(
-        self, images: np.ndarray | Patches, rows: np.ndarray, *, seed: int, epoch: int
-    ) -> np.ndarray | Patches:
+    def _colour(self, images: np.ndarray | Patches, rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray | Patches:
         if not any(getattr(self, name) for name in _COLOURS):
             return images
         amounts = {
@@ -181,9 +179,7 @@ class Augmentation:
 
     # --- titles ---------------------------------------------------------------------------------------------------
 
-    def titles(
-        self, records: Sequence[Mapping[str, Any]], rows: np.ndarray, *, seed: int, epoch: int
-    ) -> list[str]:
+    def titles(self, records: Sequence[Mapping[str, Any]], rows: np.ndarray, *, seed: int, epoch: int) -> list[str]:
         """The titles of the given rows of a split."""
         if not self.changes_titles:
             return [record["title"] for record in records]

@@ -10,10 +10,7 @@ import dataclasses
 import functools
 import math
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,16 +19,17 @@ import numpy as np
 
 from input_pipeline.augment import NO_AUGMENTATION, Augmentation
 from input_pipeline.dataset import open_split
-from input_pipeline.faults import BadRow, Budget, Replacement
+from input_pipeline.faults import Budget, Replacement
+from input_pipeline.passes import ON_ERROR, Pass, pass_batch
+from input_pipeline.plan import Plan
 from input_pipeline.sources import Disk, Memory, Recipe, Source, training_batch, tree_map
+from input_pipeline.workers import begin_worker, parse_absl_flags
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 
 __all__ = ["Batches", "iterate_split", "make_loader"]
 
 AUTO_CACHE_BYTES = 2 * 2**30
-ON_ERROR = ("raise", "skip")
-WATCH_SECONDS = 1.0  # between two looks of a worker at whether its parent is alive
 
 
 def make_loader(
@@ -93,7 +91,7 @@ def make_loader(
     disk = Disk(rows, recipe, num_threads or max(1, (os.cpu_count() or 1) // max(1, num_workers)))
     cached = _wants_cache(cache, len(rows), recipe, num_workers)
     order = grain.MapDataset.range(len(rows)).seed(seed)
-    plan = _Plan(
+    plan = Plan(
         order=order.shuffle() if shuffle else order,
         seed=seed,
         batch_size=batch_size,
@@ -110,37 +108,6 @@ def make_loader(
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """Which rows are in which batch.
-
-    Attributes:
-      order: Grain's; row numbers by position, N of them an epoch, each epoch in another order.
-      batch_size: of each of the processes.
-    """
-
-    order: grain.MapDataset
-    seed: int
-    batch_size: int
-    process_index: int
-    process_count: int
-
-    @property
-    def global_size(self) -> int:
-        return self.batch_size * self.process_count
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return len(self.order) // self.global_size
-
-    def batch(self, number: int) -> tuple[int, np.ndarray]:
-        """(epoch, int64 [batch_size] rows) of this process's part of a batch, numbered from the start of the run."""
-        epoch, within = divmod(number, self.batches_per_epoch)
-        start = epoch * len(self.order) + within * self.global_size + self.process_index * self.batch_size
-        rows = [self.order[position] for position in range(start, start + self.batch_size)]
-        return epoch, np.array(rows, np.int64)
-
-
 @dataclasses.dataclass(kw_only=True)
 class Batches(Iterator[dict[str, Any]]):
     """An iterator of batches that can be stopped and continued; a context manager, or `close` it.
@@ -152,7 +119,7 @@ class Batches(Iterator[dict[str, Any]]):
 
     preprocessing: Preprocessing
     replaced: list[dict[str, Any]] = dataclasses.field(default_factory=list, init=False)
-    _plan: _Plan
+    _plan: Plan
     _source: Source
     _stop: int
     _num_workers: int
@@ -182,8 +149,8 @@ class Batches(Iterator[dict[str, Any]]):
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch, a small dict that JSON can hold.
 
-        "epoch" and "batch" count what is done, "batch_size" is the global one, and "replaced" the bad rows so far: those
-        of other processes as far as `set_state` was told of them.
+        "epoch" and "batch" count what is done, "batch_size" is the global one, and "replaced" the bad rows so far, of
+        other processes as far as `set_state` was told of them.
         """
         epoch, within = divmod(self._next, self._plan.batches_per_epoch)
         return {
@@ -237,9 +204,9 @@ class Batches(Iterator[dict[str, Any]]):
         # parallel.
         prepared = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
         if self._num_workers:
-            _parse_absl_flags()
+            parse_absl_flags()
             options = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2)
-            prepared = prepared.mp_prefetch(options, worker_init_fn=functools.partial(_begin_worker, os.getpid()))
+            prepared = prepared.mp_prefetch(options, worker_init_fn=functools.partial(begin_worker, os.getpid()))
         return iter(prepared)
 
     def _stop_iterator(self) -> None:
@@ -253,52 +220,12 @@ class Batches(Iterator[dict[str, Any]]):
         return Budget(fraction=self._max_bad_fraction, share=share, processes=processes, before=before)
 
 
-def _make_batch(source: Source, plan: _Plan, number: int) -> tuple[dict[str, Any], list[Replacement]]:
+def _make_batch(source: Source, plan: Plan, number: int) -> tuple[dict[str, Any], list[Replacement]]:
     epoch, rows = plan.batch(number)
     return training_batch(source, rows, epoch)
 
 
-def _parse_absl_flags() -> None:
-    """Grain reads flags of absl, which a program that has its own does not parse."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-
-
-def _begin_worker(parent: int, index: int, count: int) -> None:
-    """Leaves signals to the parent, which may have steps to finish and to save, and ends when it is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 # --- passes over a split ----------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Pass(Iterator[dict[str, Any]]):
-    """Batches of a pass over a split.
-
-    Attributes:
-      skipped: the rows left out so far.
-    """
-
-    _iterator: Iterator[tuple[dict[str, Any], list[BadRow]]]
-    skipped: list[BadRow] = dataclasses.field(default_factory=list)
-
-    def __next__(self) -> dict[str, Any]:
-        while True:
-            batch, skipped = next(self._iterator)
-            self.skipped += skipped
-            if len(batch["index"]):
-                return batch
 
 
 def iterate_split(
@@ -334,32 +261,9 @@ def iterate_split(
         raise UserError(f"rows {rows.start}:{rows.stop} asked of split {split}; it has {count}")
     starts = range(0, len(rows), batch_size)
     batches = grain.MapDataset.range(len(starts)).map(
-        lambda k: _pass_batch(disk, np.array(rows[starts[k] : starts[k] + batch_size], np.int64), on_error)
+        lambda k: pass_batch(disk, np.array(rows[starts[k] : starts[k] + batch_size], np.int64), on_error=on_error)
     )
     return Pass(iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))))
-
-
-def _pass_batch(disk: Disk, rows: np.ndarray, on_error: str) -> tuple[dict[str, Any], list[BadRow]]:
-    arrays, bad, records = disk.examples(rows)
-    bad.sort(key=lambda each: each.row)
-    if bad and on_error == "raise":
-        raise UserError(
-            f"{disk.rows.dataset_dir}: split {disk.rows.name}: {bad[0]}"
-            f"{f' (and {len(bad) - 1} more rows of {len(rows)})' if len(bad) > 1 else ''}; build the dataset again"
-        )
-    there = np.flatnonzero(~np.isin(rows, [each.row for each in bad]))
-    if bad:
-        arrays = {key: tree_map(lambda part: part[there], value) for key, value in arrays.items()}
-    kept = [record for k in there if (record := records[k]) is not None]
-    names = disk.rows.attribute_names
-    batch = {
-        **arrays,
-        "index": rows[there],
-        "id": [record["id"] for record in kept],
-        "title": [record["title"] for record in kept],
-        "attributes": {name: [record["attributes"][name] for record in kept] for name in names},
-    }
-    return batch, bad
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

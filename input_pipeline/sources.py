@@ -59,6 +59,7 @@ class Source(Protocol):
     rows: Split
     recipe: Recipe
 
+    def close(self) -> None: ...
     def take(self, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[BadRow]]:
         """{"image", "text", "group"} of int64 [b] rows, in arrays of the caller's own, and the rows without meaning."""
 
@@ -149,7 +150,9 @@ class Memory:
                 tree_map(functools.partial(_write_rows, start), memory.arrays[key], value)
             memory.bad |= {each.row: each for each in bad}
             if recipe.augmentation.changes_titles:
-                memory.records += [record and {k: v for k, v in record.items() if "image" not in k} for record in records]
+                memory.records += [
+                    record and {k: v for k, v in record.items() if "image" not in k} for record in records
+                ]
         plain.close()
         return memory
 
@@ -207,6 +210,10 @@ def tree_map(function: Callable[..., Any], *values: Any) -> Any:
 def empty_rows(count: int, like: np.ndarray | Patches) -> Any:
     """Zeros [count, ...] in the shape and type of the rows of `like`."""
     return tree_map(lambda part: np.zeros((count, *part.shape[1:]), part.dtype), like)
+
+
+def _without_pictures(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in ("image", "more_images")}
 
 
 def _write_rows(start: int, whole: np.ndarray, rows: np.ndarray) -> None:
