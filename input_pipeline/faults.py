@@ -95,10 +95,11 @@ def stand_ins(rows: np.ndarray, *, count: int, attempt: int, seed: int, epoch: i
 class Budget:
     """Counts replaced rows, and stops a run that has too many.
 
-    A process may replace `fraction` of its share of an epoch, and of all it was given once that is more.
+    A process may replace `fraction` of its share of the rows in each epoch begun, the fractions of all epochs together.
+    So one process alone never stops for a split that has no more bad rows than that; and where any are allowed, one is.
 
     Attributes:
-      fraction: of the rows; with more than 0, one may always be replaced.
+      fraction: of the rows.
       share: rows of this process in an epoch.
       processes: how many share the rows.
       before: replaced before this process started, by all processes.
@@ -112,8 +113,8 @@ class Budget:
     here: int = 0
     _shown: dict[str, None] = dataclasses.field(default_factory=dict)
 
-    def add(self, replaced: Sequence[Replacement], *, given: float) -> None:
-        """Counts rows of a batch, the last of `given` rows that this process had so far.
+    def add(self, replaced: Sequence[Replacement], *, epochs: int) -> None:
+        """Counts rows of a batch, in the last of so many epochs.
 
         Raises:
           UserError: they are too many; names some of them.
@@ -123,11 +124,12 @@ class Budget:
             if len(self._shown) <= IDS_SHOWN:
                 self._shown[str(each.bad)] = None
         count = self.here + self.before / self.processes
-        if not replaced or count <= math.ceil(self.fraction * max(self.share, given)):
+        if not replaced or count <= math.ceil(self.fraction * self.share * epochs):
             return
         shown = list(self._shown)[:IDS_SHOWN]
         more = "; and more" if len(self._shown) > IDS_SHOWN else ""
         raise UserError(
-            f"{count:.0f} of {max(given, 1):.0f} rows so far could not be used, more than max_bad_fraction="
-            f"{self.fraction} allows ({'; '.join(shown)}{more}); mend the dataset, or give a larger fraction"
+            f"{count:.0f} rows could not be used in {epochs} epoch{'s' * (epochs > 1)} of {self.share:.0f}, more than "
+            f"max_bad_fraction={self.fraction} allows ({'; '.join(shown)}{more}); mend the dataset, or give a larger "
+            "fraction"
         )

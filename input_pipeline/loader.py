@@ -72,7 +72,7 @@ def make_loader(
       num_workers: processes that prepare batches; 0 stays in this one, whose threads decode.
       cache: keep decoded, resized pictures and ids in memory, by one pass at the start. None: where they take less than
         AUTO_CACHE_BYTES, `num_workers` is 0 and the augmentation works on resized pictures.
-      max_bad_fraction: of the rows of an epoch, and of all rows given once that is more; more bad ones stop the run.
+      max_bad_fraction: of the rows; more replacements than that, over the epochs so far, stop the run.
 
     Raises:
       UserError: a batch larger than the process's share of the split, arguments out of range, no tokenizer, no memory,
@@ -142,7 +142,7 @@ class Batches(Iterator[dict[str, Any]]):
         batch, replaced = next(self._iterator)
         self._next += 1
         self.replaced = [each.to_json() for each in replaced]
-        self._budget.add(replaced, given=self._next * self._plan.batch_size)
+        self._budget.add(replaced, epochs=-(-self._next // self._plan.batches_per_epoch))  # begun
         # Arrays from a worker are Grain's own kind, a view of shared memory.
         return {key: tree_map(np.asarray, value) for key, value in batch.items()}
 

@@ -107,6 +107,8 @@ class Disk:
 
         for _ in self._pool.map(decode, range(0, len(records), CHUNK_ROWS)):
             pass  # an error in a thread is raised here
+        if isinstance(images, Patches):
+            images.shape[images.shape == 0] = 1  # a bad picture is black, and can be mirrored without trouble
         arrays: dict[str, Any] = {"image": images}
         arrays["group"] = np.array([0 if record is None else record["title_group"] for record in records], np.int32)
         if self.recipe.preprocessing.tokenizer is not None:

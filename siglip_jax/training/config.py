@@ -48,7 +48,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.data.cache = False
     config.data.num_threads = 0  # that decode; 0 for as many as cores
     config.data.num_workers = 0  # processes that prepare batches; 0 leaves it to the threads (docs/input.md)
-    # Of the rows of an epoch, or of all so far where that is more: so many unreadable pictures are replaced.
+    # Of the rows: so many unreadable ones are replaced by others and counted, more stop the run.
     config.data.max_bad_fraction = 0.01
 
     config.preprocessing = ml_collections.ConfigDict()
