@@ -1,4 +1,4 @@
-"""Random changes to training pictures that leave the product what it is, drawn for each (seed, epoch, row).
+"""Random changes to training examples that leave the product what it is, drawn for each (seed, epoch, row).
 
 A draw belongs to its row, so batches do not depend on the batch size, the number of processes or of workers.
 """
@@ -7,63 +7,198 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from input_pipeline.colour import change_colours, colour_map, mean_luma
+from input_pipeline.draws import Purpose, draws, unit
+from input_pipeline.titles import change_title
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import NAFLEX, Patches, Preprocessing
 
-_FLIP, _SHIFT_DOWN, _SHIFT_RIGHT, _ZOOM = range(4)  # what a draw is for: equal rows draw anew for each
+__all__ = ["NO_AUGMENTATION", "Augmentation", "draws"]
+
+_COLOURS = {
+    "brightness": Purpose.BRIGHTNESS,
+    "contrast": Purpose.CONTRAST,
+    "saturation": Purpose.SATURATION,
+    "hue": Purpose.HUE,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What may happen to a picture.
+    """What may happen to an example, in this order.
 
     Attributes:
+      choose_image: one of the item's pictures, each as likely; its first when off.
+      crop_area: (low, high), the share of the picture's area that a window of it has, which is all that is kept; cut
+        out of the picture as it came, before it is resized, so that no resolution is lost. (1, 1) for the whole.
+      crop_aspect: (low, high), width to height of that window, relative to the picture's own; 2 is as likely as 1/2.
+        A window that would stick out is cut off at the edge, and then has less area.
       flip: mirror half of the pictures.
       shift: move by up to this many pixels along each side; the uncovered edge repeats the outermost pixels.
       zoom: enlarge or shrink about the centre by up to this share (0.2: 0.8 to 1.2 times), by nearest pixels.
+      brightness, contrast, saturation: change by a factor of up to 1 - share ... 1 + share. Colour is an attribute of
+        many products: leave these and the hue at 0 where it is.
+      hue: up to this part of the colour circle to either side (0.5: any hue).
+      choose_title: one of the item's titles, each as likely; its first when off.
+      title_attributes: names of attributes whose values are kept together as one part of the title, and added to it
+        where it does not have them.
+      title_dropout: probability of each part (word, or value) of the title to be left out; one stays at least.
+      title_shuffle: share of the titles whose parts come in an order drawn at random.
     """
 
+    choose_image: bool = False
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    crop_aspect: tuple[float, float] = (1.0, 1.0)
     flip: bool = True
     shift: int = 0
     zoom: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    choose_title: bool = False
+    title_attributes: tuple[str, ...] = ()
+    title_dropout: float = 0.0
+    title_shuffle: float = 0.0
 
     def __post_init__(self):
-        if self.shift < 0:
-            raise UserError(f"augmentation: shift={self.shift} pixels; expected 0 or more")
-        if not 0 <= self.zoom < 1:
-            raise UserError(f"augmentation: zoom={self.zoom}; expected a share from 0 to less than 1")
+        for name in ("crop_area", "crop_aspect", "title_attributes"):  # lists of JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        ranges = [len(x) == 2 and 0 < x[0] <= x[1] for x in (self.crop_area, self.crop_aspect)]
+        for name, good, expected in (
+            ("shift", self.shift >= 0, "0 or more pixels"),
+            ("zoom", 0 <= self.zoom < 1, "a share from 0 to less than 1"),
+            ("crop_area", ranges[0] and self.crop_area[1] <= 1, "(low, high) shares, more than 0 and up to 1"),
+            ("crop_aspect", ranges[1], "(low, high), both more than 0, such as (0.9, 1.1)"),
+            *((name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1") for name in _COLOURS if name != "hue"),
+            ("hue", 0 <= self.hue <= 0.5, "a part of the colour circle from 0 to 0.5"),
+            ("title_dropout", 0 <= self.title_dropout < 1, "a probability from 0 to less than 1"),
+            ("title_shuffle", 0 <= self.title_shuffle <= 1, "a share from 0 to 1"),
+        ):
+            if not good:
+                raise UserError(f"augmentation: {name}={getattr(self, name)}; expected {expected}")
 
-    def check(self, preprocessing: Preprocessing) -> None:
-        """Raises a UserError where pictures of this preprocessing cannot be changed so."""
+    @property
+    def crops(self) -> bool:
+        return (self.crop_area, self.crop_aspect) != ((1, 1), (1, 1))
+
+    @property
+    def needs_files(self) -> str:
+        """The fields that want a picture as it came, for a message; "" where prepared pictures do."""
+        found = {"crop_area": self.crop_area != (1, 1), "crop_aspect": self.crop_aspect != (1, 1)}
+        return ", ".join(name for name, on in {**found, "choose_image": self.choose_image}.items() if on)
+
+    @property
+    def changes_titles(self) -> bool:
+        return bool(self.choose_title or self.title_attributes or self.title_dropout or self.title_shuffle)
+
+    def check(self, preprocessing: Preprocessing, attributes: Iterable[str] | None = None) -> None:
+        """Raises a UserError where examples of this preprocessing, with these attributes, cannot be changed so."""
         if preprocessing.resize == NAFLEX and (self.shift or self.zoom):
             raise UserError(
                 f"augmentation: shift={self.shift}, zoom={self.zoom} with NaFlex pictures, whose sizes differ; these "
-                "can only be flipped: give shift=0, zoom=0"
+                "can only be flipped: give shift=0, zoom=0; a crop, made before the resize, does the same"
             )
+        if attributes is not None and (missing := [x for x in self.title_attributes if x not in set(attributes)]):
+            known = ", ".join(attributes) or "none"
+            raise UserError(f"augmentation: title_attributes has {', '.join(missing)}; attributes are {known}")
+
+    # --- pictures as they came ------------------------------------------------------------------------------------
+
+    def choose_picture(self, pictures: Sequence[bytes], row: int, *, seed: int, epoch: int) -> bytes:
+        """One of an item's encoded pictures."""
+        if not self.choose_image or len(pictures) == 1:
+            return pictures[0]
+        drawn = unit(draws(np.array([row]), seed=seed, epoch=epoch, purpose=Purpose.IMAGE))[0]
+        return pictures[int(drawn * len(pictures))]
+
+    def crop(self, image: np.ndarray, row: int, *, seed: int, epoch: int) -> np.ndarray:
+        """uint8 [H, W, 3] -> a view of a window of it."""
+        area, aspect, down, right = (
+            float(unit(draws(np.array([row]), seed=seed, epoch=epoch, purpose=purpose))[0])
+            for purpose in (Purpose.CROP_AREA, Purpose.CROP_ASPECT, Purpose.CROP_DOWN, Purpose.CROP_RIGHT)
+        )
+        area = self.crop_area[0] + area * (self.crop_area[1] - self.crop_area[0])
+        aspect = self.crop_aspect[0] * (self.crop_aspect[1] / self.crop_aspect[0]) ** aspect
+        height, width = image.shape[:2]
+        h = min(height, max(1, round(height * math.sqrt(area / aspect))))
+        w = min(width, max(1, round(width * math.sqrt(area * aspect))))
+        top, left = int(down * (height - h + 1)), int(right * (width - w + 1))
+        return image[top : top + h, left : left + w]
+
+    # --- prepared pictures ----------------------------------------------------------------------------------------
 
     def __call__(
         self, images: np.ndarray | Patches, rows: np.ndarray, *, seed: int, epoch: int
     ) -> np.ndarray | Patches:
         """uint8 [b, h, w, 3] or `Patches` of uint8 of the given rows -> a new value of the same shapes."""
-        mirrored = (draws(rows, seed=seed, epoch=epoch, purpose=_FLIP) >> np.uint64(63)).astype(bool) & self.flip
+        mirrored = (draws(rows, seed=seed, epoch=epoch, purpose=Purpose.FLIP) >> np.uint64(63)).astype(bool) & self.flip
         if isinstance(images, Patches):
-            return _mirror_patches(images, mirrored) if self.flip else images
-        if self.flip:
-            images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-        if self.shift or self.zoom:
-            down, right, zoom = (
-                draws(rows, seed=seed, epoch=epoch, purpose=purpose) for purpose in (_SHIFT_DOWN, _SHIFT_RIGHT, _ZOOM)
+            images = _mirror_patches(images, mirrored) if self.flip else images
+        else:
+            if self.flip:
+                images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+            if self.shift or self.zoom:
+                images = self._move(images, rows, seed=seed, epoch=epoch)
+        return self._colour(images, rows, seed=seed, epoch=epoch)
+
+    def _move(self, images: np.ndarray, rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+        down, right, zoom = (
+            unit(draws(rows, seed=seed, epoch=epoch, purpose=purpose))
+            for purpose in (Purpose.SHIFT_DOWN, Purpose.SHIFT_RIGHT, Purpose.ZOOM)
+        )
+        scale = 1 + self.zoom * (2 * zoom - 1)
+        y, x = (
+            _sources(side, np.floor(drawn * (2 * self.shift + 1)) - self.shift, scale)
+            for side, drawn in zip(images.shape[1:3], (down, right), strict=True)
+        )
+        return images[np.arange(len(images))[:, None, None], y[:, :, None], x[:, None, :]]
+
+    def _colour(self, images: np.ndarray | Patches, rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray | Patches:
+        if not any(getattr(self, name) for name in _COLOURS):
+            return images
+        amounts = {
+            name: getattr(self, name) * (2 * unit(draws(rows, seed=seed, epoch=epoch, purpose=purpose)) - 1)
+            for name, purpose in _COLOURS.items()
+        }
+        pixels = images.pixels if isinstance(images, Patches) else images
+        changed = np.empty_like(pixels)
+        for k, picture in enumerate(pixels):
+            there = int(images.shape[k].prod()) if isinstance(images, Patches) else len(picture)
+            colours = picture[:there].reshape(there, -1, 3)
+            factors = {name: float(amount[k]) + (name != "hue") for name, amount in amounts.items()}
+            matrix, offset = colour_map(mean_luma(colours, colours.shape[0] * colours.shape[1]), **factors)
+            changed[k, :there] = change_colours(colours, matrix, offset).reshape(picture[:there].shape)
+            changed[k, there:] = picture[there:]  # no patches
+        return Patches(changed, images.shape) if isinstance(images, Patches) else changed
+
+    # --- titles ---------------------------------------------------------------------------------------------------
+
+    def titles(self, records: Sequence[Mapping[str, Any]], rows: np.ndarray, *, seed: int, epoch: int) -> list[str]:
+        """The titles of the given rows of a split."""
+        if not self.changes_titles:
+            return [record["title"] for record in records]
+        return [
+            change_title(
+                record,
+                int(row),
+                dropout=self.title_dropout,
+                shuffle=self.title_shuffle,
+                attributes=self.title_attributes,
+                choose=self.choose_title,
+                seed=seed,
+                epoch=epoch,
             )
-            scale = 1 + self.zoom * (2 * _unit(zoom) - 1)
-            y, x = (
-                _sources(side, np.floor(_unit(drawn) * (2 * self.shift + 1)) - self.shift, scale)
-                for side, drawn in zip(images.shape[1:3], (down, right), strict=True)
-            )
-            images = images[np.arange(len(images))[:, None, None], y[:, :, None], x[:, None, :]]
-        return images
+            for record, row in zip(records, rows, strict=True)
+        ]
+
+
+NO_AUGMENTATION = Augmentation(flip=False)
 
 
 def _mirror_patches(patches: Patches, mirrored: np.ndarray) -> Patches:
@@ -84,22 +219,3 @@ def _sources(side: int, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
     centre = (side - 1) / 2
     position = centre + (np.arange(side) - shift[:, None] - centre) / scale[:, None]
     return np.clip(np.floor(position + 0.5), 0, side - 1).astype(np.int64)
-
-
-def _unit(drawn: np.ndarray) -> np.ndarray:
-    """uint64 -> float64 in [0, 1)."""
-    return (drawn >> np.uint64(11)) * 2.0**-53
-
-
-def draws(rows: np.ndarray, *, seed: int, epoch: int, purpose: int = 0) -> np.ndarray:
-    """uint64 [b]: uniform for each (seed, epoch, purpose, row), by the mixing function of SplitMix64 (Steele 2014).
-
-    A generator per element, as Grain's `random_map` has, costs more than the whole batch.
-    """
-    mixed = np.zeros(1, np.uint64)
-    for word in (np.array([seed]), np.array([epoch]), np.array([purpose]), rows):
-        mixed = (mixed ^ word.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return mixed

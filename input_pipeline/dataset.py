@@ -379,6 +379,18 @@ class Split(Sequence):
             raise UserError(f"{self.dataset_dir}: split {self.name}: {_one_line(error)}; build it again") from error
         return [_decode_text(record) for record in records]
 
+    @property
+    def attribute_names(self) -> list[str]:
+        return list(self._source.dataset_info.features["attributes"])
+
+    def shard_of(self, row: int) -> tuple[str, int, int]:
+        """(name, first row, row after the last) of the file that a row is in."""
+        info = self._source.dataset_info.splits[self.name]
+        ends = np.cumsum(info.shard_lengths)
+        shard = int(np.searchsorted(ends, row, side="right"))
+        names = [pathlib.Path(path).name for path in info.filepaths]  # in the order of shards; `filenames` is sorted
+        return names[shard], int(ends[shard]) - info.shard_lengths[shard], int(ends[shard])
+
     def __reduce__(self):
         return open_split, (self.dataset_dir, self.name)
 

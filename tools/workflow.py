@@ -110,6 +110,7 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
 
     began = time.monotonic()
     check(config)
+    augmentation = Augmentation(**{field.name: config.data[field.name] for field in dataclasses.fields(Augmentation)})
     share, shares = data_share(make_mesh(config.mesh))
     if config.batch_size % shares:
         raise UserError(f"config.batch_size={config.batch_size} does not divide over {shares} processes")
@@ -131,25 +132,29 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         preprocessing=model.preprocessing,
         batch_size=config.batch_size // shares,
         seed=config.seed,
-        augmentation=Augmentation(flip=config.data.flip, shift=config.data.shift, zoom=config.data.zoom),
+        augmentation=augmentation,
         process_index=share,
         process_count=shares,
+        num_threads=config.data.num_threads or None,
+        num_workers=config.data.num_workers,
         cache=config.data.cache,
+        max_bad_fraction=config.data.max_bad_fraction,
     )
 
     def item_ids(index: np.ndarray) -> list[str]:
         return [record["id"] for record in open_split(dataset, config.data.train_split).__getitems__(index)]
 
-    return loop.train(
-        config,
-        model=model,
-        batches=batches,
-        workdir=workdir,
-        fingerprint=fingerprint,
-        item_ids=item_ids,
-        evaluators=evaluators,
-        began=began,
-    )
+    with batches:  # worker processes end with the run, however it ends
+        return loop.train(
+            config,
+            model=model,
+            batches=batches,
+            workdir=workdir,
+            fingerprint=fingerprint,
+            item_ids=item_ids,
+            evaluators=evaluators,
+            began=began,
+        )
 
 
 def dry_run(config: ml_collections.ConfigDict, *, dataset: epath.PathLike) -> None:

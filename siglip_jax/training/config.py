@@ -28,8 +28,28 @@ def default_config() -> ml_collections.ConfigDict:
     config.data.flip = True  # mirror half of the pictures
     config.data.shift = 0  # move each picture by up to this many pixels
     config.data.zoom = 0.0  # enlarge or shrink each by up to this share
+    # A window of each picture as it came, before it is resized: (low, high) of its share of the area, and of its aspect
+    # ratio relative to the picture's; (0.7, 1.0) and (0.9, 1.1) are mild.
+    config.data.crop_area = (1.0, 1.0)
+    config.data.crop_aspect = (1.0, 1.0)
+    # Colours change by up to this share; the hue, by up to this part of the circle. Off, since products have colours.
+    config.data.brightness = 0.0
+    config.data.contrast = 0.0
+    config.data.saturation = 0.0
+    config.data.hue = 0.0
+    config.data.choose_image = False  # one of an item's pictures and
+    config.data.choose_title = False  # one of its titles in each epoch, instead of the first
+    # Attributes whose values are one part of the title each, added where it has them not; the probability of a part
+    # (word or value) to be left out; the share of titles whose parts are shuffled.
+    config.data.title_attributes = ()
+    config.data.title_dropout = 0.0
+    config.data.title_shuffle = 0.0
     # Keeps decoded, resized pictures and token ids in memory: right for small pictures, not for millions of them.
     config.data.cache = False
+    config.data.num_threads = 0  # that decode; 0 for as many as cores
+    config.data.num_workers = 0  # processes that prepare batches; 0 leaves it to the threads (docs/input.md)
+    # Of the rows: so many unreadable ones are replaced by others and counted, more stop the run.
+    config.data.max_bad_fraction = 0.01
 
     config.preprocessing = ml_collections.ConfigDict()
     config.preprocessing.image_size = (224, 224)  # height, width
@@ -193,6 +213,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, value in (("deadline_minutes", config.deadline_minutes), ("evaluation.every", config.evaluation.every)):
         if value < 0:
             raise UserError(f"config.{name}={value}; expected 0 for none, or more")
+    data = config.data
+    for name, good, expected in (
+        ("num_threads", data.num_threads >= 0, "0 for as many as cores, or more"),
+        ("num_workers", data.num_workers >= 0, "0 for none, or more"),
+        ("max_bad_fraction", 0 <= data.max_bad_fraction <= 1, "0 to 1"),
+    ):
+        if not good:
+            raise UserError(f"config.data.{name}={data[name]}; expected {expected}")
     profile = tuple(config.profile_steps)
     if len(profile) != 2 or (any(profile) and not 1 <= profile[0] <= profile[1]):
         raise UserError(f"config.profile_steps={profile}; expected (first, last) step, or (0, 0) for none")

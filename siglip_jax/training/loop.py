@@ -22,13 +22,15 @@ from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.training import config as configs
 from siglip_jax.training import ema
+from siglip_jax.training.bad_pictures import BadPictures
 from siglip_jax.training.distributed import is_first_process
+from siglip_jax.training.feed import Feed
 from siglip_jax.training.freezing import check_freezing, frozen_parameters
 from siglip_jax.training.metrics import make_writers
 from siglip_jax.training.optimizer import make_optimizer, make_schedule
 from siglip_jax.training.progress import Progress
 from siglip_jax.training.rates import check_rates
-from siglip_jax.training.sharding import make_mesh, to_devices, to_host
+from siglip_jax.training.sharding import data_share, make_mesh, to_devices, to_host
 from siglip_jax.training.start import prepare
 from siglip_jax.training.step import init_state, make_train_step
 from siglip_jax.training.stopping import Stopping
@@ -45,7 +47,10 @@ Evaluator = Callable[[int, Any], dict[str, float]]
 
 
 class BatchIterator(Protocol):
-    """This process's rows of each global batch, with a position that can be saved and set (Grain's interface)."""
+    """This process's rows of each global batch, with a position that can be saved and set (Grain's interface).
+
+    One that replaces rows it cannot read has an attribute `replaced` and counts in its state, see `bad_pictures`.
+    """
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
     def __next__(self) -> dict[str, Any]: ...
@@ -72,7 +77,7 @@ def train(
       batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3] or `Patches`, "text" int32 [n, L], "group" int32
         [n]. Where it has an attribute `preprocessing`, as `make_loader`'s has, that must be the model's.
       workdir: gets config.json, the model's description, checkpoints/, metrics.jsonl, tensorboard/ and, where (t, b)
-        was fitted or a loaded start looked at, start.json.
+        was fitted or a loaded start looked at, start.json; where pictures were replaced, bad_pictures.jsonl.
       fingerprint: of the data; a run does not continue on other data.
       evaluators: called with (step, params) at every checkpoint, every `config.evaluation.every` steps, and before
         the first step of a loaded model; their figures go to the metrics and into the checkpoint. The parameters are
@@ -164,7 +169,7 @@ def _train(
         attributes=_attributes(config, model, fingerprint),
     ) as checkpoints:
         like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-        start, state = 0, None  # type: int, Any
+        start, state, position = 0, None, {}  # type: int, Any, dict[str, Any]
         if restored := checkpoints.restore_newest(like=like):
             start, state, position = restored
             batches.set_state(position)
@@ -176,13 +181,13 @@ def _train(
             # From host memory: several processes each hold the whole model before it is spread.
             state = jax.jit(create, out_shardings=shardings)(jax.device_get(model.params))
         progress = Progress(config.steps, start=start, images_per_step=config.batch_size, show=is_first_process())
-        in_flight: collections.deque[tuple[int, dict[str, jax.Array], Any]] = collections.deque()
+        # (step, its figures, rows of its batch, pictures replaced until then or None)
+        in_flight: collections.deque[tuple[int, dict[str, jax.Array], Any, int | None]] = collections.deque()
         metrics: dict[str, float] = {}  # of the last step that has ended
-        waited = 0.0
 
         def finish_oldest():
             nonlocal metrics
-            done, arrays, index = in_flight.popleft()
+            done, arrays, index, replaced = in_flight.popleft()
             metrics = {name: float(value) for name, value in arrays.items()}
             for name in ("loss", "gradient_norm"):
                 if not math.isfinite(metrics[name]):
@@ -192,9 +197,18 @@ def _train(
                         "config.optimizer.learning_rate and start again in a new --workdir "
                         f"(last good checkpoint here: {checkpoints.latest_step() or 'none yet'}{items})"
                     )
-            progress.update(done, loss=metrics["loss"], waited=waited)
-            if done % config.log_every == 0 or done in (1, config.steps):
+            logs = done % config.log_every == 0 or done in (1, config.steps)
+            if logs and replaced is not None:
+                progress.bad_pictures = bad.total(replaced)
+            progress.update(done, loss=metrics["loss"], waited=feed.waited)
+            if logs:
                 writers.write(done, metrics | progress.rates())
+
+        def computing() -> bool:
+            return bool(in_flight) and not in_flight[-1][1]["gradient_norm"].is_ready()  # type: ignore[attr-defined]
+
+        def place(batch: dict[str, Any]) -> dict[str, Any]:
+            return to_devices({key: batch[key] for key in BATCH_KEYS}, mesh)
 
         def evaluate(step: int) -> dict[str, float]:
             params = ema.evaluated(state)
@@ -211,24 +225,28 @@ def _train(
                 workdir, start=start, wandb_project=config.wandb_project, config=configs.config_to_json(config)
             ) as writers,
             Trace(workdir / "profile", first=first, last=last) as trace,
+            BadPictures(
+                workdir, start=start, position=position, repeats=jax.process_count() // data_share(mesh)[1]
+            ) as bad,
             Stopping(
                 deadline=deadline, margin=lambda: 2 * checkpoints.save_seconds or margin, lag=STEPS_IN_FLIGHT + 1
             ) as stopping,
+            Feed(batches, place, count=config.steps - start) as feed,
         ):
             if config.init and not start:  # what there is to lose
                 evaluate(0)
             for step in range(start + 1, config.steps + 1):
                 trace.before(step, state)
-                before = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - before
-                arrays = to_devices({key: batch[key] for key in BATCH_KEYS}, mesh)
+                fed = feed.take(computing)
+                bad.add(step, fed.replaced or ())
+                arrays = fed.arrays
                 if step == start + 1:
                     once, _ = make_step(remat="none", microbatch=0)
                     progress.seconds_at_peak = seconds_at_peak(once, shapes, arrays)
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, values = step_function(state, arrays)
-                in_flight.append((step, values, batch.get("index")))
+                in_flight.append((step, values, fed.index, None if fed.replaced is None else bad.here))
+                del arrays
                 while len(in_flight) > STEPS_IN_FLIGHT:
                     finish_oldest()
                 trace.after(step, state)
@@ -242,9 +260,10 @@ def _train(
                 # Before saving, since the figures decide which checkpoints stay; not when there is no time left.
                 figures = {} if stop else evaluate(step)
                 writers.flush()
+                bad.flush()
                 stop = stop or stopping.after(step)
                 if saves or stop or config.evaluation.best_metric:
-                    checkpoints.save(step, state=state, iterator=batches.get_state(), metrics=metrics | figures)
+                    checkpoints.save(step, state=state, iterator=bad.position(fed.position), metrics=metrics | figures)
                 if stop and step < config.steps:
                     checkpoints.wait()
                     raise Stopped(

@@ -90,7 +90,10 @@ class MetricsFile:
         """Forgets what a killed run logged beyond the checkpoint it is continued from; all of it at step 0."""
         self._lines = [line for line in self._lines if step and _step_of(line) <= step]
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._lines.append(json.dumps({"step": step, **metrics}))
 
     def flush(self) -> None:

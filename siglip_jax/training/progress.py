@@ -22,9 +22,11 @@ class Progress:
 
     Attributes:
       seconds_at_peak: of a step, with the devices fully used; None shows no MFU.
+      bad_pictures: replaced so far; None where nobody counts.
     """
 
     seconds_at_peak: float | None = None
+    bad_pictures: int | None = None
 
     def __init__(
         self,
@@ -51,7 +53,9 @@ class Progress:
         return max((self._ends[-1][0] - self._ends[0][0]) / (len(self._ends) - 1), 1e-9)
 
     def rates(self) -> dict[str, float]:
-        """images_per_second, step_seconds, wait_share (of the time, waiting for data), and mfu where it is known."""
+        """images_per_second, step_seconds, wait_share (of the time, the devices idle for want of data), and what is
+        known of mfu and bad_pictures.
+        """
         seconds = self.step_seconds
         waited = self._ends[-1][1] - self._ends[0][1] if len(self._ends) > 1 else 0.0
         found = {
@@ -59,10 +63,14 @@ class Progress:
             "step_seconds": seconds,
             "wait_share": waited / (seconds * max(len(self._ends) - 1, 1)),
         }
-        return found if self.seconds_at_peak is None else found | {"mfu": self.seconds_at_peak / seconds}
+        if self.seconds_at_peak is not None:
+            found["mfu"] = self.seconds_at_peak / seconds
+        if self.bad_pictures is not None:
+            found["bad_pictures"] = self.bad_pictures
+        return found
 
     def update(self, step: int, *, loss: float, waited: float) -> None:
-        """A step has ended; `waited` are the seconds that the loop has waited for data so far."""
+        """A step has ended; `waited` are the seconds that the devices have waited for data so far."""
         previous, self._done = self._done, step
         now = time.perf_counter()
         self._ends.append((now, waited))
@@ -85,7 +93,8 @@ class Progress:
     def _text(self, loss: float) -> str:
         rates = self.rates()
         mfu = f", MFU {100 * rates['mfu']:.0f} %" if "mfu" in rates else ""
+        bad = f", {self.bad_pictures} bad pictures replaced" if self.bad_pictures else ""
         return (
             f"loss {loss:.3f}, {rates['images_per_second']:.0f} images/s, {rates['step_seconds']:.3g} s/step{mfu}, "
-            f"{100 * rates['wait_share']:.0f} % waiting for data"
+            f"{100 * rates['wait_share']:.0f} % waiting for data{bad}"
         )

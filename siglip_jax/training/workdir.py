@@ -30,6 +30,7 @@ FREE_FIELDS = (
     "wandb_project",
 )
 FREE_EVALUATION_FIELDS = ("every", "best_metric")
+FREE_DATA_FIELDS = ("cache", "num_threads", "num_workers", "max_bad_fraction")
 
 
 def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
@@ -114,4 +115,6 @@ def _differences(path: epath.Path, ours: dict[str, Any]) -> list[str]:
             run["config"].pop(name, None)
         for name in FREE_EVALUATION_FIELDS:
             run["config"].get("evaluation", {}).pop(name, None)
+        for name in FREE_DATA_FIELDS:
+            run["config"].get("data", {}).pop(name, None)
     return configs.differences(runs[0], runs[1])

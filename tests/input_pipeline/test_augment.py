@@ -1,5 +1,7 @@
 """Augmentation: against numpy.pad and slicing, fair draws, errors."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -88,7 +90,81 @@ def test_the_input_is_left_alone():
     np.testing.assert_array_equal(patches.pixels, value.batch(list(before)).pixels)
 
 
-@pytest.mark.parametrize(("name", "value"), [("shift", -1), ("zoom", -0.1), ("zoom", 1.0)])
+# --- crops ------------------------------------------------------------------------------------------------------------
+
+
+def numbered(height, width):
+    """A picture whose pixels tell where they are."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y, x, y * 0], axis=-1).astype(np.uint8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 200),
+    width=st.integers(1, 200),
+    area=st.tuples(st.floats(0.05, 1), st.floats(0.05, 1)).map(sorted).map(tuple),
+    aspect=st.tuples(st.floats(0.3, 3), st.floats(0.3, 3)).map(sorted).map(tuple),
+    row=st.integers(0, 10**6),
+)
+def test_a_crop_is_a_window_of_the_area_and_aspect_asked_for(height, width, area, aspect, row):
+    image = numbered(height, width)
+    window = Augmentation(crop_area=area, crop_aspect=aspect).crop(image, row, seed=1, epoch=2)
+    h, w = window.shape[:2]
+    top, left = window[0, 0, :2].astype(int)
+    np.testing.assert_array_equal(window, image[top : top + h, left : left + w])
+    # Up to the rounding of each side, and to what is cut off where the window sticks out.
+    assert (h - 0.5) / height * (w - 0.5) / width <= area[1] + 1e-9 or 1 in (h, w)
+    if h < height and w < width:
+        assert (h + 0.5) / height * (w + 0.5) / width >= area[0] - 1e-9 or 1 in (h, w)
+        smallest, largest = (
+            ((w - 0.5) / width) / ((h + 0.5) / height),
+            ((w + 0.5) / width) / (max(h - 0.5, 0.1) / height),
+        )
+        assert 1 in (h, w) or (smallest <= aspect[1] + 1e-9 and largest >= aspect[0] - 1e-9)
+
+
+def test_crops_are_spread_evenly():
+    image = numbered(100, 50)
+    windows = [Augmentation(crop_area=(0.25, 0.25)).crop(image, row, seed=0, epoch=0) for row in range(4000)]
+    assert {window.shape for window in windows} == {(50, 25, 3)}
+    places = np.array([window[0, 0, :2] for window in windows])
+    assert (places.min(axis=0).tolist(), places.max(axis=0).tolist()) == ([0, 0], [50, 25])
+    np.testing.assert_allclose(places.mean(axis=0), [25, 12.5], atol=0.8)
+    areas = [
+        window.shape[0] * window.shape[1] / 5000
+        for row in range(2000)
+        for window in [Augmentation(crop_area=(0.5, 1.0)).crop(image, row, seed=0, epoch=0)]
+    ]
+    assert np.mean(areas) == pytest.approx(0.75, abs=0.01)
+
+
+def test_the_whole_picture_where_no_crop_is_asked():
+    assert not Augmentation().crops
+    assert Augmentation(crop_aspect=(0.9, 1.1)).crops
+    image = numbered(7, 9)
+    np.testing.assert_array_equal(Augmentation().crop(image, 3, seed=0, epoch=0), image)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shift", -1),
+        ("zoom", -0.1),
+        ("zoom", 1.0),
+        ("crop_area", (0.5, 1.1)),
+        ("crop_area", (0.0, 1.0)),
+        ("crop_area", (0.9, 0.5)),
+        ("crop_area", (0.9,)),
+        ("crop_aspect", (0.0, 1.0)),
+        ("brightness", 1.5),
+        ("saturation", -0.1),
+        ("hue", 0.6),
+        ("title_dropout", 1.0),
+        ("title_shuffle", 1.1),
+    ],
+    ids=str,
+)
 def test_out_of_range(name, value):
-    with pytest.raises(UserError, match=f"{name}={value}"):
+    with pytest.raises(UserError, match=re.escape(f"{name}={value}; expected")):
         Augmentation(**{name: value})

@@ -1,20 +1,28 @@
 """Batches: the same bits whatever the speed settings, exact resumption, disjoint processes, fair flips."""
 
+import dataclasses
 import io
 import itertools
 import json
 import os
+import pathlib
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline.augment import Augmentation
+from input_pipeline.augment import Augmentation, draws
 from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import build_dataset, open_split
+from input_pipeline.dataset import Split, build_dataset, open_split
 from input_pipeline.loader import iterate_split, make_loader
+from input_pipeline.sources import tree_map
 from input_pipeline.tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches, Preprocessing
@@ -262,39 +270,372 @@ print(batch["image"].shape, len(list(iterate_split({str(dataset)!r}, **arguments
     assert result.stdout.strip() == "(8, 6, 5, 3) 7 False"
 
 
+# --- augmentation -----------------------------------------------------------------------------------------------------
+
+EVERYTHING = Augmentation(
+    crop_area=(0.4, 0.9),
+    crop_aspect=(0.8, 1.2),
+    shift=1,
+    zoom=0.1,
+    brightness=0.2,
+    contrast=0.2,
+    saturation=0.2,
+    hue=0.1,
+    choose_image=True,
+    choose_title=True,
+    title_attributes=("colour",),
+    title_dropout=0.2,
+    title_shuffle=0.5,
+)
+OF_PREPARED = dataclasses.replace(EVERYTHING, choose_image=False, crop_area=(1, 1), crop_aspect=(1, 1))
+
+
+@pytest.fixture
+def several(dataset, monkeypatch):
+    """The dataset, every second item with a second picture and two more titles."""
+    plain = Split.__getitems__
+
+    def more(self, rows):
+        records = plain(self, rows)
+        for record in records:
+            if (k := int(record["id"])) % 2:
+                record["more_images"] = [encoded(k + ROWS)]
+                record["more_titles"] = [f"Other {k}", f"Third {k}"]
+        return records
+
+    monkeypatch.setattr(Split, "__getitems__", more)
+    return dataset
+
+
+def encoded(seed):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (11, 7, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("other", [{"num_threads": 1}, {"num_threads": 5}, {"process_count": 2}], ids=str)
+@pytest.mark.parametrize("preprocessing", [PREPROCESSING, NAFLEX], ids=["square", "naflex"])
+def test_everything_drawn_is_the_same_bits_at_any_speed(several, other, preprocessing):
+    augmentation = EVERYTHING
+    if preprocessing is NAFLEX:
+        augmentation = dataclasses.replace(EVERYTHING, shift=0, zoom=0.0)
+    options = {"preprocessing": preprocessing, "augmentation": augmentation, "epochs": 2}
+    whole = list(loader(several, **options))
+    if "process_count" in other:
+        halves = [loader(several, batch_size=4, process_index=k, process_count=2, **options) for k in range(2)]
+        batches = [
+            {key: tree_map(lambda *x: np.concatenate(x), *(part[key] for part in parts_)) for key in parts_[0]}
+            for parts_ in zip(*halves, strict=True)
+        ]
+    else:
+        batches = list(loader(several, **options, **other))
+    for a, b in zip(batches, whole, strict=True):
+        assert_same(a, b)
+
+
+def test_what_works_on_prepared_pictures_is_the_same_bits_from_memory(several):
+    options = {"augmentation": OF_PREPARED, "epochs": 2}
+    for a, b in zip(loader(several, cache=True, **options), loader(several, cache=False, **options), strict=True):
+        assert_same(a, b)
+
+
+def test_a_crop_is_of_the_whole_picture(several):
+    """Not of the resized one: against cutting and preparing each picture here."""
+    augmentation = Augmentation(flip=False, crop_area=(0.3, 0.8), choose_image=True)
+    batch = next(loader(several, augmentation=augmentation))
+    pictures = []
+    for row in batch["index"].tolist():
+        record = open_split(several, "train")[row]
+        choices = [record["image"], *record.get("more_images", [])]
+        chosen = choices[
+            int((draws(np.array([row]), seed=7, epoch=0, purpose=12)[0] >> np.uint64(11)) * 2.0**-53 * len(choices))
+        ]
+        whole = np.asarray(PIL.Image.open(io.BytesIO(chosen)).convert("RGB"))
+        window = augmentation.crop(whole, row, seed=7, epoch=0)
+        pictures.append(np.asarray(PIL.Image.fromarray(window).resize((5, 6), PIL.Image.Resampling.BILINEAR)))
+        assert window.size < whole.size
+    np.testing.assert_array_equal(batch["image"], pictures)
+
+
+def test_every_picture_and_title_of_an_item_occurs(several):
+    augmentation = Augmentation(flip=False, choose_image=True, choose_title=True)
+    seen = {}
+    for batch in loader(several, augmentation=augmentation, epochs=12):
+        for row, image, text in zip(batch["index"].tolist(), batch["image"], batch["text"], strict=True):
+            seen.setdefault(row, []).append((image.tobytes(), text.tobytes()))
+    counts = {k: [len(set(values)) for values in zip(*drawn, strict=True)] for k, drawn in seen.items()}
+    ids = {row: int(open_split(several, "train")[row]["id"]) for row in seen}
+    assert all(counts[row] == [1, 1] for row in seen if not ids[row] % 2)
+    several_ = np.array([counts[row] for row in seen if ids[row] % 2])
+    assert several_.max(axis=0).tolist() == [2, 3]
+    assert several_.mean(axis=0) == pytest.approx([2, 3], abs=0.25)
+
+
+def test_titles_are_those_drawn(several):
+    augmentation = Augmentation(flip=False, title_dropout=0.4, title_attributes=("colour",))
+    batches = loader(several, augmentation=augmentation, epochs=2, cache=True)
+    rows = open_split(several, "train")
+    for number, batch in enumerate(batches):
+        records = [rows[row] for row in batch["index"].tolist()]
+        titles = augmentation.titles(records, batch["index"], seed=7, epoch=number // 6)
+        np.testing.assert_array_equal(batch["text"], PREPROCESSING.text(titles))
+    assert any(title.split()[-1].startswith("c") for title in titles)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "options", "message"),
+    [
+        ({"crop_area": (0.5, 1.0)}, {"cache": True}, "cache with crop_area: these need the pictures as they came"),
+        ({"choose_image": True, "crop_aspect": (1, 2)}, {"cache": True}, "cache with crop_aspect, choose_image: "),
+        ({"title_attributes": ("size", "colour")}, {}, "title_attributes has size; attributes are colour"),
+        ({}, {"max_bad_fraction": 1.1}, "max_bad_fraction=1.1; expected 0 to 1"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_combined_is_refused(dataset, augmentation, options, message):
+    with pytest.raises(UserError, match=message):
+        loader(dataset, augmentation=Augmentation(**augmentation), **options)
+
+
+# --- positions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [3, 6, 9, 12], ids=lambda k: f"after {k} of 6")
+@pytest.mark.parametrize("counts", [(1, 2), (2, 1), (4, 2), (2, 8)], ids=str)
+def test_another_number_of_processes_continues_exactly(dataset, before, counts):
+    """In the middle of an epoch as well: it is the global batch that counts."""
+    one = list(loader(dataset, epochs=3))
+    begun = [
+        loader(dataset, batch_size=8 // counts[0], process_index=k, process_count=counts[0]) for k in range(counts[0])
+    ]
+    for _ in range(before):
+        for process in begun:
+            next(process)
+    states = [json.loads(json.dumps(process.get_state())) for process in begun]
+    assert all(state == states[0] for state in states)
+    rest = [
+        loader(dataset, batch_size=8 // counts[1], process_index=k, process_count=counts[1], epochs=3)
+        for k in range(counts[1])
+    ]
+    for process in rest:
+        process.set_state(states[0])
+    joined = [
+        {key: np.concatenate([part[key] for part in together]) for key in together[0]}
+        for together in zip(*rest, strict=True)
+    ]
+    assert len(joined) == len(one) - before
+    for a, b in zip(joined, one[before:], strict=True):
+        assert_same(a, b)
+
+
+def test_the_batch_size_changes_between_epochs_only(dataset):
+    batches = loader(dataset, batch_size=13)
+    first = [next(batches) for _ in range(4)]  # all of the first epoch but one row
+    resumed = loader(dataset, batch_size=26, epochs=2)
+    resumed.set_state(batches.get_state())
+    second = list(resumed)
+    assert [len(batch["index"]) for batch in second] == [26, 26]
+    for epoch in (first, second):
+        rows = np.concatenate([batch["index"] for batch in epoch])
+        assert len(set(rows.tolist())) == 52
+    following = loader(dataset, batch_size=13, epochs=2)
+    following.set_state(batches.get_state())
+    np.testing.assert_array_equal(
+        np.concatenate([batch["index"] for batch in following]), np.concatenate([batch["index"] for batch in second])
+    )
+    next(batches)
+    with pytest.raises(UserError, match=r"1 batches of 13 rows of epoch 1 are done, and a batch of 26 cannot continue"):
+        resumed.set_state(batches.get_state())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": 54}, "rows=54 there, 53 here"),
+        ({"seed": 8}, "seed=8 there, 7 here"),
+        ({"batch": "many"}, "not one of this version"),
+    ],
+)
+def test_positions_of_other_data_are_refused(dataset, change, message):
+    batches = loader(dataset)
+    with pytest.raises(UserError, match=message):
+        batches.set_state(batches.get_state() | change)
+    with pytest.raises(UserError, match="not one of this version; start anew"):
+        batches.set_state({"next_index": 3})
+
+
+def test_a_position_after_the_end(dataset):
+    batches = loader(dataset, epochs=2)
+    list(batches)
+    state = batches.get_state()
+    assert (state["epoch"], state["batch"]) == (2, 0)
+    resumed = loader(dataset, epochs=2)
+    resumed.set_state(state)
+    assert list(resumed) == []
+    longer = loader(dataset, epochs=3)
+    longer.set_state(state)
+    assert len(list(longer)) == 6
+
+
+def test_a_process_reads_its_own_rows_only(dataset, monkeypatch):
+    read, plain = [], Split.__getitems__
+
+    def reading(self, rows):
+        read.extend(map(int, rows))
+        return plain(self, rows)
+
+    batches = [loader(dataset, batch_size=4, epochs=1, process_index=k, process_count=2, cache=False) for k in range(2)]
+    monkeypatch.setattr(Split, "__getitems__", reading)
+    shares = []
+    for process in batches:
+        read.clear()
+        given = np.concatenate([batch["index"] for batch in process])
+        assert sorted(read) == sorted(given.tolist())
+        shares.append(set(read))
+    assert not shares[0] & shares[1]
+
+
+def test_closing(dataset):
+    before = threading.active_count()
+    with loader(dataset, cache=False, num_threads=3) as batches:
+        next(batches)
+        assert threading.active_count() > before
+    batches.close()
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+# --- worker processes -------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.slow
 def test_worker_processes_give_the_same_bits(dataset, tmp_path):
-    """In a program of its own, since Grain's workers need absl flags parsed and a main module to import."""
-    PREPROCESSING.save(tmp_path)
-    script = tmp_path / "program.py"
-    script.write_text(f"""
-import json
-import numpy as np
-from absl import app
-from input_pipeline.loader import make_loader
-from siglip_jax.preprocessing import Preprocessing
-
-def main(_):
-    def loader(**kwargs):
-        preprocessing = Preprocessing.load({str(tmp_path)!r})
-        return make_loader({str(dataset)!r}, split="train", preprocessing=preprocessing, batch_size=8, seed=7, **kwargs)
-    plain, workers = loader(epochs=2), loader(epochs=2, num_workers=2)
+    """In a program of its own, with flags of its own, as ours are: with another number of workers after a stop."""
+    found = run_with_workers(
+        tmp_path,
+        dataset,
+        """
+    plain, workers = loader(), loader(num_workers=2)
     batches = list(plain)
     for batch in batches[:7]:
         other = next(workers)
         assert all(np.array_equal(batch[key], other[key]) for key in batch)
+        assert type(other["image"]) is np.ndarray
     state = json.loads(json.dumps(workers.get_state()))
     workers.close()
-    resumed = loader(epochs=2, num_workers=2)
-    resumed.set_state(state)
-    rest = list(resumed)
-    assert len(rest) == len(batches) - 7
-    for a, b in zip(rest, batches[7:]):
-        assert all(np.array_equal(a[key], b[key]) for key in a)
-    print("equal")
+    for resumed in (loader(num_workers=1), loader()):
+        resumed.set_state(state)
+        rest = list(resumed)
+        assert len(rest) == len(batches) - 7
+        for a, b in zip(rest, batches[7:]):
+            assert all(np.array_equal(a[key], b[key]) for key in a)
+        resumed.close()
+    print("equal", *leftovers())
+""",
+    )
+    assert (found.returncode, found.stdout.strip()) == (0, "equal"), found.stderr[-2000:]
+    assert "leaked" not in found.stderr
+
+
+WORKERS = """
+import json, os, signal, sys, time
+import numpy as np
+from input_pipeline.augment import Augmentation
+from input_pipeline.loader import make_loader
+from siglip_jax.preprocessing import Preprocessing
+
+def loader(**kwargs):
+    preprocessing = Preprocessing.load({folder!r})
+    arguments = dict(split="train", preprocessing=preprocessing, batch_size=8, seed=7, epochs=2, cache=False)
+    augmentation = Augmentation(crop_area=(0.5, 1.0), hue=0.1, title_dropout=0.2)
+    return make_loader({dataset!r}, augmentation=augmentation, **arguments, **kwargs)
+
+def leftovers():
+    import multiprocessing
+    return multiprocessing.active_children()
 
 if __name__ == "__main__":
-    app.run(main)
-""")
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, cwd=".")
-    assert result.stdout.strip().endswith("equal"), result.stderr[-2000:]
+{body}
+"""
+
+
+def run_with_workers(folder, dataset, body, start=subprocess.run):
+    PREPROCESSING.save(folder)
+    script = folder / "program.py"
+    script.write_text(WORKERS.format(folder=str(folder), dataset=str(dataset), body=body))
+    path = os.pathsep.join([str(pathlib.Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    options = {"check": False} if start is subprocess.run else {}
+    return start(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        **options,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_worker_processes_end_with_a_parent_that_is_killed(dataset, tmp_path, number):
+    """And leave signals to it while it lives: what stops a run is sent to all processes of it."""
+    process = run_with_workers(
+        tmp_path,
+        dataset,
+        """
+    workers = loader(num_workers=2)
+    batch = next(workers)
+    children = leftovers()
+    for child in children:
+        os.kill(child.pid, signal.SIGINT)
+        os.kill(child.pid, signal.SIGTERM)
+    for _ in range(9):
+        batch = next(workers)
+    print(*(child.pid for child in children), flush=True)
+    time.sleep(300)
+""",
+        start=subprocess.Popen,
+    )
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert len(pids) == 2, error[-2000:]
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, pids))
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = pathlib.Path(f"/proc/{pid}/status")
+    return not (status.exists() and "State:\tZ" in status.read_text())
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_the_callers(dataset, tmp_path):
+    folder = tmp_path / "dataset"
+    shutil.copytree(dataset, folder)
+    found = run_with_workers(
+        tmp_path,
+        folder,
+        """
+    from siglip_jax.errors import UserError
+    batches = loader(num_workers=1)
+    for file in os.listdir({folder!r}):
+        if "array_record" in file:
+            os.truncate(os.path.join({folder!r}, file), 70_000)
+    try:
+        list(batches)
+    except UserError as error:
+        print(error, *leftovers())
+""".format(folder=str(folder)),
+    )
+    assert re.search(r"array_record-00000-of-00001: rows 0 to 52 of split train cannot be read", found.stdout), found
+    assert found.stdout.count("\n") <= 4

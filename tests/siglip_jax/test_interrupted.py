@@ -50,17 +50,17 @@ def watch():
         known |= names
         time.sleep(0.0005)
 
-def to_devices(batch, mesh, plain=loop.to_devices):
+def take(feed, busy, plain=loop.Feed.take):
     seen["step"] += 1
     happened("step")
-    return plain(batch, mesh)
+    return plain(feed, busy)
 
 def rmtree(path, *args, plain=shutil.rmtree, **kwargs):
     seen["delete"] += 1
     happened("delete")
     return plain(path, *args, **kwargs)
 
-loop.to_devices = to_devices
+loop.Feed.take = take
 shutil.rmtree = rmtree
 if moment == "save":
     threading.Thread(target=watch, daemon=True).start()
@@ -138,15 +138,15 @@ def test_twenty_kills_change_nothing(python, flags, tmp_path):
 
 def signal_at(monkeypatch, number: int, step: int):
     """Sends this process a signal when it has taken so many batches."""
-    plain, taken = loop.to_devices, []
+    plain, taken = loop.Feed.take, []
 
-    def to_devices(batch, mesh):
+    def take(feed, busy):
         taken.append(1)
         if len(taken) == step:
             signal.raise_signal(number)
-        return plain(batch, mesh)
+        return plain(feed, busy)
 
-    monkeypatch.setattr(loop, "to_devices", to_devices)
+    monkeypatch.setattr(loop.Feed, "take", take)
 
 
 def test_a_stopped_run_loses_no_step(flags, trained_workdir, tiny_config, shop_dataset, tmp_path, monkeypatch, capfd):
@@ -185,15 +185,15 @@ import jax
 jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 from siglip_jax.training import loop
 from siglip_jax.cli import main
-taken, plain = [], loop.to_devices
+taken, plain = [], loop.Feed.take
 
-def to_devices(batch, mesh):
+def take(feed, busy):
     taken.append(1)
     if len(taken) == 4 and jax.process_index() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    return plain(batch, mesh)
+    return plain(feed, busy)
 
-loop.to_devices = to_devices
+loop.Feed.take = take
 sys.exit(main(["train", *sys.argv[3:]]))
 """
 

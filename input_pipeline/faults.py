@@ -1,0 +1,135 @@
+"""Rows whose picture cannot be used while reading: found, named, replaced in training, and counted against a budget.
+
+A dataset was checked when it was built, so these come later: a disk that rots, a copy cut short, another decoder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.dataset import Split
+from input_pipeline.draws import Purpose, draws
+from siglip_jax.errors import UserError
+
+ATTEMPTS = 16  # rows drawn to stand in for one, before it is said that there is no good one
+IDS_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class BadRow:
+    """A row of a split that gives no example.
+
+    Attributes:
+      row, id: which; the id is "" where the record itself cannot be read.
+      reason: a short phrase.
+    """
+
+    row: int
+    id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}{f', id {self.id}' if self.id else ''}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Replacement:
+    """A bad row and the good one that is in the batch instead."""
+
+    bad: BadRow
+    stand_in: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self.bad), "stand_in": self.stand_in}
+
+
+def read_records(rows: Split, numbers: Sequence[int] | np.ndarray) -> tuple[list[dict[str, Any] | None], list[BadRow]]:
+    """The records of those rows, None in the place of one that cannot be read, and what is wrong with these.
+
+    Raises:
+      UserError: nothing can be read of the file that a bad row is in.
+    """
+    try:
+        return list(rows.__getitems__(numbers)), []
+    except Exception:  # damaged bytes raise many types; now find out which
+        records, bad = [], []
+        for number in map(int, numbers):
+            found = _read_one(rows, number)
+            records.append(None if isinstance(found, str) else found)
+            if isinstance(found, str):
+                _check_shard(rows, number, found)
+                bad.append(BadRow(number, "", f"damaged record ({found})"))
+        return records, bad
+
+
+def _read_one(rows: Split, number: int) -> dict[str, Any] | str:
+    """The record, or why there is none."""
+    try:
+        return rows[number]
+    except Exception as error:  # as above
+        return " ".join(str(error).split())[:200]
+
+
+def _check_shard(rows: Split, number: int, reason: str) -> None:
+    """Raises where the first, the middle and the last record of the row's file are all damaged."""
+    name, start, stop = rows.shard_of(number)
+    if all(isinstance(_read_one(rows, other), str) for other in {start, (start + stop) // 2, stop - 1}):
+        raise UserError(
+            f"{rows.dataset_dir / name}: rows {start} to {stop - 1} of split {rows.name} cannot be read ({reason}); "
+            "copy the file anew, or build the dataset again"
+        )
+
+
+def stand_ins(rows: np.ndarray, *, count: int, attempt: int, seed: int, epoch: int) -> np.ndarray:
+    """int64 [b]: for each bad row the one to try instead, drawn for (seed, epoch, row, attempt) from all `count`."""
+    drawn = draws(rows, seed=seed, epoch=epoch, purpose=Purpose.STAND_IN + attempt)
+    return (drawn % np.uint64(count)).astype(np.int64)
+
+
+@dataclasses.dataclass
+class Budget:
+    """Counts replaced rows, and stops a run that has too many.
+
+    A process may replace `fraction` of its share of the rows in each epoch begun, the fractions of all epochs together.
+    So one process alone never stops for a split that has no more bad rows than that; and where any are allowed, one is.
+
+    Attributes:
+      fraction: of the rows.
+      share: rows of this process in an epoch.
+      processes: how many share the rows.
+      before: replaced before this process started, by all processes.
+      here: replaced by this process since.
+    """
+
+    fraction: float
+    share: float
+    processes: int
+    before: int = 0
+    here: int = 0
+    _shown: dict[str, None] = dataclasses.field(default_factory=dict)
+
+    def add(self, replaced: Sequence[Replacement], *, epochs: int) -> None:
+        """Counts rows of a batch, in the last of so many epochs.
+
+        Raises:
+          UserError: they are too many; names some of them.
+        """
+        self.here += len(replaced)
+        for each in replaced:
+            if len(self._shown) <= IDS_SHOWN:
+                self._shown[str(each.bad)] = None
+        count = self.here + self.before / self.processes
+        if not replaced or count <= math.ceil(self.fraction * self.share * epochs):
+            return
+        shown = list(self._shown)[:IDS_SHOWN]
+        more = "; and more" if len(self._shown) > IDS_SHOWN else ""
+        raise UserError(
+            f"{count:.0f} rows could not be used in {epochs} epoch{'s' * (epochs > 1)} of {self.share:.0f}, more than "
+            f"max_bad_fraction={self.fraction} allows ({'; '.join(shown)}{more}); mend the dataset, or give a larger "
+            "fraction"
+        )

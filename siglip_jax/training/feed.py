@@ -1,0 +1,86 @@
+"""Batches on the devices before the step asks for them, and how long the devices had nothing to do for want of one."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+AHEAD = 2  # batches on the devices that no step has asked for yet: one that arrives, one that waits
+POLL_SECONDS = 1e-3  # between two looks at whether the devices still work, while a batch is late
+
+
+@dataclasses.dataclass(frozen=True)
+class Fed:
+    """A batch for a step.
+
+    Attributes:
+      arrays: what `place` gave, its transfer done.
+      index: rows of the split [n] where the batch has them, numpy.
+      position: the iterator's state after this batch and before any that was taken ahead: what a checkpoint needs.
+      replaced: of this batch, as `input_pipeline.loader.Batches.replaced` has it; None where the iterator has no such.
+    """
+
+    arrays: Any
+    index: Any
+    position: dict[str, Any]
+    replaced: list[dict[str, Any]] | None
+
+
+class Feed:
+    """Takes `count` batches, in order and no more, in a thread of its own that also places them.
+
+    While step k computes, batch k + 1 travels to the devices. An error of the iterator is raised by the `take` that
+    asks for the batch in question, not earlier.
+
+    Args:
+      batches: see `training.loop.BatchIterator`; nobody else may use it until the end of the `with`.
+      place: a batch -> arrays on the devices.
+
+    Attributes:
+      waited: seconds so far that the devices were idle since a batch was late.
+    """
+
+    def __init__(self, batches: Any, place: Callable[[dict[str, Any]], Any], *, count: int):
+        self.waited = 0.0
+        self._batches, self._place, self._left = batches, place, count
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._taken: collections.deque[concurrent.futures.Future[Fed]] = collections.deque()
+
+    def __enter__(self) -> Feed:
+        for _ in range(AHEAD):
+            self._take_one_more()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)  # the batch under way ends, so that the iterator is free
+
+    def take(self, busy: Callable[[], bool]) -> Fed:
+        """The next batch; `busy` tells whether the devices still have something to do."""
+        future = self._taken.popleft()
+        idle_since = None
+        while not future.done():
+            if idle_since is None and not busy():
+                idle_since = time.perf_counter()
+            concurrent.futures.wait([future], timeout=POLL_SECONDS if idle_since is None else None)
+        if idle_since is not None:
+            self.waited += time.perf_counter() - idle_since
+        fed = future.result()
+        self._take_one_more()
+        return fed
+
+    def _take_one_more(self) -> None:
+        if self._left:
+            self._left -= 1
+            self._taken.append(self._pool.submit(self._fetch))
+
+    def _fetch(self) -> Fed:
+        batch = next(self._batches)
+        position, replaced = self._batches.get_state(), getattr(self._batches, "replaced", None)
+        arrays = jax.block_until_ready(self._place(batch))
+        return Fed(arrays, batch.get("index"), position, replaced)
