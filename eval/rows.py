@@ -1,4 +1,4 @@
-"""What a comparison compares: a row scores items for query items; every protocol asks all its rows the same questions."""
+"""What a comparison compares: rows that score items for query items. Every protocol asks all its rows the same."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class VectorRow:
     """Cosine between the vectors of query and candidate."""
 
     def __init__(self, name: str, vectors: np.ndarray, *, ids: Sequence[str] | None = None):
-        """vectors: real [n, dimension], any norm but 0. UserError names a NaN, infinite or zero one, by `ids` if given."""
+        """vectors: real [n, dimension], any norm but 0. UserError names, by `ids`, a NaN, infinite or zero one."""
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or not vectors.size:
             raise UserError(f"row {name!r}: vectors of shape {list(vectors.shape)}; expected [n, dimension], not empty")
