@@ -44,23 +44,23 @@ class VectorRow:
         if vectors.ndim != 2 or not vectors.size:
             raise UserError(f"row {name!r}: vectors of shape {list(vectors.shape)}; expected [n, dimension], not empty")
         self.name = name
-        self._scorer = Scorer(vectors, ids=ids)
+        self.scorer = Scorer(vectors, ids=ids)
 
     def vectors(self) -> np.ndarray:
         """The unit vectors, float32 [n, dimension]: what an index would hold."""
-        return self._scorer.vectors()
+        return self.scorer.vectors()
 
     def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
         """See `Row`."""
-        asked = self._scorer.rows(queries)
+        asked = self.scorer.rows(queries)
         if candidates is None:
-            return self._scorer.scores(asked)
+            return self.scorer.scores(asked)
         out = np.full(candidates.shape, -np.inf, np.float32)
         step = max(1, _BLOCK // max(1, candidates.shape[1] * asked.shape[1]))
         for lo in range(0, len(out), step):
             listed = candidates[lo : lo + step]
             exists = listed >= 0
-            found = self._scorer.rows(np.where(exists, listed, 0))
+            found = self.scorer.rows(np.where(exists, listed, 0))
             # einsum adds up each pair by itself in one order, where a matrix product would round equal items apart.
             cosine = np.einsum("qd,qkd->qk", asked[lo : lo + step], found)
             np.copyto(out[lo : lo + step], cosine, where=exists)
