@@ -65,7 +65,7 @@ def define_model(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "Preset, Hugging Face folder, big_vision .npz, training run's workdir, saved model, or (embed) a .tflite file.",
+        "Preset, Hugging Face folder, big_vision .npz, workdir, saved model; embed: .tflite, .onnx, SavedModel.",
         required=True,
         flag_values=values,
     )

@@ -209,11 +209,21 @@ def image_encoder(model: Any, *, name: str) -> Encoder:
 
 
 def load_encoder(path: str) -> Encoder:
-    """A saved model, a workdir, or a .tflite network as a baseline."""
+    """A saved model or a workdir; a .tflite, .onnx or SavedModel network as a baseline."""
+    network: Any = None
     if path.endswith(".tflite"):
-        from eval.tflite import TfliteEncoder
+        from eval.encoders.tflite import TfliteEncoder
 
         network = TfliteEncoder(path)
+    elif path.endswith(".onnx"):
+        from eval.encoders.onnx import OnnxEncoder
+
+        network = OnnxEncoder(path)
+    elif (epath.Path(path) / "saved_model.pb").exists():
+        from eval.encoders.savedmodel import SavedModelEncoder
+
+        network = SavedModelEncoder(path)
+    if network is not None:
         return Encoder(network.encode_image, network.preprocessing, network.description)
     from siglip_jax.loading import load
 
@@ -224,7 +234,7 @@ def embed(encoder: Encoder, *, dataset: epath.PathLike, split: str, output: epat
     """Embeds the pictures of a split and writes them to an embedding store."""
     rows = len(open_split(dataset, split))
     batches = iterate_split(dataset, split=split, preprocessing=encoder.preprocessing, batch_size=EMBED_BATCH)
-    label = f"embedding ({encoder.description.get('name', 'tflite')})"
+    label = f"embedding ({encoder.description['name']})"
     watched = progress(batches, total=rows, label=label, unit="images", step=EMBED_BATCH)
     manifest = {
         "model": encoder.description,
