@@ -9,6 +9,7 @@ import numpy as np
 
 from eval.reduction import Reduction, Spec, fit, ladder_specs
 from eval.statistics import bootstrap_columns, difference_columns
+from input_pipeline.progress import progress
 
 FULL = Spec("", 0, False)
 METHODS = {"": "full width", "truncate": "truncation", "pca": "PCA"}
@@ -55,7 +56,8 @@ def measure_ladder(
     """
     dimension = vectors.shape[1]
     full = rank(vectors) if full is None else full
-    columns = [full, *(rank(reduction(vectors)) for reduction in reductions)]
+    watched = progress(reductions, total=len(reductions), label=f"ladder of {row}", unit="rungs")
+    columns = [full, *(rank(reduction(vectors)) for reduction in watched)]
     values = np.stack(columns, axis=1)
     levels = bootstrap_columns(values, **(options or {}))
     losses: list[Any] = [None]
