@@ -113,7 +113,8 @@ def rank(
         if scann is not None and isinstance(row, VectorRow):
             approximate[name] = rank_catalogue(row, relevance, backend="scann", index_options=scann, **settings)
     clusters = title_groups(titles)  # queries of one title are no independent evidence
-    others = [against, *(name for name in reversed(list(rows)) if name not in (new, against))]
+    others = [name for name in list(rows)[::-1] if name not in (new, against)]
+    others = [against, *sorted(others, key=lambda name: name.startswith(f"{new}, "))]  # its own reductions last
     table = compare_rows(
         {name: result.metrics for name, result in exact.items()},
         pairs=[(new, other) for other in others],
