@@ -158,7 +158,7 @@ def _forest(differences: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _slices(found: dict[str, Any] | None) -> dict[str, Any] | None:
     """The slices that the page shows, the worst, with their places on one axis; without a base those of the level."""
-    if not found or not found["slices"]:
+    if not found:
         return None
     rows = found["slices"][:_SLICES_SHOWN]
     drawn = [row["difference"] or row["new"] for row in rows]

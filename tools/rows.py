@@ -90,6 +90,9 @@ def read_rows(values: flags.FlagValues, *, split: str) -> Rows:
     for flag, names in (("reduce", [name for name, _ in reduced]), ("fit", fitted), ("ladder", values.ladder)):
         if unknown := [name for name in names if name not in stores]:
             raise UserError(f"--{flag}={unknown[0]}: no such store; --store names {', '.join(stores) or 'none'}")
+    used = {name for name, _ in reduced} | set(values.ladder)
+    if idle := [name for name in fitted if name not in used]:
+        raise UserError(f"--fit={idle[0]}=...: nothing to fit; give --reduce={idle[0]}=pca:128 or --ladder={idle[0]}")
 
     rows: dict[str, Row] = {}
     sizes: dict[str, int] = {}
