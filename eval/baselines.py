@@ -1,10 +1,111 @@
-"""Rows every comparison carries, so that a number has a floor to stand on: random vectors and the pixels themselves."""
+"""Rows every comparison carries, so that a number has a floor to stand on: chance, popularity, titles, raw pixels."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from siglip_jax.errors import UserError
 
 _BLOCK = 512  # images converted at once
+_LISTED = 1 << 15  # pairs of titles multiplied at once
+# Words, and in scripts that put no space between them (kana, Han, Thai) every two neighbouring letters.
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_TOKENS = re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]+")
+
+
+class RandomRow:
+    """A blind guess: every pair of query and item has a number of its own, a hash of both and the seed."""
+
+    def __init__(self, items: int, *, name: str = "random", seed: int = 0):
+        if items < 1:
+            raise UserError(f"random row of {items} items: expected at least 1")
+        self.name, self._items, self._seed = name, items, seed
+
+    def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
+        """See `eval.rows.Row`; in (-1, 0]. Equal on every machine, in any block."""
+        columns = np.arange(self._items)[None] if candidates is None else candidates
+        with np.errstate(over="ignore"):
+            key = _mix(np.asarray(queries).astype(np.uint64) + _mix(np.uint64(self._seed) + _GOLDEN))[:, None]
+            hashed = _mix(key ^ (columns.astype(np.uint64) * _GOLDEN))
+        # Towards 0 float32 grows finer, so that the best of millions do not tie.
+        scores = -(hashed.astype(np.float64) * 2.0**-64).astype(np.float32)
+        return scores if candidates is None else np.where(candidates >= 0, scores, np.float32(-np.inf))
+
+
+class PopularityRow:
+    """The same order for every query: items by a count, taps in a log of the training window, say.
+
+    What a shop's front page does, and the bar that a "more like this" list has to clear.
+    """
+
+    def __init__(self, counts: np.ndarray, *, name: str = "popularity"):
+        """counts: real [n], higher is more popular; of an earlier window than the queries', or it knows the answers."""
+        counts = np.asarray(counts)
+        if counts.ndim != 1 or counts.dtype.kind not in "iuf" or np.isnan(counts).any():
+            raise UserError(f"popularity: {counts.dtype} {list(counts.shape)}; expected a number for each item")
+        self.name = name
+        # Ranks, since float32 would make large counts equal.
+        self._score = np.unique(counts, return_inverse=True)[1].reshape(-1).astype(np.float32)
+
+    @classmethod
+    def of_column(cls, values: Sequence[str], *, column: str, ids: Sequence[str]) -> "PopularityRow":
+        """From a catalogue's attribute. UserError names the item whose value is no number."""
+        counts = np.empty(len(values))
+        for row, value in enumerate(values):
+            try:
+                counts[row] = float(value)
+            except (TypeError, ValueError):
+                counts[row] = np.nan
+            if not np.isfinite(counts[row]):
+                raise UserError(f"popularity: {column} of item {ids[row]!r} is {value!r}; expected a number")
+        return cls(counts)
+
+    def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
+        """See `eval.rows.Row`; how many distinct counts are lower."""
+        if candidates is None:
+            return np.tile(self._score, (len(queries), 1))
+        return np.where(candidates >= 0, self._score[candidates], np.float32(-np.inf))
+
+
+class TitleRow:
+    """Cosine of titles by TF-IDF: what can be had without looking at a picture.
+
+    Where relevance comes from attributes that titles name, this is a hint of the ceiling and no rival. Words are case
+    folded and counted; weight = count * (ln((1 + n) / (1 + df)) + 1), then unit norm (Salton and Buckley 1988, with
+    scikit-learn's smoothing). df is over the titles given. A title without words scores 0 with everything.
+    """
+
+    def __init__(self, titles: Sequence[str], *, name: str = "title TF-IDF"):
+        if not titles:
+            raise UserError("title row: no titles; expected one for each item")
+        self.name = name
+        vocabulary: dict[str, int] = {}
+        counted = [[vocabulary.setdefault(token, len(vocabulary)) for token in _tokens(title)] for title in titles]
+        ends = np.cumsum([0, *map(len, counted)])
+        columns = np.fromiter((token for tokens in counted for token in tokens), np.int32, ends[-1])
+        shape = (len(titles), max(1, len(vocabulary)))
+        weights = scipy.sparse.csr_array((np.ones(len(columns)), columns, ends), shape=shape)
+        weights.sum_duplicates()
+        df = np.bincount(weights.indices, minlength=shape[1])
+        weights.data *= (np.log((1 + shape[0]) / (1 + df)) + 1)[weights.indices]
+        norm = np.sqrt(weights.power(2).sum(axis=1))
+        weights.data /= np.repeat(norm, np.diff(weights.indptr))
+        self._weights = weights
+
+    def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
+        """See `eval.rows.Row`; 0 to 1, added up in float64."""
+        asked = self._weights[queries]
+        if candidates is None:
+            return (asked @ self._weights.T).toarray().astype(np.float32)
+        out = np.full(candidates.shape, -np.inf, np.float32)
+        query, place = np.nonzero(candidates >= 0)
+        for lo in range(0, len(query), _LISTED):
+            q, p = query[lo : lo + _LISTED], place[lo : lo + _LISTED]
+            out[q, p] = asked[q].multiply(self._weights[candidates[q, p]]).sum(axis=1)
+        return out
 
 
 def random_embeddings(n: int, d: int, *, seed: int) -> np.ndarray:
@@ -54,3 +155,21 @@ def raw_pixels(images: np.ndarray) -> np.ndarray:
             )
         block /= norm
     return out
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: Any) -> Any:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014) of a uint64 or an array: each bit depends on all."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _tokens(title: str) -> Iterator[str]:
+    for run in _TOKENS.findall(title.casefold()):
+        if len(run) > 1 and re.match(f"[{_UNSPACED}]", run):
+            yield from (run[i : i + 2] for i in range(len(run) - 1))
+        else:
+            yield run

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from eval.metrics import has_ties, max_cutoff, mean_metrics, rank_metrics, report_name, select_top
-from eval.search import BACKENDS, Neighbours, Scorer, build_index, recall_of, without_self
+from eval.rows import Row, VectorRow
+from eval.search import BACKENDS, Neighbours, build_index, recall_of, without_self
 from eval.statistics import Interval, bootstrap_columns, difference_columns
 from siglip_jax.errors import UserError
 
@@ -51,7 +52,7 @@ class CatalogueRanking:
 
 
 def rank_catalogue(
-    vectors: np.ndarray,
+    ranker: np.ndarray | Row,
     relevance: Relevance,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
@@ -72,7 +73,7 @@ def rank_catalogue(
     relevant items. MRR then looks no further than the first 100 neighbours.
 
     Args:
-        vectors: real [n, dimension], any norm but 0, n >= 2.
+        ranker: a row of the comparison over n >= 2 items, or its vectors, real [n, dimension], any norm but 0.
         relevance: of the same n items in the same order.
         metrics, gain, ties, relevant_from: as for `eval.metrics.rank_metrics`; the names in the result are
             `report_name`'s (nDCG_exp@5 under the exponential gain).
@@ -85,12 +86,12 @@ def rank_catalogue(
         UserError: sizes that differ, a NaN, infinite or zero vector, no metric, unknown options, ScaNN wanted and not
             installed.
     """
-    vectors = np.asarray(vectors)
-    n = len(vectors)
-    if vectors.ndim != 2 or n < 2 or len(relevance) != n:
-        raise UserError(
-            f"vectors {list(vectors.shape)} for {len(relevance)} items: expected [{len(relevance)}, d], 2 or more"
-        )
+    n = len(relevance)
+    if n < 2:
+        raise UserError(f"{n} items: ranking them for each other needs 2 or more")
+    if isinstance(ranker, np.ndarray) and (ranker.ndim != 2 or len(ranker) != n):
+        raise UserError(f"vectors {list(ranker.shape)} for {n} items: expected [{n}, d]")
+    row: Row = VectorRow("", ranker) if isinstance(ranker, np.ndarray) else ranker
     if not metrics:
         raise UserError('no metric to rank by: expected at least one, such as "nDCG@5"')
     if backend not in BACKENDS:
@@ -104,10 +105,12 @@ def rank_catalogue(
         raise UserError(f"index option {next(iter(index_options))!r}: the exact backend takes none")
 
     deepest = min(max(1, max_cutoff(metrics)), n - 1)
-    scorer = Scorer(vectors)
-    index = None
+    index = scorer = None
     if backend != "exact":
-        index = build_index(scorer.vectors(), [str(row) for row in range(n)], backend=backend, **(index_options or {}))
+        if not isinstance(row, VectorRow):
+            raise UserError(f"row {row.name!r} has no vectors to index: rank it with the exact backend")
+        scorer = row.scorer
+        index = build_index(row.vectors(), [str(row) for row in range(n)], backend=backend, **(index_options or {}))
     depth = min(n - 1, max(deepest, show_depth, _MRR_DEPTH if "MRR" in metrics else 0))
 
     per_query = {name: np.empty(n) for name in metrics}
@@ -116,13 +119,14 @@ def rank_catalogue(
     for lo in range(0, n, chunk):
         rows = np.arange(lo, min(lo + chunk, n))
         own = (np.arange(len(rows)), rows)
-        queries = scorer.rows(rows)
-        scores = scorer.scores(queries)
+        scores = row.scores(rows)
+        if scores.shape != (len(rows), n):
+            raise UserError(f"row {row.name!r} scores {scores.shape[1]} items: expected the {n} of the relevance")
         scores[own] = -np.inf
         labels = np.array(relevance.labels(slice(lo, lo + len(rows))))
         labels[own] = 0
-        if index is not None:
-            found = without_self(index.search(queries, k=depth + 1), rows)
+        if index is not None and scorer is not None:
+            found = without_self(index.search(scorer.rows(rows), k=depth + 1), rows)
             recall[rows] = recall_of(found, scorer, rows, k=deepest, scores=scores)
             scores = _only_found(found, n)
         for name, values in rank_metrics(
