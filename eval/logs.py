@@ -106,6 +106,12 @@ class Log:
         found = self.sql.sql(query, params=list(parameters)).to_arrow_table()
         return [column.to_numpy() for column in found.columns]
 
+    def one(self, query: str, parameters: Any = None) -> tuple[Any, ...]:
+        """The only row of a query."""
+        found = self.sql.execute(query, parameters).fetchone()
+        assert found is not None, query
+        return found
+
     def user_names(self) -> np.ndarray:
         """The user_id of each user code: objects [users]."""
         return self.arrays("select id from users order by code")[0]
@@ -353,11 +359,11 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
     cases = " ".join(f"when {tests[kind]} then '{kind}'" for kind in PROBLEMS)
     sql.execute(f"create table checked as select *, case {cases} end as problem from raw")
     sql.execute("drop table raw")
-    rows = sql.execute("select count(*) from checked").fetchone()[0]
+    (rows,) = log.one("select count(*) from checked")
     skipped = dict(sql.execute("select problem, count(*) from checked where problem is not null group by 1").fetchall())
     sql.execute("create table distinct_rows as select distinct * from checked where problem is null")
     good = rows - sum(skipped.values())
-    kept = sql.execute("select count(*) from distinct_rows").fetchone()[0]
+    (kept,) = log.one("select count(*) from distinct_rows")
     if good > kept:
         skipped["duplicate row"] = good - kept
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
@@ -389,12 +395,12 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
     )
     sql.unregister("worth")
     sql.execute("drop table distinct_rows")
-    first, last = sql.execute("select min(time), max(time) from events").fetchone()
-    users, seen, unknown, unknown_rows = sql.execute(
+    first, last = log.one("select min(time), max(time) from events")
+    users, seen, unknown, unknown_rows = log.one(
         "select count(distinct user), count(distinct item), count(distinct item) filter (item >= $n), "
         "count(*) filter (item >= $n) from events",
         {"n": len(items)},
-    ).fetchone()
+    )
     log.counts |= {
         "rows": rows,
         "events": kept,

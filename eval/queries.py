@@ -181,7 +181,7 @@ def read_queries(
         f"min(position) as position, events.item = placed.item as own from events join placed using (query) "
         f"where problem is null{after} group by query, {list_id}, events.item, own{worth}"
     )
-    own = sql.execute("select count(*), count(*) filter (gain > 0) from entries where own").fetchone()
+    own = log.one("select count(*), count(*) filter (gain > 0) from entries where own")
     sql.execute(
         "create or replace temp table units as select row_number() over (order by start, query, list) - 1 as unit, * "
         "from (select distinct query, list from entries) join placed using (query)"
