@@ -17,7 +17,7 @@ import numpy as np
 
 from eval.exposure import Exposure, Propensity
 from eval.live import Live
-from eval.metrics import has_ties, max_cutoff, rank_metrics, report_name, select_top
+from eval.metrics import has_ties, has_uncut, max_cutoff, rank_metrics, report_name, select_top
 from eval.neighbours import check_found, only_found, recall_of_allowed, search_allowed
 from eval.profiles import History
 from eval.queries import Queries
@@ -31,7 +31,7 @@ LEAVE_ONE_OUT = "leave-one-out, user profiles against the catalogue"
 TIME_SPLIT = "time split, user profiles against the catalogue"
 LOGGED_ORDER = "logged order"
 _BLOCK = 1 << 21  # candidates scored at once
-_MRR_DEPTH = 100  # how far an approximate index is asked where a metric has no cutoff
+_UNCUT_DEPTH = 100  # how far an approximate index is asked where a metric has no cutoff
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +192,7 @@ def rank_live_indexed(
     if index is None:
         index = build_index(row.vectors(), [str(i) for i in range(n)], backend="scann", **options)
     deepest = min(n, max(1, max_cutoff(measures.metrics)))
-    depth = min(n, max(deepest, _MRR_DEPTH if any("@" not in name for name in measures.metrics) else 0))
+    depth = min(n, max(deepest, _UNCUT_DEPTH if has_uncut(measures.metrics) else 0))
     collected, recall = _Collected(len(queries), measures), np.empty(len(queries))
     step = max(1, _BLOCK // max(1, n))
     for lo in range(0, len(queries), step):

@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from eval.metrics import has_ties, max_cutoff, mean_metrics, rank_metrics, report_name, select_top
+from eval.metrics import has_ties, has_uncut, max_cutoff, mean_metrics, rank_metrics, report_name, select_top
 from eval.rows import Row, VectorRow
 from eval.search import BACKENDS, Neighbours, build_index, recall_of, without_self
 from eval.statistics import Interval, bootstrap_columns, difference_columns
 from siglip_jax.errors import UserError
 
 DEFAULT_METRICS = ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10")
-_MRR_DEPTH = 100
+_UNCUT_DEPTH = 100
 
 
 class Relevance(Protocol):
@@ -70,7 +70,7 @@ def rank_catalogue(
 
     Items with byte-equal vectors (relisted pictures) score exactly equal, so the tie rule applies to them. With an
     approximate backend what the index does not return counts as not retrieved: ideal DCG and recall still know all
-    relevant items. MRR then looks no further than the first 100 neighbours.
+    relevant items. MRR, MAP and whatever else has no @k then look no further than the first 100 neighbours.
 
     Args:
         ranker: a row of the comparison over n >= 2 items, or its vectors, real [n, dimension], any norm but 0.
@@ -111,7 +111,7 @@ def rank_catalogue(
             raise UserError(f"row {row.name!r} has no vectors to index: rank it with the exact backend")
         scorer = row.scorer
         index = build_index(row.vectors(), [str(row) for row in range(n)], backend=backend, **(index_options or {}))
-    depth = min(n - 1, max(deepest, show_depth, _MRR_DEPTH if "MRR" in metrics else 0))
+    depth = min(n - 1, max(deepest, show_depth, _UNCUT_DEPTH if has_uncut(metrics) else 0))
 
     per_query = {name: np.empty(n) for name in metrics}
     tied, recall = np.empty(n, bool), np.empty(n)
