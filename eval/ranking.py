@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from eval.metrics import has_ties, has_uncut, max_cutoff, mean_metrics, rank_metrics, report_name, select_top
+from eval.neighbours import check_found, only_found
 from eval.rows import Row, VectorRow
-from eval.search import BACKENDS, Neighbours, build_index, recall_of, without_self
+from eval.search import BACKENDS, build_index, recall_of, without_self
 from eval.statistics import Interval, bootstrap_columns, difference_columns
 from siglip_jax.errors import UserError
 
@@ -127,8 +128,9 @@ def rank_catalogue(
         labels[own] = 0
         if index is not None and scorer is not None:
             found = without_self(index.search(scorer.rows(rows), k=depth + 1), rows)
+            check_found(found.rows, found.scores, scores)
             recall[rows] = recall_of(found, scorer, rows, k=deepest, scores=scores)
-            scores = _only_found(found, n)
+            scores = only_found(found.rows, found.scores, n)
         for name, values in rank_metrics(
             scores, labels, metrics=metrics, ties=ties, gain=gain, relevant_from=relevant_from
         ).items():
@@ -239,14 +241,6 @@ class _Keeper:
 
     def shown(self) -> Shown:
         return Shown(self._show, self._rows, self._scores, self._labels)
-
-
-def _only_found(found: Neighbours, n: int) -> np.ndarray:
-    """Dense scores [query, n] of what an index returned, -inf for everything else."""
-    out = np.full((len(found.rows), n), -np.inf, np.float32)
-    query, place = np.nonzero(found.rows >= 0)
-    out[query, found.rows[query, place]] = found.scores[query, place]
-    return out
 
 
 def _plain(interval: Interval) -> dict[str, Any]:

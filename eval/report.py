@@ -13,6 +13,7 @@ The report is a dict:
   loss_curve: [{"step": int, "loss": float}, ...]
   grid: [{"query": id, "title", "systems": [{"name", "results": [{"id", "title", "gain"}, ...]}, ...]}, ...]
   provenance: {name: str, number, list or dict}
+  notes: sentences to print below the counts, none when absent
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def format_table(report: dict[str, Any]) -> str:
     counts = (
         f"{data['queries']} queries, {data['items']} items, {data['left_out']} queries without a relevant item left out"
     )
-    prose = [*headlines(data), "", f"{data['protocol']}; {data['gain']} gain", counts, ""]
+    prose = [*headlines(data), "", f"{data['protocol']}; {data['gain']} gain", counts, *data.get("notes", []), ""]
     wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
     return "\n".join([*wrapped, *_align(table), "", *_align(differences)]).rstrip()
 

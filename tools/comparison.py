@@ -14,6 +14,7 @@ from etils import epath
 from eval import baselines
 from eval.embeddings import EmbeddingStore
 from eval.metrics import max_cutoff
+from eval.neighbours import LEAST_RECALL
 from eval.ranking import CatalogueRanking, compare_rows, rank_catalogue
 from eval.relevance import AttributeRelevance
 from input_pipeline.dataset import attributes, dataset_fingerprint, open_split
@@ -23,6 +24,7 @@ from input_pipeline.split import title_groups
 from siglip_jax import __version__
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
+from tools import log_notes
 
 PROTOCOL = "full-catalogue retrieval, attribute agreement"
 BATCH = 256
@@ -75,6 +77,7 @@ def rank(
     title: str,
     new: str,
     scann: Mapping[str, Any] | None = None,
+    allow_low_recall: bool = False,
     loss_curve: Sequence[Mapping[str, float]] = (),
     provenance: Mapping[str, Any] | None = None,
     grid: int = 8,
@@ -87,6 +90,7 @@ def rank(
       config: `config.evaluation` decides split, relevance, gain and metrics.
       new: the row whose differences to all others are reported.
       scann: options of the ScaNN column, or None to leave it out.
+      allow_low_recall: show a row's ScaNN figures though its recall is under `eval.neighbours.LEAST_RECALL`.
       grid: how many queries to show with pictures.
     """
     options = config.evaluation
@@ -114,11 +118,13 @@ def rank(
         tied={name: result.tied for name, result in exact.items()},
         seed=seed,
     )
-    scann_rows = {}
-    if approximate:
-        scanned = compare_rows({n: r.metrics for n, r in approximate.items()}, clusters=clusters, seed=seed)
-        scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
     recall = {name: float(np.mean(r.index_recall)) for name, r in approximate.items() if r.index_recall is not None}
+    refused = [name for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall]
+    columns = {name: result.metrics for name, result in approximate.items() if name not in refused}
+    scann_rows = {}
+    if columns:
+        scanned = compare_rows(columns, clusters=clusters, seed=seed)
+        scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
     primary = table["metrics"][0]
     depth = max(1, max_cutoff(options.metrics))
     left_out = table["rows"][0]["metrics"][primary]["left_out"]
@@ -139,19 +145,21 @@ def rank(
                 "exact": row["metrics"],
                 "scann": scann_rows.get(row["name"]),
                 "scann_recall": {f"recall@{depth}": recall[row["name"]]} if row["name"] in recall else None,
+                "scann_refused": row["name"] in refused,
                 "tie_rate": row["tie_rate"],
             }
             for row in table["rows"]
         ],
         "differences": table["differences"],
         "loss_curve": [{"step": line["step"], "loss": line["loss"]} for line in loss_curve if "loss" in line],
+        "notes": log_notes.of_refused({name: recall[name] for name in refused}, k=depth),
         "grid": _grid(exact, show=show, ids=ids, titles=titles, primary=primary, size=grid),
         "provenance": {
             "dataset": dataset_fingerprint(dataset),
             "split": options.split,
             "bootstrap": {"samples": table["samples"], "clusters": "title", "confidence": table["confidence"]},
             "ScaNN": dict(scann) if scann is not None else "not run",
-            "versions": _versions(),
+            "versions": versions(),
             **(provenance or {}),
         },
     }
@@ -192,7 +200,8 @@ def pictures_by_id(dataset: epath.PathLike, split: str) -> Callable[[str], bytes
     return lambda item: rows[places[item]]["image"]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
     found = {"siglip-jax": __version__, "python": platform.python_version()}
     for package in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scann"):
         try:
