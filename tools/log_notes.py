@@ -59,7 +59,8 @@ def of_queries(
     found = relevant[relevant > 0]
     notes = [
         (
-            f"{len(queries):,} queries of {len(np.unique(queries.users)):,} users. {what}: median {length['median']:g}, "
+            f"{len(queries):,} queries of {len(np.unique(queries.users)):,} users. {what}: "
+            f"median {length['median']:g}, "
             f"mean {length['mean']:.1f}, {length['least']:g} to {length['most']:g}. Relevant a query: mean "
             f"{float(found.mean()) if len(found) else 0:.2f} of those that have any."
         )
@@ -119,8 +120,8 @@ def of_absent(rows: Sequence[str]) -> list[str]:
         return []
     return [
         (
-            f"No row {' or '.join(rows)}: no event of some worth before the evaluation window; give --from, so that the "
-            "log before it can be counted."
+            f"No row {' or '.join(rows)}: no event of some worth before the evaluation window; give --from, so that "
+            "the log before it can be counted."
         )
     ]
 

@@ -40,8 +40,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "baseline",
         None,
-        "Rows that need no store: random, raw pixels; with --logs also title TF-IDF, popularity, item-to-item. All that "
-        "can be had when absent.",
+        "Rows that need no store: random, raw pixels; with --logs also title TF-IDF, popularity, item-to-item. All "
+        "that can be had when absent.",
         flag_values=values,
     )
     options.define_scann(values)
@@ -74,8 +74,8 @@ def main(values: flags.FlagValues) -> None:
     if (values.protocol == ATTRIBUTES) == bool(values.logs):
         given = "--logs" if values.logs else f"--protocol={values.protocol}"
         raise UserError(
-            f"{given} alone: {ATTRIBUTES} takes no log, and {', '.join(LOG_PROTOCOLS)} take --logs; give both --logs and "
-            "--protocol, or neither"
+            f"{given} alone: {ATTRIBUTES} takes no log, and {', '.join(LOG_PROTOCOLS)} take --logs; give both --logs "
+            "and --protocol, or neither"
         )
     if values.logs:
         _rank_logs(values)
@@ -141,7 +141,7 @@ def _rank_logs(values: flags.FlagValues) -> None:
     bounds = {"since": "from", "until": "until", "train_since": "train_from", "train_until": "train_until"}
     window = Window(
         **{
-            ours: parse_time(values[flag].value, flag=f"--{flag}")
+            ours: parse_time(str(values[flag].value), flag=f"--{flag}")
             for ours, flag in bounds.items()
             if values[flag].value
         }

@@ -7,8 +7,6 @@ The config's relevance rules tell what simulated users like. Every id says "simu
 
 from __future__ import annotations
 
-import dataclasses
-
 from absl import flags
 
 from siglip_jax.errors import UserError
@@ -37,8 +35,15 @@ def main(values: flags.FlagValues) -> None:
 
     if not values.output.endswith(".parquet"):
         raise UserError(f"--output={values.output}: expected a file name ending in .parquet")
-    chosen = {name: values[name].value for name in ("queries", "users", "length", "days", "heavy", "seed")}
+    sessions = Sessions(
+        queries=values.queries,
+        users=values.users,
+        length=values.length,
+        days=values.days,
+        heavy=values.heavy,
+        seed=values.seed,
+    )
     ids, _, _ = attributes(values.dataset, values.config.evaluation.split)
-    table = simulate_log(relevance_of(values.config, values.dataset), ids, dataclasses.replace(Sessions(), **chosen))
+    table = simulate_log(relevance_of(values.config, values.dataset), ids, sessions)
     write_simulated_log(values.output, table)
     print(f"{table.num_rows} simulated events of {values.queries} simulated queries in {values.output}")
