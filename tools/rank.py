@@ -209,7 +209,7 @@ def _rank_logs(values: flags.FlagValues) -> None:
 def _stores(values: flags.FlagValues, baselines: list[str]) -> dict[str, str]:
     folders = options.named_paths(values.store, flag="store")
     if taken := folders.keys() & {*baselines, "logged order"}:
-        raise UserError(f"--store={taken.pop()}=...: another row has this name; choose another")
+        raise UserError(f"--store={taken.pop()}=...: a baseline or another row has this name; choose another")
     return folders
 
 

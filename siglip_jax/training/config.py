@@ -106,7 +106,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.evaluation.gain = "exponential"
     config.evaluation.metrics = ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10")
     # Of interaction logs (docs/ranking.md). Every action of the log has a gain; being shown ("impression") is worth 0.
-    config.evaluation.actions = ml_collections.ConfigDict(dict(tap=1, like=2, purchase=3))
+    config.evaluation.actions = ml_collections.ConfigDict(dict(tap=1.0, like=2.0, purchase=3.0))
     config.evaluation.log_columns = ml_collections.ConfigDict()  # {our column: the log's}, where its name is another
     config.evaluation.like_from = 0.0  # where the log has ratings: "like" from this one on, "rated" below; 0 for none
     config.evaluation.first_position = 0  # of the first item in a list
