@@ -15,6 +15,7 @@ The report is a dict; an estimate is {"mean", "low", "high"}, intervals are of 9
 What follows may be absent:
   conclusion: str, the page's first sentence, in the place of the one made of the first difference
   warnings: [str], what a reader must know before the numbers (leaks, heavy users, an index of low recall)
+  notes: [str], sentences below the counts: what was left out, and why
   resampled: what the bootstrap draws, "queries" when absent
   new, against: names of the two rows in the headline
   users: int;  list_length: int, or {"min", "median", "mean", "max"}

@@ -64,7 +64,8 @@ def format_table(report: dict[str, Any]) -> str:
     )
     said = [data["conclusion"]] if data.get("conclusion") else []
     said += headlines(data) if pairs <= _ALL_METRICS else headlines(data)[:1]
-    prose = [*said, *data.get("warnings", []), "", f"{data['protocol']}; {data['gain']} gain", counts, ""]
+    prose = [*said, *data.get("warnings", []), "", f"{data['protocol']}; {data['gain']} gain", counts]
+    prose += [*data.get("notes", []), ""]
     wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
     tables = [_align(table), _align(differences), _ladder_lines(data), _slice_lines(data)]
     return "\n".join([*wrapped, *(line for lines in tables if lines for line in [*lines, ""])]).rstrip()

@@ -16,6 +16,7 @@ from eval.embeddings import EmbeddingStore
 from eval.examples import Items, catalogue_examples, largest_changes
 from eval.ladder import measure_ladder
 from eval.metrics import max_cutoff
+from eval.neighbours import LEAST_RECALL
 from eval.ranking import CatalogueRanking, compare_rows, rank_catalogue
 from eval.reduction import Reduction
 from eval.relevance import AttributeRelevance
@@ -28,6 +29,7 @@ from input_pipeline.split import title_groups
 from siglip_jax import __version__
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
+from tools import log_notes
 
 PROTOCOL = "full-catalogue retrieval, attribute agreement"
 BATCH = 256
@@ -78,6 +80,7 @@ def rank(
     slicings: Sequence[Slicing] = (),
     ladders: Mapping[str, tuple[np.ndarray, Sequence[Reduction]]] | None = None,
     bytes_per_item: Mapping[str, int] | None = None,
+    allow_low_recall: bool = False,
     loss_curve: Sequence[Mapping[str, float]] = (),
     provenance: Mapping[str, Any] | None = None,
     grid: int = 8,
@@ -95,6 +98,7 @@ def rank(
       slicings: of the items as queries.
       ladders: {row name: (its vectors, reductions to measure)}.
       bytes_per_item: of the rows that store vectors.
+      allow_low_recall: show a row's ScaNN figures though its recall is under `eval.neighbours.LEAST_RECALL`.
       grid: how many queries, drawn by `seed`, to show with pictures.
       changes: how many of the largest gains, and of the largest losses, to show.
     """
@@ -122,11 +126,13 @@ def rank(
         tied={name: result.tied for name, result in exact.items()},
         seed=seed,
     )
-    scann_rows = {}
-    if approximate:
-        scanned = compare_rows({n: r.metrics for n, r in approximate.items()}, clusters=clusters, seed=seed)
-        scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
     recall = {name: float(np.mean(r.index_recall)) for name, r in approximate.items() if r.index_recall is not None}
+    refused = [name for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall]
+    columns = {name: result.metrics for name, result in approximate.items() if name not in refused}
+    scann_rows = {}
+    if columns:
+        scanned = compare_rows(columns, clusters=clusters, seed=seed)
+        scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
     primary = table["metrics"][0]
     depth = max(1, max_cutoff(options.metrics))
     left_out = table["rows"][0]["metrics"][primary]["left_out"]
@@ -182,6 +188,7 @@ def rank(
                 "exact": row["metrics"],
                 "scann": scann_rows.get(row["name"]),
                 "scann_recall": {f"recall@{depth}": recall[row["name"]]} if row["name"] in recall else None,
+                "scann_refused": row["name"] in refused,
                 "tie_rate": row["tie_rate"],
                 "bytes_per_item": (bytes_per_item or {}).get(row["name"]),
             }
@@ -193,13 +200,14 @@ def rank(
         "loss_curve": [{"step": line["step"], "loss": line["loss"]} for line in loss_curve if "loss" in line],
         "gains": gains,
         "losses": losses,
+        "notes": log_notes.of_refused({name: recall[name] for name in refused}, k=depth),
         "grid": catalogue_examples(asked, rows, relevance, items),
         "provenance": {
             "dataset": dataset_fingerprint(dataset),
             "split": options.split,
             "bootstrap": {"samples": table["samples"], "clusters": "title", "confidence": table["confidence"]},
             "ScaNN": dict(scann) if scann is not None else "not run",
-            "versions": _versions(),
+            "versions": versions(),
             **(provenance or {}),
         },
     }
@@ -213,7 +221,8 @@ def pictures_by_id(dataset: epath.PathLike, split: str) -> Callable[[str], bytes
     return lambda item: rows[places[item]]["image"]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
     found = {"siglip-jax": __version__, "python": platform.python_version()}
     for package in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scann"):
         try:
