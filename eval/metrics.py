@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from eval.formulas import Rules, block_metrics
-from eval.metric_names import KNOWN_METRICS, has_uncut, max_cutoff, parse_metric, report_name, trec_name
-from eval.topk import Top, select_top
+from eval.metric_names import parse_metric
 from siglip_jax.errors import UserError
 
 __all__ = [
@@ -23,7 +22,7 @@ __all__ = [
 
 DEFAULT_METRICS = ("nDCG@5", "MRR", "precision@1", "hit@5", "recall@5")
 TIES = ("expected", "docid", "stable")
-_BLOCK = 1 << 18  # elements of [query, candidate] worked on at once, by each thread: stays in its cache
+_BLOCK = 1 << 17  # elements of [query, candidate] worked on at once, by each thread: stays in its cache
 _MAX_THREADS = 8
 
 
@@ -107,10 +106,11 @@ def rank_metrics(
         s, rel = _clean(scores[rows], labels[rows], None if mask is None else mask[rows], rows.start, max_grade)
         if order is not None:
             s, rel = order(rows, s, rel)
-        lacking[rows] = rel.max(axis=1) < relevant_from
-        lost[rows] = ~(s > -np.inf).any(axis=1)
-        for name, values in block_metrics(s, rel, parsed, rules, block=_BLOCK).items():
-            out[name][rows] = values
+        values, relevant = block_metrics(s, rel, parsed, rules, block=_BLOCK)
+        for name in parsed:
+            out[name][rows] = values[name]
+        lacking[rows] = relevant == 0
+        lost[rows] = np.isneginf(s).all(axis=1)
 
     if candidates:
         step = max(1, _BLOCK // candidates)

@@ -114,7 +114,19 @@ def test_expected_ties_of_large_groups_equal_the_mean_over_random_orders():
     rng = np.random.default_rng(5)
     scores = np.repeat(rng.integers(0, 4, (1, 300)).astype(np.float32), 1, axis=0)
     labels = rng.choice(3, scores.shape, p=[0.9, 0.07, 0.03])
-    names = ("nDCG@5", "hit@5", "recall@5", "precision@3", "MRR", "MRR@9", "MAP", "MAP@70", "ERR@90", "RBP(0.9)", "Rprec")
+    names = (
+        "nDCG@5",
+        "hit@5",
+        "recall@5",
+        "precision@3",
+        "MRR",
+        "MRR@9",
+        "MAP",
+        "MAP@70",
+        "ERR@90",
+        "RBP(0.9)",
+        "Rprec",
+    )
     expected = rank_metrics(scores, labels, metrics=names, max_grade=2)
     orders = np.array([rng.permutation(300) for _ in range(20_000)])
     drawn = rank_metrics(scores[0][orders], labels[0][orders], metrics=names, ties="stable", max_grade=2)
