@@ -12,12 +12,23 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from eval.formulas import Rules, block_metrics
-from eval.metric_names import parse_metric
+from eval.metric_names import KNOWN_METRICS, has_uncut, max_cutoff, parse_metric, report_name, trec_name
+from eval.topk import select_top
 from siglip_jax.errors import UserError
 
 __all__ = [
-    *("DEFAULT_METRICS", "KNOWN_METRICS", "QueryMetrics", "Top", "docid_ranks", "has_ties", "has_uncut", "max_cutoff"),
-    *("mean_metrics", "rank_metrics", "report_name", "select_top", "trec_name"),
+    "DEFAULT_METRICS",
+    "KNOWN_METRICS",
+    "QueryMetrics",
+    "docid_ranks",
+    "has_ties",
+    "has_uncut",
+    "max_cutoff",
+    "mean_metrics",
+    "rank_metrics",
+    "report_name",
+    "select_top",
+    "trec_name",
 ]
 
 DEFAULT_METRICS = ("nDCG@5", "MRR", "precision@1", "hit@5", "recall@5")
