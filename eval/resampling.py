@@ -8,17 +8,16 @@ streams"). How many are drawn then varies by 1 / sqrt(clusters) of itself, which
 Every piece of clusters has a generator of its own: results depend on the seed, not on the number of threads.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+from eval.threads import in_threads
 
 MANY = 1 << 14
 _BLOCK = 1 << 16  # weights made at once, by each thread: stay in its cache
 _PIECE = 1 << 12  # clusters of one generator
 _PRODUCT = 500_000  # multiply-adds of a matrix product that BLAS leaves on the calling thread
-_MAX_THREADS = 8
 # P(Poisson(1) <= k) for k = 0, 1, ... in 65,536ths: a weight is the number of these that 16 random bits reach.
 _POISSON = np.array([24109, 48219, 60273, 64292, 65296, 65497, 65531, 65535], np.uint16)
 
@@ -74,11 +73,8 @@ def _in_pieces(
         return np.concatenate([_product(weights(generator, size, len(rows)), rows) for size in blocks])
 
     out = np.zeros((samples, sums.shape[1]))
-    pieces = range(-(-len(sums) // _PIECE))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(cores, _MAX_THREADS)) as pool:
-        for found in pool.map(piece, pieces):
-            out += found
+    for found in in_threads(piece, range(-(-len(sums) // _PIECE))):
+        out += found
     return out
 
 

@@ -49,12 +49,12 @@ def main(values: flags.FlagValues) -> None:
     labels = random.choice(np.arange(4, dtype=np.uint8), shape, p=[0.85, 0.08, 0.05, 0.02])
     labels[:, 0] = 3  # every query has something relevant
     docids = [f"d{i}" for i in range(values.candidates)]
-    options = {"docids": docid_ranks(docids)} if values.ties == "docid" else {}
+    ranks = docid_ranks(docids) if values.ties == "docid" else None
     print(f"{measuring.machine()}; {values.queries:,} queries x {values.candidates}, {', '.join(values.metrics)}")
     tied = float(has_ties(scores, k=values.candidates).mean())
     print(f"{100 * tied:.1f} % of the queries have ties; rule {values.ties}; arrays {_peak_mib():.0f} MiB resident")
 
-    ours, seconds = _timed(lambda: rank_metrics(scores, labels, metrics=values.metrics, ties=values.ties, **options))
+    ours, seconds = _timed(lambda: rank_metrics(scores, labels, metrics=values.metrics, ties=values.ties, docids=ranks))
     peak = f"{_peak_mib():.0f}"
     rows = [["rank_metrics", f"{seconds:.2f}", "1.0", f"{values.queries / seconds:,.0f}", peak]]
     peers: dict[str, Callable[..., tuple[dict[str, Any], float, float]]] = {
@@ -110,7 +110,7 @@ def _pytrec_eval(scores: Any, labels: Any, docids: list[str], metrics: list[str]
 
     from eval.metrics import trec_name
 
-    names = {metric: trec_name(metric) for metric in metrics}
+    names = {metric: trec_name(metric) or "" for metric in metrics}
 
     def build():
         qrels, run = _dicts(scores, labels, docids)
