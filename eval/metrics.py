@@ -5,26 +5,34 @@ argument here and its default is the expectation over a random order of the equa
 of `eval.metric_names`; docs/metrics.md defines each.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from eval.formulas import Rules, block_metrics
 from eval.metric_names import KNOWN_METRICS, has_uncut, max_cutoff, parse_metric, report_name, trec_name
-from eval.topk import Top, select_top
+from eval.threads import in_threads
+from eval.topk import select_top
 from siglip_jax.errors import UserError
 
 __all__ = [
-    *("DEFAULT_METRICS", "KNOWN_METRICS", "QueryMetrics", "Top", "docid_ranks", "has_ties", "has_uncut", "max_cutoff"),
-    *("mean_metrics", "rank_metrics", "report_name", "select_top", "trec_name"),
+    "DEFAULT_METRICS",
+    "KNOWN_METRICS",
+    "QueryMetrics",
+    "docid_ranks",
+    "has_ties",
+    "has_uncut",
+    "max_cutoff",
+    "mean_metrics",
+    "rank_metrics",
+    "report_name",
+    "select_top",
+    "trec_name",
 ]
 
 DEFAULT_METRICS = ("nDCG@5", "MRR", "precision@1", "hit@5", "recall@5")
 TIES = ("expected", "docid", "stable")
-_BLOCK = 1 << 18  # elements of [query, candidate] worked on at once, by each thread: stays in its cache
-_MAX_THREADS = 8
+_BLOCK = 1 << 17  # elements of [query, candidate] worked on at once, by each thread: stays in its cache
 
 
 class QueryMetrics(dict[str, np.ndarray]):
@@ -107,14 +115,16 @@ def rank_metrics(
         s, rel = _clean(scores[rows], labels[rows], None if mask is None else mask[rows], rows.start, max_grade)
         if order is not None:
             s, rel = order(rows, s, rel)
-        lacking[rows] = rel.max(axis=1) < relevant_from
-        lost[rows] = ~(s > -np.inf).any(axis=1)
-        for name, values in block_metrics(s, rel, parsed, rules, block=_BLOCK).items():
-            out[name][rows] = values
+        values, relevant = block_metrics(s, rel, parsed, rules, block=_BLOCK)
+        for name in parsed:
+            out[name][rows] = values[name]
+        lacking[rows] = relevant == 0
+        lost[rows] = np.isneginf(s).all(axis=1)
 
     if candidates:
         step = max(1, _BLOCK // candidates)
-        _in_threads(work, [slice(lo, min(lo + step, queries)) for lo in range(0, queries, step)])
+        for _ in in_threads(work, [slice(lo, min(lo + step, queries)) for lo in range(0, queries, step)]):
+            pass
     _apply_rules(out, lost, without_relevant=without_relevant, missing=missing)
     gone = int((lost & ~lacking).sum())
     return QueryMetrics(out, {"queries": queries, "without_relevant": int(lacking.sum()), "missing": gone})
@@ -148,7 +158,8 @@ def has_ties(scores: np.ndarray, mask: np.ndarray | None = None, *, k: int) -> n
 
     if candidates:
         step = max(1, _BLOCK // candidates)
-        _in_threads(work, [slice(lo, min(lo + step, queries)) for lo in range(0, queries, step)])
+        for _ in in_threads(work, [slice(lo, min(lo + step, queries)) for lo in range(0, queries, step)]):
+            pass
     return out
 
 
@@ -261,15 +272,3 @@ def _docid_order(
         return np.take_along_axis(s, by_docid, axis=1), np.take_along_axis(rel, by_docid, axis=1)
 
     return order
-
-
-def _in_threads(work: Callable[[slice], None], blocks: Sequence[slice]) -> None:
-    """numpy lets go of the interpreter lock in its loops. The error of the first block that has one is raised."""
-    with ThreadPoolExecutor(max(1, min(len(blocks), _MAX_THREADS, cores()))) as pool:
-        for _ in pool.map(work, blocks):
-            pass
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

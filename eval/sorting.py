@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eval.positions import by_position
 from eval.topk import select_top
 
 _NARROW = 256  # candidates
@@ -21,49 +22,52 @@ class Piece:
     """Some queries of a block, their candidates in ranking order, equal scores in column order."""
 
     rows: slice | np.ndarray  # which queries of the block
-    labels: np.ndarray  # [row, width] label at each position, 0 where nothing is retrieved
-    first: np.ndarray  # bool [row, width], first of its group of equal scores; what is not retrieved stands alone
+    labels: np.ndarray  # [row, width] label at each position, 0 where nothing is retrieved; see `eval.positions`
+    first: np.ndarray | None = None  # bool [row, width], first of its group of equal scores, row by row
 
 
-def ranked_pieces(scores: np.ndarray, labels: np.ndarray, depth: int, *, whole_groups: bool) -> Iterator[Piece]:
-    """The first `depth` positions of each query, all queries in at most two pieces.
+def ranked_pieces(scores: np.ndarray, labels: np.ndarray, depth: int, *, groups: bool) -> Iterator[Piece]:
+    """The first `depth` positions of every query.
 
-    With `whole_groups`, rows whose group of equal scores crosses the depth come in a piece of their own, wide enough
-    for the group.
+    With `groups`, queries with equal scores come in pieces of their own, which say where groups begin and are wide
+    enough for the group that crosses the depth. What is not retrieved makes no group.
 
     Args:
         scores: float32 or float64 [row, column] without NaN; labels: [row, column]; 1 <= depth <= columns.
     """
     columns = scores.shape[1]
-    if columns <= _NARROW or 8 * depth > columns:
+    selected = columns > _NARROW and 8 * depth <= columns
+    if selected:
+        top = select_top(scores, depth)
+        retrieved = top.values > -np.inf
+        first = _first_of_group(top.values, retrieved)
+        ranked = np.where(retrieved, np.take_along_axis(labels, top.columns, axis=1), labels.dtype.type(0))
+        crossed = (top.at_least_cut > depth) & retrieved[:, -1]
+    else:
         ranked, first = _sort(scores, labels)
-        if depth == columns:
-            yield Piece(slice(None), ranked, first)
-            return
-        crossed = ~first[:, depth] if whole_groups else np.zeros(len(first), bool)
-        yield from _split(crossed, ranked[:, :depth], first[:, :depth])
-        if crossed.any():
-            yield Piece(np.flatnonzero(crossed), ranked[crossed], first[crossed])
+        crossed = ~first[:, depth] if depth < columns else np.zeros(len(first), bool)
+    tied = ~first[:, :depth].all(axis=1) | crossed if groups else np.zeros(len(first), bool)
+    if not tied.any():
+        yield Piece(slice(None), by_position(ranked[:, :depth]))
         return
+    if not tied.all():
+        rows = np.flatnonzero(~tied)
+        yield Piece(rows, by_position(ranked[rows, :depth]))
+    rows = np.flatnonzero(tied & ~crossed)
+    if rows.size:
+        yield Piece(rows, by_position(ranked[rows, :depth]), first[rows, :depth])
+    rows = np.flatnonzero(crossed)
+    if rows.size and selected:
+        above = np.count_nonzero(top.values[rows] > top.values[rows, -1:], axis=1)
+        yield _widened(rows, ranked, first, above, scores, labels, top.values[:, -1])
+    elif rows.size:
+        yield Piece(rows, by_position(ranked[rows]), first[rows])
 
-    top = select_top(scores, depth)
-    retrieved = top.values > -np.inf
-    first = np.ones(retrieved.shape, bool)
-    first[:, 1:] = (top.values[:, 1:] != top.values[:, :-1]) | ~retrieved[:, 1:]
-    ranked = np.where(retrieved, np.take_along_axis(labels, top.columns, axis=1), labels.dtype.type(0))
-    crossed = (top.at_least_cut > depth) & retrieved[:, -1] if whole_groups else np.zeros(len(first), bool)
-    yield from _split(crossed, ranked, first)
-    if crossed.any():
-        above = np.count_nonzero(top.values[crossed] > top.values[crossed, -1:], axis=1)
-        yield _widened(np.flatnonzero(crossed), ranked, first, above, scores, labels, top.values[:, -1])
 
-
-def _split(crossed: np.ndarray, ranked: np.ndarray, first: np.ndarray) -> Iterator[Piece]:
-    if not crossed.any():
-        yield Piece(slice(None), ranked, first)
-    elif not crossed.all():
-        rows = np.flatnonzero(~crossed)
-        yield Piece(rows, ranked[rows], first[rows])
+def _first_of_group(values: np.ndarray, retrieved: np.ndarray) -> np.ndarray:
+    first = np.ones(values.shape, bool)
+    first[:, 1:] = (values[:, 1:] != values[:, :-1]) | ~retrieved[:, 1:]
+    return first
 
 
 def _widened(
@@ -85,7 +89,7 @@ def _widened(
     wide[:, :depth], new[:, :depth] = ranked[rows], first[rows]
     wide[number, place] = labels[rows[number], column]
     new[number, place] = place == above[number]
-    return Piece(rows, wide, new)
+    return Piece(rows, by_position(wide), new)
 
 
 def _sort(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,6 +123,5 @@ def _argsort(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     order = np.argsort(-scores, axis=1, kind="stable")
     values = np.take_along_axis(scores, order, axis=1)
     retrieved = values > -np.inf
-    first = np.ones(values.shape, bool)
-    first[:, 1:] = (values[:, 1:] != values[:, :-1]) | ~retrieved[:, 1:]
-    return np.where(retrieved, np.take_along_axis(labels, order, axis=1), labels.dtype.type(0)), first
+    ranked = np.where(retrieved, np.take_along_axis(labels, order, axis=1), labels.dtype.type(0))
+    return ranked, _first_of_group(values, retrieved)

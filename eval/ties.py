@@ -18,6 +18,8 @@ from functools import cached_property
 
 import numpy as np
 
+from eval.positions import accumulate
+
 
 @dataclass(frozen=True)
 class TieGroups:
@@ -54,9 +56,9 @@ class TieGroups:
 
     def before(self, values: np.ndarray) -> np.ndarray:
         """Sum of values [row, width] over what stands above each group in its ranking: [group]."""
-        total = np.zeros((self.shape[0], self.shape[1] + 1))
-        np.cumsum(values, axis=1, out=total[:, 1:])
-        return total[self.begin // self.shape[1], self.start]
+        through = accumulate(np.add, values)
+        before = through[self.begin // self.shape[1], self.start - 1]
+        return np.where(self.start > 0, before, 0.0)
 
 
 def expected_hit(groups: TieGroups, relevant: np.ndarray, k: int) -> np.ndarray:
@@ -88,8 +90,13 @@ def expected_reciprocal_rank(
 
     P(first relevant is the i-th of the group) = C(size - i, hits - 1) / C(size, hits), by its recurrence over i.
     """
-    cases, back = np.unique(np.stack([above, size, hits], axis=1), axis=0, return_inverse=True)
-    above, size, hits = cases.T.astype(np.float64)
+    base = int(above.max() + size.max()) + 1
+    if base < 1 << 21:  # equal cases once
+        key = (above.astype(np.int64) * base + size) * base + hits
+        _, cases, back = np.unique(key, return_index=True, return_inverse=True)
+    else:
+        cases = back = np.arange(len(above))
+    above, size, hits = (a[cases].astype(np.float64) for a in (above, size, hits))
     longest = int((size - hits).max()) + 1
     if k is not None:
         longest = min(longest, k)
@@ -104,11 +111,11 @@ def expected_reciprocal_rank(
         if k is not None:
             probability[rank > k] = 0
         out[lo : lo + step] = (probability / rank).sum(axis=1)
-    return out[back.ravel()]
+    return out[back.reshape(-1)]
 
 
 def expected_stops(groups: TieGroups, stop: np.ndarray, k: int) -> np.ndarray:
-    """P(a reader who reaches a position's group stops at that position), for the first k: float64 [row, min(k, width)].
+    """P(a reader who reaches a position's group stops at that position): float64 [row, width], right for the first k.
 
     stop: [row, width], P(the candidate satisfies), R of ERR; in whatever order within a group.
     """
@@ -121,7 +128,7 @@ def expected_stops(groups: TieGroups, stop: np.ndarray, k: int) -> np.ndarray:
     out.reshape(-1)[graded[~tied]] = flat[graded[~tied]]
     graded, owner = graded[tied], owner[tied]
     if not graded.size:
-        return out[:, :depth]
+        return out
 
     some, number = np.unique(owner, return_inverse=True)
     number = number.reshape(-1)
@@ -147,4 +154,4 @@ def expected_stops(groups: TieGroups, stop: np.ndarray, k: int) -> np.ndarray:
     stops = going_on[:, :-1] - going_on[:, 1:]
     group, place = np.nonzero(j[:-1] < reach[:, None])
     out.reshape(-1)[groups.begin[some[group]] + place] = stops[group, place]
-    return out[:, :depth]
+    return out
