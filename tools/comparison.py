@@ -30,9 +30,11 @@ from siglip_jax import __version__
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 from tools import log_notes
+from tools.conclude import beyond_table, conclude
 
 PROTOCOL = "full-catalogue retrieval, attribute agreement"
 BATCH = 256
+LISTED = 10  # first items of a ranking that coverage and variety are measured on
 
 
 def relevance_of(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> AttributeRelevance:
@@ -103,7 +105,7 @@ def rank(
       changes: how many of the largest gains, and of the largest losses, to show.
     """
     options = config.evaluation
-    ids, titles, _ = attributes(dataset, options.split)
+    ids, titles, columns_of = attributes(dataset, options.split)
     relevance = relevance_of(config, dataset)
     settings: dict[str, Any] = {
         "metrics": tuple(options.metrics),
@@ -113,7 +115,7 @@ def rank(
     exact: dict[str, CatalogueRanking] = {}
     approximate: dict[str, CatalogueRanking] = {}
     for name, row in progress(rows.items(), total=len(rows), label="ranking"):
-        exact[name] = rank_catalogue(row, relevance, **settings)
+        exact[name] = rank_catalogue(row, relevance, show=range(len(ids)), show_depth=LISTED, **settings)
         if scann is not None and isinstance(row, VectorRow):
             approximate[name] = rank_catalogue(row, relevance, backend="scann", index_options=scann, **settings)
     clusters = title_groups(titles)  # queries of one title are no independent evidence
@@ -126,6 +128,8 @@ def rank(
         tied={name: result.tied for name, result in exact.items()},
         seed=seed,
     )
+    metrics = {name: result.metrics for name, result in exact.items()}
+    said = conclude(table, metrics, new=new, against=against, clusters=clusters, seed=seed)
     recall = {name: float(np.mean(r.index_recall)) for name, r in approximate.items() if r.index_recall is not None}
     refused = [name for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall]
     columns = {name: result.metrics for name, result in approximate.items() if name not in refused}
@@ -179,6 +183,7 @@ def rank(
         "left_out": left_out,
         "list_length": len(ids) - 1,
         "primary_metric": primary,
+        **said,
         "new": new,
         "against": against,
         "resampled": "titles",
@@ -197,6 +202,14 @@ def rank(
         "differences": table["differences"],
         "ladders": measured,
         "slices": sliced,
+        "beyond": beyond_table(
+            {name: result.shown.rows for name, result in exact.items()},
+            items=len(ids),
+            k=LISTED,
+            attributes={name: columns_of[name] for name in relevance_attributes(config)},
+            clusters=clusters,
+            seed=seed,
+        ),
         "loss_curve": [{"step": line["step"], "loss": line["loss"]} for line in loss_curve if "loss" in line],
         "gains": gains,
         "losses": losses,

@@ -43,6 +43,7 @@ from input_pipeline.progress import progress
 from input_pipeline.split import normalise_title
 from siglip_jax.errors import UserError
 from tools import log_notes
+from tools.conclude import conclude
 
 PROTOCOLS = {
     "logged_lists": LOGGED_LISTS,
@@ -280,6 +281,7 @@ def rank_logs(
     table = compare_rows(
         per_row, pairs=[(new, other) for other in others], clusters=queries.users, tied=tied, seed=seed
     )
+    said = conclude(table, per_row, new=new, against=others[0], clusters=queries.users, seed=seed)
     recall = {
         name: float(np.nanmean(result.index_recall))
         for name, result in approximate.items()
@@ -320,6 +322,7 @@ def rank_logs(
         "users": len(np.unique(queries.users)),
         "left_out": left_out,
         "primary_metric": primary,
+        **said,
         "new": new,
         "against": others[0],
         "list_length": {
