@@ -1,42 +1,54 @@
-"""The ranking report: one self-contained HTML page, the same as JSON, and a plain-text table for the terminal.
+"""The ranking report: one self-contained HTML page, and the same as JSON.
 
 The page loads nothing from anywhere: style, charts and pictures are inside. Every sentence in it is derived from the
 numbers it is given; titles and names are data and are escaped.
 
-The report is a dict:
+The report is a dict; an estimate is {"mean", "low", "high"}, intervals are of 95 % throughout.
   title, protocol, gain ("linear" or "exponential"), primary_metric: str;  queries, items, left_out: int
   relevance: [{"gain": 3, "agree": ["type", "colour"]}, ...];  relevant_from: int
-  resampled: what the bootstrap draws, "queries" when absent
-  rows: [{"name", "exact": {metric: {"mean", "low", "high"}}, "scann": the same or None,
+  rows: [{"name", "exact": {metric: estimate}, "scann": the same or None,
           "scann_recall": {"recall@10": float} or None, "tie_rate": float}, ...]
-  differences: [{"a", "b", "metric", "mean", "low", "high"}, ...]  a minus b, paired by query; 95 % intervals throughout
+  differences: [{"a", "b", "metric", and an estimate of a minus b, paired by query}, ...]
   loss_curve: [{"step": int, "loss": float}, ...]
   grid: [{"query": id, "title", "systems": [{"name", "results": [{"id", "title", "gain"}, ...]}, ...]}, ...]
   provenance: {name: str, number, list or dict}
-  notes: sentences to print below the counts, none when absent
+What follows may be absent:
+  conclusion: str, the page's first sentence, in the place of the one made of the first difference
+  warnings: [str], what a reader must know before the numbers (leaks, heavy users, an index of low recall)
+  resampled: what the bootstrap draws, "queries" when absent
+  new, against: names of the two rows in the headline
+  users: int;  list_length: int, or {"min", "median", "mean", "max"}
+  rows: also "bytes_per_item": int
+  differences: also "relative", "p", "p_holm": float
+  columns: [{"name", "note", "values": {row name: number or estimate}}], more columns of the first table
+  beyond: {"metrics": [name], "rows": {row name: {metric: number or estimate}}, "notes": {metric: str}}, coverage, say
+  ladders: what `eval.ladder.measure_ladder` gives, a list
+  slices: what `eval.slices.measure_slices` gives, with "new", "base", "metric": names
+  notes: [str], what the numbers were computed from, sentence by sentence
+  gains, losses: as grid, each also "values": {row name: the primary metric of this query}
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import math
-import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from etils import epath
-from PIL import Image
 
+from eval import charts, report_text
+from eval.report_text import format_table, headlines
+from eval.thumbnails import thumbnails
 from siglip_jax.errors import UserError
 
+__all__ = ["format_table", "headlines", "write_report"]
+
 _TEMPLATE = "report.html.jinja"
-_THUMBNAIL = 144  # pixels: twice the width shown, for dense screens
 _LEAST_RECALL = 0.98  # below this the index, not the encoder, may decide a ScaNN column
-_WIDTH = 110  # characters of the terminal table
+_SLICES_OPEN, _SLICES_SHOWN = 14, 60  # rows of the slice table before a fold, and in the page at all
+_EXAMPLE_ROWS = 6  # systems of an example
 
 
 def write_report(path: epath.PathLike, report: dict[str, Any], *, pictures: Callable[[str], bytes]) -> None:
@@ -56,7 +68,16 @@ def write_report(path: epath.PathLike, report: dict[str, Any], *, pictures: Call
         raise UserError(
             f"report {target}: its data would overwrite {beside}, which is no earlier report; choose another name"
         )
-    data = _plain(report)
+    data = report_text.plain(report)
+    page = render(data, pictures=pictures)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    beside.write_text(text + "\n", encoding="utf-8")
+
+
+def render(data: dict[str, Any], *, pictures: Callable[[str], bytes]) -> str:
+    """The page of a report of JSON's own types."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -64,75 +85,46 @@ def write_report(path: epath.PathLike, report: dict[str, Any], *, pictures: Call
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "signed": _signed, "percent": _percent}
-    page = environment.get_template(_TEMPLATE).render(
-        report=data,
-        headlines=headlines(data),
-        metrics=_metric_names(data),
-        has_scann=any(row.get("scann") for row in data["rows"]),
-        low_recall=[row["name"] for row in data["rows"] if (_recall(row) or 1) < _LEAST_RECALL],
-        least_recall=_LEAST_RECALL,
-        differences=[d | {"verdict": _verdict(d), "bar": bar} for d, bar in _bars(data["differences"])],
-        curve=_loss_curve(data["loss_curve"]),
-        thumbnails=_thumbnails(data["grid"], pictures),
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    beside.write_text(text + "\n", encoding="utf-8")
-
-
-def headlines(report: dict[str, Any]) -> list[str]:
-    """One sentence for each difference in the primary metric, in the order given; the first is the page's headline."""
-    metric = report["primary_metric"]
-    means = {row["name"]: row["exact"].get(metric, {}).get("mean") for row in report["rows"]}
-    sentences = []
-    for difference in report["differences"]:
-        if difference["metric"] != metric:
-            continue
-        a, b = difference["a"], difference["b"]
-        verdict = _verdict(difference)
-        if verdict == "not measured":
-            sentences.append(f"{_capital(a)} and {b} were not compared: no difference in {metric} could be computed.")
-            continue
-        if verdict == "undecided":
-            claim = f"Undecided whether {a} ranks better than {b}"
-        else:
-            claim = f"{_capital(a)} ranks {verdict} than {b}"
-        interval = f"95 % interval {_signed(difference['low'])} to {_signed(difference['high'])}"
-        values = f"{metric} {_number(means.get(a))} against {_number(means.get(b))}"
-        sentences.append(f"{claim}: {values}, difference {_signed(difference['mean'])} ({interval}).")
-    return sentences or [f"No comparison was made in {metric}."]
-
-
-def format_table(report: dict[str, Any]) -> str:
-    """The report as plain text of at most 110 columns: headlines, one line a row, one line a difference."""
-    data = _plain(report)
+    forms = ("number", "signed", "percent", "signed_percent", "count", "p_value")
+    environment.filters |= {name: getattr(report_text, name) for name in forms}
     primary = data["primary_metric"]
     has_scann = any(row.get("scann") for row in data["rows"])
-    header = ["", f"{primary} [95 %]"]
-    lines = [[row["name"], _interval(row["exact"].get(primary), _number)] for row in data["rows"]]
-    extra: list[list[str]] = []
-    if has_scann:
-        extra.append(["ScaNN", *(_number((row["scann"] or {}).get(primary, {}).get("mean")) for row in data["rows"])])
-        extra.append(["recall@10", *(_number(_recall(row)) for row in data["rows"])])
-    for metric in _metric_names(data)[1:]:
-        extra.append([metric, *(_number(row["exact"].get(metric, {}).get("mean")) for row in data["rows"])])
-    extra.append(["ties", *(_percent(row.get("tie_rate")) for row in data["rows"])])
-    table = [header, *lines]
-    for column in extra:  # as many as fit; the page and the JSON have them all
-        wider = [[*cells, cell] for cells, cell in zip(table, column, strict=True)]
-        if len(_align(wider)[0]) <= _WIDTH:
-            table = wider
-    differences = [
-        [f"{d['a']} − {d['b']}", d["metric"], _interval(d, _signed), _verdict(d)] for d in data["differences"]
-    ]
-    counts = (
-        f"{data['queries']} queries, {data['items']} items, {data['left_out']} queries without a relevant item left out"
+    row_bars, row_ticks = charts.bars([row["exact"].get(primary) for row in data["rows"]])
+    first = [d for d in data["differences"] if d["metric"] == primary]
+    shown_rows = _example_rows(data)
+    grid = [
+        query | {"systems": [s for s in query["systems"] if s["name"] in shown_rows]}
+        for query in data["grid"]
+    ]  # fmt: skip
+    gains, losses = data.get("gains") or [], data.get("losses") or []
+    return environment.get_template(_TEMPLATE).render(
+        report=data,
+        lead=data.get("conclusion") or headlines(data)[0],
+        sentences=headlines(data)[0 if data.get("conclusion") else 1 :],
+        metrics=report_text.metric_names(data),
+        rows=[
+            row | {"bar": bar, "lost": _ann_loss(row, primary)} for row, bar in zip(data["rows"], row_bars, strict=True)
+        ],
+        row_ticks=row_ticks,
+        has_scann=has_scann,
+        has_bytes=any(row.get("bytes_per_item") for row in data["rows"]),
+        recall_name=next((name for row in data["rows"] for name in row.get("scann_recall") or {}), "recall"),
+        low_recall=[row["name"] for row in data["rows"] if (report_text.scann_recall(row) or 1) < _LEAST_RECALL],
+        least_recall=_LEAST_RECALL,
+        headline=first[0] | {"verdict": report_text.verdict(first[0])} if first else None,
+        means={row["name"]: row["exact"].get(primary) for row in data["rows"]},
+        primary_differences=_forest(first),
+        other_differences=_forest([d for d in data["differences"] if d["metric"] != primary]),
+        p_name=next((name for name in ("p_holm", "p") if any(d.get(name) is not None for d in first)), None),
+        ladders=[found | {"chart": charts.ladder(found)} for found in data.get("ladders") or []],
+        slices=_slices(data.get("slices")),
+        slices_open=_SLICES_OPEN,
+        curve=charts.loss_curve(data["loss_curve"]),
+        grid=grid,
+        hidden_rows=[row["name"] for row in data["rows"] if row["name"] not in shown_rows] if grid else [],
+        changes=[("Largest gains", gains), ("Largest losses", losses)] if gains or losses else [],
+        thumbnails=thumbnails(_shown([*gains, *losses, *grid]), pictures),
     )
-    prose = [*headlines(data), "", f"{data['protocol']}; {data['gain']} gain", counts, *data.get("notes", []), ""]
-    wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
-    return "\n".join([*wrapped, *_align(table), "", *_align(differences)]).rstrip()
 
 
 def _is_report(path: epath.Path) -> bool:
@@ -143,143 +135,41 @@ def _is_report(path: epath.Path) -> bool:
     return isinstance(found, dict) and "protocol" in found
 
 
-def _align(table: list[list[str]]) -> list[str]:
-    """Columns padded to their widest cell: the first to the left, the others to the right."""
-    if not table:
-        return []
-    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-    lines = []
-    for cells in table:
-        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
-        lines.append("  ".join(padded).rstrip())
-    return lines
+def _example_rows(data: dict[str, Any]) -> set[str]:
+    """The rows whose results examples show: the two of the headline, then the first ones without a reduction."""
+    names = [row["name"] for row in data["rows"]]
+    leading = [data[key] for key in ("new", "against") if data.get(key) in names]
+    reduced = {name for name in names if any(name.startswith(f"{other}, ") for other in names)}
+    order = [*leading, *(n for n in names if n not in reduced), *(n for n in names if n in reduced)]
+    return set(list(dict.fromkeys(order))[:_EXAMPLE_ROWS])
 
 
-def _metric_names(report: dict[str, Any]) -> list[str]:
-    """Every metric of any row, the primary one first."""
-    names = dict.fromkeys([report["primary_metric"]])
-    for row in report["rows"]:
-        names |= dict.fromkeys(row["exact"]) | dict.fromkeys(row.get("scann") or {})
-    return list(names)
+def _ann_loss(row: dict[str, Any], metric: str) -> float | None:
+    """What the approximate index changes of the metric's mean."""
+    exact, scann = (((row.get(key) or {}).get(metric) or {}).get("mean") for key in ("exact", "scann"))
+    return None if exact is None or scann is None else scann - exact
 
 
-def _recall(row: dict[str, Any]) -> float | None:
-    return (row.get("scann_recall") or {}).get("recall@10")
+def _forest(differences: list[dict[str, Any]]) -> dict[str, Any]:
+    """Differences with their verdicts, and where each lies on one common axis."""
+    places, ticks = charts.bars(differences)
+    rows = [d | {"verdict": report_text.verdict(d), "bar": bar} for d, bar in zip(differences, places, strict=True)]
+    return {"rows": rows, "ticks": ticks}
 
 
-def _verdict(difference: dict[str, Any]) -> str:
-    """What a 95 % interval of a minus b allows to say of a. Zero throughout is undecided too."""
-    low, high = difference["low"], difference["high"]
-    if difference["mean"] is None or low is None or high is None:
-        return "not measured"
-    if low > 0:
-        return "better"
-    return "worse" if high < 0 else "undecided"
-
-
-def _bars(differences: list[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], dict[str, float] | None]]:
-    """Where each interval and its mean lie on one common axis from 0 to 100, and where zero does."""
-    ends = [d[key] for d in differences for key in ("low", "high") if d[key] is not None]
-    low, high = min([0.0, *ends]), max([0.0, *ends])
-    span = (high - low) or 1.0
-
-    def place(value: float) -> float:
-        return round(4 + 92 * (value - low) / span, 2)
-
-    for d in differences:
-        measured = _verdict(d) != "not measured"
-        yield d, {key: place(d[key]) for key in ("low", "mean", "high")} | {"zero": place(0.0)} if measured else None
-
-
-def _loss_curve(curve: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """SVG paths in a 720 x 240 box: every point as it was, and a running mean over a twentieth of the steps."""
-    points = [(p["step"], p["loss"]) for p in curve if p["loss"] is not None]
-    if len(points) < 2:
+def _slices(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The slices that the page shows, the worst, with their places on one axis; without a base those of the level."""
+    if not found:
         return None
-    steps, losses = zip(*points, strict=True)
-    low, high = min(losses), max(losses)
-    span = (high - low) or 1.0
-    window = 2 * (len(points) // 40) + 1
-    sums = [0.0]
-    for loss in losses:
-        sums.append(sums[-1] + loss)
-    # Centred, and narrower at the two ends: a trailing mean would lag behind a falling curve.
-    reach = [min(window // 2, i, len(points) - 1 - i) for i in range(len(points))]
-    means = [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(reach)]
-
-    def x(step: float) -> float:
-        return round(52 + 656 * (step - steps[0]) / ((steps[-1] - steps[0]) or 1), 1)
-
-    def y(loss: float) -> float:
-        return round(12 + 192 * (high - loss) / span, 1)
-
-    def line(values: Iterable[float]) -> str:
-        return "M" + "L".join(f"{x(s)} {y(v)}" for s, v in zip(steps, values, strict=True))
-
-    marks_y = [low + span * i / 4 for i in range(5)]
-    marks_x = sorted({steps[0], steps[-1], *(round(steps[0] + (steps[-1] - steps[0]) * i / 4) for i in (1, 2, 3))})
-    return {
-        "raw": line(losses),
-        "mean": line(means),
-        "window": window,
-        "last": losses[-1],
-        "first": losses[0],
-        "ticks_y": [{"at": y(v), "label": f"{v:.3g}"} for v in marks_y],
-        "ticks_x": [{"at": x(v), "label": f"{v:,}"} for v in marks_x],
-    }
+    rows = found["slices"][:_SLICES_SHOWN]
+    drawn = [row["difference"] or row["new"] for row in rows]
+    places, ticks = charts.bars(drawn, zero=any(row["difference"] for row in rows))
+    shown = [row | {"drawn": e, "bar": bar} for row, e, bar in zip(rows, drawn, places, strict=True)]
+    return found | {"slices": shown, "ticks": ticks, "hidden": len(found["slices"]) - len(rows)}
 
 
-def _thumbnails(grid: list[dict[str, Any]], pictures: Callable[[str], bytes]) -> dict[str, str | None]:
-    """A data: address for each item of the grid; None for a picture that cannot be had or read."""
-    ids = dict.fromkeys(query["query"] for query in grid)
-    ids |= dict.fromkeys(r["id"] for query in grid for system in query["systems"] for r in system["results"])
-    return {item: _thumbnail(pictures, item) for item in ids}
-
-
-def _thumbnail(pictures: Callable[[str], bytes], item: str) -> str | None:
-    try:
-        picture = Image.open(io.BytesIO(pictures(item))).convert("RGB")
-    except (KeyError, OSError):
-        return None
-    # Small pictures are enlarged here, not by the browser, which would blur them.
-    scale = _THUMBNAIL / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _plain(value: Any) -> Any:
-    """The same in JSON's own types: numpy scalars and arrays unwrapped, tuples as lists, non-finite numbers as None."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _interval(estimate: dict[str, Any] | None, form: Callable[[float | None], str]) -> str:
-    if not estimate:
-        return "–"
-    return f"{form(estimate['mean'])} [{form(estimate['low'])}, {form(estimate['high'])}]"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _shown(examples: list[dict[str, Any]]) -> Iterator[str]:
+    """Items in the order the page shows them, each as often as it does."""
+    for query in examples:
+        yield query["query"]
+        yield from (result["id"] for system in query["systems"] for result in system["results"])

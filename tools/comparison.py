@@ -1,4 +1,4 @@
-"""The comparison: rows of vectors over one split in, the report out."""
+"""The comparison: rows over one split in, the report out."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from etils import epath
 
 from eval import baselines
 from eval.embeddings import EmbeddingStore
+from eval.examples import Items, catalogue_examples, largest_changes
+from eval.ladder import measure_ladder
 from eval.metrics import max_cutoff
 from eval.neighbours import LEAST_RECALL
 from eval.ranking import CatalogueRanking, compare_rows, rank_catalogue
+from eval.reduction import Reduction
 from eval.relevance import AttributeRelevance
+from eval.rows import Row, VectorRow
+from eval.slices import Slicing, measure_slices
 from input_pipeline.dataset import attributes, dataset_fingerprint, open_split
 from input_pipeline.loader import iterate_split
 from input_pipeline.progress import progress
@@ -36,25 +41,19 @@ def relevance_of(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> 
     return AttributeRelevance(tuple(config.evaluation.relevance), {"title": titles, **columns})
 
 
-def baseline_vectors(
-    names: Sequence[str], *, dataset: epath.PathLike, split: str, side: int = 32, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Vectors of the rows that need no model: "random" and "raw pixels" (side x side, centred)."""
-    known = ("random", "raw pixels")
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"unknown baseline {unknown[0]!r}; expected {' or '.join(map(repr, known))}")
-    rows = len(open_split(dataset, split))
-    vectors = {}
-    for name in names:
-        if name == "random":
-            vectors[name] = baselines.random_embeddings(rows, 64, seed=seed)
-        else:
-            preprocessing = Preprocessing(image_size=(side, side))
-            batches = iterate_split(dataset, split=split, preprocessing=preprocessing, batch_size=BATCH)
-            watched = progress(batches, total=rows, label="raw pixels", unit="images", step=BATCH)
-            images = [batch["image"] for batch in watched]
-            vectors[name] = baselines.raw_pixels(np.concatenate(images))
-    return vectors
+def relevance_attributes(config: ml_collections.ConfigDict) -> list[str]:
+    """The attributes that relevance asks for, each once, but for the title, of which nearly every item has its own."""
+    names = dict.fromkeys(name for rule in config.evaluation.relevance for name in rule["agree"])
+    return [name for name in names if name != "title"]
+
+
+def pixel_vectors(dataset: epath.PathLike, split: str, *, side: int = 32) -> np.ndarray:
+    """The pictures of a split as vectors of the "raw pixels" row: squashed to side x side, centred."""
+    preprocessing = Preprocessing(image_size=(side, side))
+    batches = iterate_split(dataset, split=split, preprocessing=preprocessing, batch_size=BATCH)
+    total = len(open_split(dataset, split))
+    watched = progress(batches, total=total, label="raw pixels", unit="images", step=BATCH)
+    return baselines.raw_pixels(np.concatenate([batch["image"] for batch in watched]))
 
 
 def check_same_items(name: str, store: EmbeddingStore, ids: Sequence[str], *, fingerprint: str) -> None:
@@ -70,34 +69,42 @@ def check_same_items(name: str, store: EmbeddingStore, ids: Sequence[str], *, fi
 
 
 def rank(
-    vectors: Mapping[str, np.ndarray],
+    rows: Mapping[str, Row],
     *,
     config: ml_collections.ConfigDict,
     dataset: epath.PathLike,
     title: str,
     new: str,
+    against: str,
     scann: Mapping[str, Any] | None = None,
     allow_low_recall: bool = False,
+    slicings: Sequence[Slicing] = (),
+    ladders: Mapping[str, tuple[np.ndarray, Sequence[Reduction]]] | None = None,
+    bytes_per_item: Mapping[str, int] | None = None,
     loss_curve: Sequence[Mapping[str, float]] = (),
     provenance: Mapping[str, Any] | None = None,
     grid: int = 8,
+    changes: int = 6,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Ranks each item of the evaluation split against the others with every row of vectors; the report as a dict.
+    """Ranks each item of the evaluation split against the others with every row; the report as a dict.
 
     Args:
-      vectors: {row name: [n, d]} in the order of the split.
+      rows: {name: row} over the items of the split, in its order.
       config: `config.evaluation` decides split, relevance, gain and metrics.
       new: the row whose differences to all others are reported.
+      against: the one of them that comes first, and that slices and examples are about.
       scann: options of the ScaNN column, or None to leave it out.
       allow_low_recall: show a row's ScaNN figures though its recall is under `eval.neighbours.LEAST_RECALL`.
-      grid: how many queries to show with pictures.
+      slicings: of the items as queries.
+      ladders: {row name: (its vectors, reductions to measure)}.
+      bytes_per_item: of the rows that store vectors.
+      grid: how many queries, drawn by `seed`, to show with pictures.
+      changes: how many of the largest gains, and of the largest losses, to show.
     """
     options = config.evaluation
     ids, titles, _ = attributes(dataset, options.split)
     relevance = relevance_of(config, dataset)
-    rng = np.random.default_rng(seed)
-    show = np.sort(rng.permutation(len(ids))[: 4 * grid])
     settings: dict[str, Any] = {
         "metrics": tuple(options.metrics),
         "gain": options.gain,
@@ -105,12 +112,13 @@ def rank(
     }
     exact: dict[str, CatalogueRanking] = {}
     approximate: dict[str, CatalogueRanking] = {}
-    for name, rows in progress(vectors.items(), total=len(vectors), label="ranking"):
-        exact[name] = rank_catalogue(rows, relevance, show=show.tolist(), **settings)
-        if scann is not None and name != "random":  # a random row through ScaNN says nothing of ScaNN
-            approximate[name] = rank_catalogue(rows, relevance, backend="scann", index_options=scann, **settings)
+    for name, row in progress(rows.items(), total=len(rows), label="ranking"):
+        exact[name] = rank_catalogue(row, relevance, **settings)
+        if scann is not None and isinstance(row, VectorRow):
+            approximate[name] = rank_catalogue(row, relevance, backend="scann", index_options=scann, **settings)
     clusters = title_groups(titles)  # queries of one title are no independent evidence
-    others = [name for name in reversed(list(vectors)) if name != new]
+    others = [name for name in list(rows)[::-1] if name not in (new, against)]
+    others = [against, *sorted(others, key=lambda name: name.startswith(f"{new}, "))]  # its own reductions last
     table = compare_rows(
         {name: result.metrics for name, result in exact.items()},
         pairs=[(new, other) for other in others],
@@ -120,14 +128,46 @@ def rank(
     )
     recall = {name: float(np.mean(r.index_recall)) for name, r in approximate.items() if r.index_recall is not None}
     refused = [name for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall]
-    columns = {name: result.metrics for name, result in approximate.items() if name not in refused}
+    shown = {name: result.metrics for name, result in approximate.items() if name not in refused}
     scann_rows = {}
-    if columns:
-        scanned = compare_rows(columns, clusters=clusters, seed=seed)
+    if shown:
+        scanned = compare_rows(shown, clusters=clusters, seed=seed)
         scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
     primary = table["metrics"][0]
     depth = max(1, max_cutoff(options.metrics))
     left_out = table["rows"][0]["metrics"][primary]["left_out"]
+    values = {name: result.metrics[primary] for name, result in exact.items()}
+
+    def primary_of(vectors: np.ndarray) -> np.ndarray:
+        return rank_catalogue(vectors, relevance, **settings).metrics[primary]
+
+    measured = [
+        measure_ladder(
+            vectors,
+            reductions,
+            primary_of,
+            row=name,
+            metric=primary,
+            full=values[name],
+            options={"clusters": clusters, "seed": seed},
+        )
+        for name, (vectors, reductions) in (ladders or {}).items()
+    ]
+    sliced = None
+    if slicings:
+        sliced = measure_slices(slicings, values[new], values[against], clusters=clusters)
+        sliced |= {"new": new, "base": against, "metric": primary}
+    items = Items(ids, titles)
+    drawn = np.random.default_rng(seed).permutation(len(ids))
+    asked = drawn[~np.isnan(values[new][drawn])][:grid]  # not chosen by how any row did
+    two = {name: rows[name] for name in (against, new)}
+    gains, losses = (
+        [
+            {**example, "values": {name: float(values[name][query]) for name in two}}
+            for query, example in zip(found, catalogue_examples(found, two, relevance, items), strict=True)
+        ]
+        for found in largest_changes(values[new], values[against], groups=clusters, count=changes, seed=seed)
+    )
     return {
         "title": title,
         "protocol": PROTOCOL,
@@ -137,7 +177,11 @@ def rank(
         "queries": len(ids) - left_out,
         "items": len(ids),
         "left_out": left_out,
+        "list_length": len(ids) - 1,
+        "warnings": log_notes.of_refused({name: recall[name] for name in refused}, k=depth),
         "primary_metric": primary,
+        "new": new,
+        "against": against,
         "resampled": "titles",
         "rows": [
             {
@@ -147,13 +191,17 @@ def rank(
                 "scann_recall": {f"recall@{depth}": recall[row["name"]]} if row["name"] in recall else None,
                 "scann_refused": row["name"] in refused,
                 "tie_rate": row["tie_rate"],
+                "bytes_per_item": (bytes_per_item or {}).get(row["name"]),
             }
             for row in table["rows"]
         ],
         "differences": table["differences"],
+        "ladders": measured,
+        "slices": sliced,
         "loss_curve": [{"step": line["step"], "loss": line["loss"]} for line in loss_curve if "loss" in line],
-        "notes": log_notes.of_refused({name: recall[name] for name in refused}, k=depth),
-        "grid": _grid(exact, show=show, ids=ids, titles=titles, primary=primary, size=grid),
+        "gains": gains,
+        "losses": losses,
+        "grid": catalogue_examples(asked, rows, relevance, items),
         "provenance": {
             "dataset": dataset_fingerprint(dataset),
             "split": options.split,
@@ -163,33 +211,6 @@ def rank(
             **(provenance or {}),
         },
     }
-
-
-def _grid(
-    exact: Mapping[str, CatalogueRanking],
-    *,
-    show: np.ndarray,
-    ids: Sequence[str],
-    titles: Sequence[str],
-    primary: str,
-    size: int,
-) -> list[dict[str, Any]]:
-    """The first `size` sampled queries that have something relevant, not chosen by how any row did."""
-    any_row = next(iter(exact.values()))
-    asked = [place for place, row in enumerate(show) if not np.isnan(any_row.metrics[primary][row])][:size]
-
-    def results(ranking: CatalogueRanking, place: int) -> list[dict[str, Any]]:
-        found = zip(ranking.shown.rows[place], ranking.shown.labels[place], strict=True)
-        return [{"id": ids[row], "title": titles[row], "gain": int(gain)} for row, gain in found if row >= 0]
-
-    return [
-        {
-            "query": ids[show[place]],
-            "title": titles[show[place]],
-            "systems": [{"name": name, "results": results(ranking, place)} for name, ranking in exact.items()],
-        }
-        for place in asked
-    ]
 
 
 def pictures_by_id(dataset: epath.PathLike, split: str) -> Callable[[str], bytes]:

@@ -20,7 +20,7 @@ from absl import flags
 from siglip_jax.errors import UserError
 from tools import options
 
-ROWS = ("random", "raw pixels")
+FITTED_ON = 4000  # training items a PCA of the demo is fitted on
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -33,10 +33,15 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
+    from eval.baselines import RandomRow
+    from eval.ladder import ladder_reductions
     from eval.metrics import max_cutoff
     from eval.report import format_table, write_report
+    from eval.rows import Row, VectorRow
+    from input_pipeline.dataset import attributes
     from siglip_jax.training.config import check, config_to_json
     from tools import comparison, workflow
+    from tools.rows import slicings_of
 
     begin = time.monotonic()
     config, workdir = options.config_of(values), pathlib.Path(values.workdir)
@@ -74,20 +79,35 @@ def main(values: flags.FlagValues) -> None:
     announce("embedding the held-out items with the start and the trained encoder")
     start = workflow.start_model(config, dataset)
     start_name = "zero-shot" if config.init else "start (random init)"
-    vectors = comparison.baseline_vectors(ROWS, dataset=dataset, split=split)
+    ids, titles, columns = attributes(dataset, split)
+    compared: dict[str, Row] = {"random": RandomRow(len(ids))}
+    compared["raw pixels"] = VectorRow("raw pixels", comparison.pixel_vectors(dataset, split))
     for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
         output = workdir / "embeddings" / folder
         encoder = workflow.image_encoder(model, name=name)
-        vectors[name] = workflow.embed(encoder, dataset=dataset, split=split, output=output).vectors
+        vectors = workflow.embed(encoder, dataset=dataset, split=split, output=output).vectors
+        compared[name] = VectorRow(name, vectors, ids=ids)
+    fitted = workflow.embed(
+        encoder,
+        dataset=dataset,
+        split=config.data.train_split,
+        output=workdir / "embeddings" / "training",
+        most=FITTED_ON,
+    )
+    rungs = ladder_reductions(fitted.vectors, fitted_on=f"{len(fitted.ids)} training items")
 
     announce("ranking each held-out item against the others")
     report = comparison.rank(
-        vectors,
+        compared,
         config=config,
         dataset=dataset,
         title="Synthetic catalogue" if not values.catalog else f"Catalogue {pathlib.Path(catalog).name}",
         new="trained",
+        against=start_name,
         scann=options.scann_options(values.scann),
+        slicings=slicings_of(comparison.relevance_attributes(config), {"title": titles, **columns}, ids=ids),
+        ladders={"trained": (vectors, rungs)},
+        bytes_per_item=dict.fromkeys((start_name, "trained"), 4 * vectors.shape[1]),
         loss_curve=workflow.metrics_of(workdir / "train" / run),
         provenance={
             "command": " ".join(["siglip-jax", "demo", *sys.argv[1:]]),

@@ -2,25 +2,41 @@
 
 siglip-jax embed --model=runs/fashion --dataset=data/fashion --output=runs/fashion/embeddings
 siglip-jax embed --model=mobilenet.tflite --dataset=data/fashion --output=runs/mobilenet/embeddings
+siglip-jax embed --embeddings=mine.npy --dataset=data/fashion --output=runs/mine/embeddings
+
+--embeddings brings vectors made elsewhere, by id: .npy with .ids.txt beside it, .npz (ids, embeddings), .parquet, .csv.
 """
 
 from __future__ import annotations
 
 from absl import flags
 
+from siglip_jax.errors import UserError
 from tools import options
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    options.define_model(values)
+    options.define_model(values, required=False)
+    flags.DEFINE_string("embeddings", None, "File of embeddings, in the place of --model.", flag_values=values)
     options.define_dataset(values)
     options.define_output(values, "Folder of the embedding store.")
     flags.DEFINE_string("split", "test", "Split to embed.", flag_values=values)
+    flags.DEFINE_integer(
+        "most", None, "At most so many items, spread over the split: enough to fit a PCA on.", lower_bound=1,
+        flag_values=values,
+    )  # fmt: skip
 
 
 def main(values: flags.FlagValues) -> None:
     from tools import workflow
 
-    encoder = workflow.load_encoder(values.model)
-    store = workflow.embed(encoder, dataset=values.dataset, split=values.split, output=values.output)
+    if (values.model is None) == (values.embeddings is None):
+        raise UserError("expected either --model to embed with, or --embeddings that are made already")
+    where = {"dataset": values.dataset, "split": values.split, "output": values.output}
+    if values.embeddings is not None and values.most is not None:
+        raise UserError("--most is of --model: embeddings that are made already are taken as they are")
+    if values.embeddings is not None:
+        store = workflow.import_embeddings(values.embeddings, **where)
+    else:
+        store = workflow.embed(workflow.load_encoder(values.model), **where, most=values.most)
     print(f"{len(store.ids)} embeddings of {store.vectors.shape[1]} numbers in {values.output}")

@@ -61,12 +61,12 @@ def define_output(values: flags.FlagValues, text: str) -> None:
     flags.DEFINE_string("output", None, text, required=True, flag_values=values)
 
 
-def define_model(values: flags.FlagValues) -> None:
+def define_model(values: flags.FlagValues, *, required: bool = True) -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "Preset, Hugging Face folder, big_vision .npz, training run's workdir, saved model, or (embed) a .tflite file.",
-        required=True,
+        "Preset, Hugging Face folder, big_vision .npz, workdir, saved model; embed: .tflite, .onnx, SavedModel.",
+        required=required,
         flag_values=values,
     )
 
@@ -93,6 +93,19 @@ def define_scann(values: flags.FlagValues) -> None:
 
 def scann_options(mode: str) -> dict[str, str] | None:
     return None if mode == "none" else {"mode": mode}
+
+
+def pairs(entries: list[str], *, flag: str) -> list[tuple[str, str]]:
+    """["trained=pca:128", ...] -> [("trained", "pca:128"), ...]; a UserError where an entry is not name=value."""
+    from siglip_jax.errors import UserError
+
+    found = []
+    for entry in entries:
+        name, sign, value = entry.rpartition("=")
+        if not (name and sign and value):
+            raise UserError(f"--{flag}={entry}: expected name=value")
+        found.append((name, value))
+    return found
 
 
 def named_paths(entries: list[str], *, flag: str, expected: str = "name=folder") -> dict[str, str]:

@@ -9,7 +9,10 @@ Without --logs each item of a split is ranked against the others, and attributes
   siglip-jax rank --logs=logs/ --protocol=logged_lists --from=2024-07-01 --dataset=data/shop --output=runs/lists.html \\
     --store=old=... --store=new=... --trec=runs/trec --per_query=runs/queries.parquet
 
-The last --store is the one that is compared with all others; baselines such as "random" come by themselves.
+The last --store (or --new) is compared with all other rows, with --against first; baselines such as "random" come by
+themselves. A store may be a file of embeddings: --store=mine=vectors.npy. Made smaller, and at every width:
+
+  --reduce=new=pca:128 --fit=new=runs/new/training_embeddings --ladder=new
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from typing import Any
 from absl import flags
 
 from siglip_jax.errors import UserError
-from tools import options
+from tools import options, rows
 
+LIKED_FROM = 4.0  # stars of MovieLens
 ATTRIBUTES = "attribute_agreement"
 LOG_PROTOCOLS = ("logged_lists", "retrieval", "leave_one_out", "time_split")
 LOG_FLAGS = (
@@ -36,12 +40,11 @@ def define_flags(values: flags.FlagValues) -> None:
     options.define_config(values, default="demo.py")
     text("dataset", None, "Folder written by siglip-jax data; with --logs, for pictures, titles, dates and leakage.")
     options.define_output(values, "The report, an .html file; the same as .json is written beside it.")
-    flags.DEFINE_multi_string("store", None, "name=folder of an embedding store.", required=True, flag_values=values)
+    rows.define_flags(values)
     flags.DEFINE_multi_string(
-        "baseline",
+        "slice",
         None,
-        "Rows that need no store: random, raw pixels; with --logs also title TF-IDF, popularity, item-to-item. All "
-        "that can be had when absent.",
+        "Attribute, or attribute:bands for a number, to slice the queries by; absent, the attributes of relevance.",
         flag_values=values,
     )
     options.define_scann(values)
@@ -84,33 +87,30 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _rank_attributes(values: flags.FlagValues) -> None:
-    from eval.embeddings import read_store
     from eval.report import format_table, write_report
-    from input_pipeline.dataset import attributes, dataset_fingerprint
     from tools import comparison
 
     if given := [name for name in LOG_FLAGS if values[name].value != values[name].default]:
         raise UserError(f"--{given[0]}: only with --logs")
     if not values.dataset:
         raise UserError(f"--protocol={ATTRIBUTES} reads attributes from a dataset: give --dataset")
-    baselines = ["random", "raw pixels"] if values.baseline is None else values.baseline
-    split = values.config.evaluation.split
-    ids, _, _ = attributes(values.dataset, split)
-    folders = _stores(values, baselines)
-    stores = {name: read_store(folder) for name, folder in folders.items()}
-    for name, store in stores.items():
-        comparison.check_same_items(name, store, ids, fingerprint=dataset_fingerprint(values.dataset))
-    vectors = comparison.baseline_vectors(baselines, dataset=values.dataset, split=split)
-    vectors |= {name: store.vectors for name, store in stores.items()}
+    config, split = values.config, values.config.evaluation.split
+    comparison.relevance_of(config, values.dataset)  # before minutes are spent on rows
+    slicings = _slicings(values)
+    compared = rows.read_rows(values, split=split)
     report = comparison.rank(
-        vectors,
-        config=values.config,
+        compared.rows,
+        config=config,
         dataset=values.dataset,
         title=f"Ranking of {pathlib.Path(values.dataset).name}",
-        new=list(stores)[-1],
+        new=compared.new,
+        against=compared.against,
         scann=options.scann_options(values.scann),
         allow_low_recall=values.allow_low_recall,
-        provenance={"stores": {name: store.manifest.get("model", {}) for name, store in stores.items()}},
+        slicings=slicings,
+        ladders={name: (compared.vectors[name], rungs) for name, rungs in compared.ladders.items()},
+        bytes_per_item=compared.bytes_per_item,
+        provenance=compared.provenance,
     )
     write_report(values.output, report, pictures=comparison.pictures_by_id(values.dataset, split))
     print(format_table(report))
@@ -118,99 +118,73 @@ def _rank_attributes(values: flags.FlagValues) -> None:
 
 
 def _rank_logs(values: flags.FlagValues) -> None:
-    from eval.embeddings import read_store
     from eval.logs import movielens_columns, parse_time
     from eval.report import format_table, write_report
-    from eval.rows import VectorRow
-    from input_pipeline.dataset import attributes, dataset_fingerprint
+    from input_pipeline.dataset import dataset_fingerprint
     from siglip_jax.training.config import check, config_to_json
     from tools import comparison
-    from tools.log_comparison import (
-        Items,
-        Window,
-        log_format,
-        rank_logs,
-        store_rows,
-        training_items,
-        write_per_query,
-    )
+    from tools.leaked import training_items
+    from tools.log_comparison import Window, log_format, rank_logs, write_per_query
 
     config, dataset = values.config, values.dataset
     check(config)
     split = config.evaluation.split
     bounds = {"since": "from", "until": "until", "train_since": "train_from", "train_until": "train_until"}
-    window = Window(
-        **{
-            ours: parse_time(str(values[flag].value), flag=f"--{flag}")
-            for ours, flag in bounds.items()
-            if values[flag].value
-        }
-    ).checked()
+    times = {
+        ours: parse_time(str(values[flag].value), flag=f"--{flag}")
+        for ours, flag in bounds.items()
+        if values[flag].value
+    }
+    window = Window(**times).checked()
     columns = options.named_paths(values.log_column, flag="log_column", expected="ours=theirs")
     if values.layout == "movielens":
         columns = {**movielens_columns(values.logs), **columns}
-        if not config.evaluation.like_from:
-            config.evaluation.like_from = 4.0
-    baselines = values.baseline
-    if baselines is None:
-        pictures = ["raw pixels", "title TF-IDF"] if dataset else []
-        baselines = ["random", "popularity", *pictures, "item-to-item"]
-    if "raw pixels" in baselines and not dataset:
-        raise UserError("--baseline=raw pixels: pictures come from a dataset; give --dataset")
-    stores = {name: read_store(folder) for name, folder in _stores(values, baselines).items()}
-    if dataset:
-        items = Items(*attributes(dataset, split))
-    else:
-        ids = list(next(iter(stores.values())).ids)
-        items = Items(ids, [""] * len(ids), {})
-    rows: list[Any] = []
-    if "raw pixels" in baselines:
-        pixels = comparison.baseline_vectors(["raw pixels"], dataset=dataset, split=split)["raw pixels"]
-        rows.append(VectorRow("raw pixels", pixels, ids=items.ids))
-    rows += store_rows(stores, items.ids)
-    leaked = training_items(
-        dataset,
-        split,
-        train_dataset=values.train_dataset,
-        train_split=config.data.train_split,
-    )
-    compared = rank_logs(
+        config.evaluation.like_from = config.evaluation.like_from or LIKED_FROM
+    train_split = config.data.train_split
+    leaked = training_items(dataset, split, train_dataset=values.train_dataset, train_split=train_split)
+    slicings = _slicings(values) if dataset else []
+    compared = rows.read_rows(values, split=split, over_logs=True)
+    measured = rank_logs(
         values.logs,
         protocol=values.protocol,
-        items=items,
-        rows=rows,
-        baselines=[name for name in baselines if name != "raw pixels"],
+        compared=compared,
         config=config,
         form=log_format(config, columns=columns, on_error=values.on_error),
-        new=list(stores)[-1],
         title=f"Ranking over {', '.join(pathlib.Path(path).name for path in values.logs)}",
         window=window,
         leaked=leaked,
         leakage=values.leakage,
         scann=options.scann_options(values.scann),
         allow_low_recall=values.allow_low_recall,
+        slicings=slicings,
         trec=values.trec,
         trec_depth=values.trec_depth,
         provenance={
             "dataset": dataset_fingerprint(dataset) if dataset else "none: the items of the first store",
-            "stores": {name: store.manifest.get("model", {}) for name, store in stores.items()},
             "evaluation": config_to_json(config.evaluation),
             "versions": comparison.versions(),
+            **compared.provenance,
         },
     )
-    pictures_of = comparison.pictures_by_id(dataset, split) if dataset else _no_picture
-    write_report(values.output, compared.report, pictures=pictures_of)
+    pictures = comparison.pictures_by_id(dataset, split) if dataset else _no_picture
+    write_report(values.output, measured.report, pictures=pictures)
     if values.per_query:
-        write_per_query(values.per_query, compared)
-    print(format_table(compared.report))
+        write_per_query(values.per_query, measured)
+    print(format_table(measured.report))
     print(f"report: {values.output}")
 
 
-def _stores(values: flags.FlagValues, baselines: list[str]) -> dict[str, str]:
-    folders = options.named_paths(values.store, flag="store")
-    if taken := folders.keys() & {*baselines, "logged order"}:
-        raise UserError(f"--store={taken.pop()}=...: a baseline or another row has this name; choose another")
-    return folders
+def _slicings(values: flags.FlagValues) -> list[Any]:
+    """By the attributes that --slice names, or of relevance that the catalogue has."""
+    from input_pipeline.dataset import attributes
+    from tools import comparison
+
+    ids, titles, columns = attributes(values.dataset, values.config.evaluation.split)
+    known = {"title": titles, **columns}
+    named = values["slice"].value
+    if named is None:
+        named = [name for name in comparison.relevance_attributes(values.config) if name in known]
+    return rows.slicings_of(named, known, ids=ids)
 
 
 def _no_picture(item: str) -> bytes:

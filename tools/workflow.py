@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import tempfile
 import time
@@ -209,29 +210,62 @@ def image_encoder(model: Any, *, name: str) -> Encoder:
 
 
 def load_encoder(path: str) -> Encoder:
-    """A saved model, a workdir, or a .tflite network as a baseline."""
+    """A saved model or a workdir; a .tflite, .onnx or SavedModel network as a baseline."""
+    network: Any = None
     if path.endswith(".tflite"):
-        from eval.tflite import TfliteEncoder
+        from eval.encoders.tflite import TfliteEncoder
 
         network = TfliteEncoder(path)
+    elif path.endswith(".onnx"):
+        from eval.encoders.onnx import OnnxEncoder
+
+        network = OnnxEncoder(path)
+    elif (epath.Path(path) / "saved_model.pb").exists():
+        from eval.encoders.savedmodel import SavedModelEncoder
+
+        network = SavedModelEncoder(path)
+    if network is not None:
         return Encoder(network.encode_image, network.preprocessing, network.description)
     from siglip_jax.loading import load
 
     return image_encoder(load(path), name=path)
 
 
-def embed(encoder: Encoder, *, dataset: epath.PathLike, split: str, output: epath.PathLike) -> EmbeddingStore:
-    """Embeds the pictures of a split and writes them to an embedding store."""
-    rows = len(open_split(dataset, split))
-    batches = iterate_split(dataset, split=split, preprocessing=encoder.preprocessing, batch_size=EMBED_BATCH)
-    label = f"embedding ({encoder.description.get('name', 'tflite')})"
-    watched = progress(batches, total=rows, label=label, unit="images", step=EMBED_BATCH)
+def embed(
+    encoder: Encoder, *, dataset: epath.PathLike, split: str, output: epath.PathLike, most: int | None = None
+) -> EmbeddingStore:
+    """Embeds the pictures of a split, or at most `most` spread over it, and writes them to an embedding store."""
+    count = len(open_split(dataset, split))
+    rows = range(0, count, 1 if most is None else math.ceil(count / most))
+    batches = iterate_split(
+        dataset, split=split, preprocessing=encoder.preprocessing, batch_size=EMBED_BATCH, rows=rows
+    )
+    label = f"embedding ({encoder.description['name']})"
+    watched = progress(batches, total=len(rows), label=label, unit="images", step=EMBED_BATCH)
     manifest = {
         "model": encoder.description,
         "preprocessing": encoder.preprocessing.to_json(),
         "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
     }
     write_store(output, ((batch["id"], encoder.encode(batch["image"])) for batch in watched), manifest=manifest)
+    return read_store(output)
+
+
+def import_embeddings(path: str, *, dataset: epath.PathLike, split: str, output: epath.PathLike) -> EmbeddingStore:
+    """Writes embeddings that somebody brings as a file to an embedding store, in the order of the split."""
+    from eval.embedding_files import read_embeddings
+
+    ids, _, _ = attributes(dataset, split)
+    file = read_embeddings(path)
+    vectors, more = file.aligned(ids)
+    if more:
+        print(f"{more} embeddings of items that are not in split {split} left out")
+    manifest = {
+        "model": {"name": epath.Path(path).name, "sha256": file.sha256},
+        "preprocessing": None,
+        "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
+    }
+    write_store(output, [(ids, vectors)], manifest=manifest)
     return read_store(output)
 
 

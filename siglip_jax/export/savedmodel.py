@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,6 +107,39 @@ def run_saved_model(folder: str | pathlib.Path, signature: str, values: np.ndarr
     function = tf.saved_model.load(str(folder)).signatures[signature]
     name = {"serving_default": "image", "pixels": "pixels"}[signature]
     return function(**{name: tf.constant(values)})["embedding"].numpy()
+
+
+def load_pixels_signature(
+    folder: str | pathlib.Path,
+) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], list[int | None], list[str]]:
+    """Anybody's SavedModel as a function of pixels: (float32 pictures -> {output: array}, input shape, output names).
+
+    The signature is "pixels" where there is one, "serving_default" otherwise.
+
+    Raises:
+      UserError: TensorFlow is not installed, no SavedModel, or a signature that takes no float pictures.
+    """
+    tf = _tensorflow()
+    try:
+        loaded = tf.saved_model.load(str(folder))
+    except Exception as error:  # TensorFlow raises types of its own, with a page of text
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"{folder}: not a SavedModel ({reason}); pass its folder") from error
+    function = loaded.signatures.get("pixels") or loaded.signatures.get("serving_default")
+    if function is None:
+        known = ", ".join(loaded.signatures) or "none"
+        raise UserError(f"{folder}: signatures are {known}; expected pixels or serving_default")
+    inputs = function.structured_input_signature[1]
+    if len(inputs) != 1 or (spec := next(iter(inputs.values()))).dtype != tf.float32 or spec.shape.rank is None:
+        found = ", ".join(f"{name} {one.dtype.name}" for name, one in inputs.items())
+        raise UserError(f"{folder}: takes {found}; expected one input of float32 pictures [n, h, w, 3]")
+    name = next(iter(inputs))
+
+    def call(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        return {key: value.numpy() for key, value in function(**{name: tf.constant(pixels)}).items()}
+
+    call.keeps = loaded  # type: ignore[attr-defined]  # variables live as long as the loaded object
+    return call, list(spec.shape), list(function.structured_outputs)
 
 
 def _tensorflow() -> Any:

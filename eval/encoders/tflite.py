@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.encoders.settings import describe
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 
@@ -36,7 +37,7 @@ class TfliteEncoder:
             raise UserError(f"{path}: takes {shape}; expected a network of one picture [1, h, w, 3] to one vector")
         self._input, self._output = inputs[0], outputs[0]
         self.preprocessing = Preprocessing(image_size=(shape[1], shape[2]))
-        self.description = {"tflite": pathlib.Path(path).name, "sha256": hashlib.sha256(content).hexdigest()}
+        self.description = describe(path, hashlib.sha256(content).hexdigest())
 
     def encode_image(self, images: np.ndarray) -> np.ndarray:
         """uint8 [n, h, w, 3] -> float32 [n, d], dequantised, not normalised."""

@@ -1,0 +1,187 @@
+"""The report in words: what an interval allows to say, numbers as they are printed, and the table for a terminal."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+_WIDTH = 110  # characters of the terminal table
+_ALL_METRICS = 2  # pairs up to which differences are listed in every metric
+
+
+def headlines(report: dict[str, Any]) -> list[str]:
+    """One sentence for each difference in the primary metric, in the order given; the first is the page's headline."""
+    metric = report["primary_metric"]
+    means = {row["name"]: row["exact"].get(metric, {}).get("mean") for row in report["rows"]}
+    sentences = []
+    for difference in report["differences"]:
+        if difference["metric"] != metric:
+            continue
+        a, b = difference["a"], difference["b"]
+        said = verdict(difference)
+        if said == "not measured":
+            sentences.append(f"{_capital(a)} and {b} were not compared: no difference in {metric} could be computed.")
+            continue
+        if said == "undecided":
+            claim = f"Undecided whether {a} ranks better than {b}"
+        else:
+            claim = f"{_capital(a)} ranks {said} than {b}"
+        interval = f"95 % interval {signed(difference['low'])} to {signed(difference['high'])}"
+        values = f"{metric} {number(means.get(a))} against {number(means.get(b))}"
+        sentences.append(f"{claim}: {values}, difference {signed(difference['mean'])} ({interval}).")
+    return sentences or [f"No comparison was made in {metric}."]
+
+
+def format_table(report: dict[str, Any]) -> str:
+    """The report as plain text of at most 110 columns: the conclusion, one line a row, one line a difference."""
+    data = plain(report)
+    primary = data["primary_metric"]
+    has_scann = any(row.get("scann") for row in data["rows"])
+    header = ["", f"{primary} [95 %]"]
+    lines = [[row["name"], _interval(row["exact"].get(primary), number)] for row in data["rows"]]
+    extra: list[list[str]] = []
+    if has_scann:
+        extra.append(["ScaNN", *(number((row["scann"] or {}).get(primary, {}).get("mean")) for row in data["rows"])])
+        extra.append(["recall@10", *(number(scann_recall(row)) for row in data["rows"])])
+    for metric in metric_names(data)[1:]:
+        extra.append([metric, *(number(row["exact"].get(metric, {}).get("mean")) for row in data["rows"])])
+    extra.append(["ties", *(percent(row.get("tie_rate")) for row in data["rows"])])
+    table = [header, *lines]
+    for column in extra:  # as many as fit; the page and the JSON have them all
+        wider = [[*cells, cell] for cells, cell in zip(table, column, strict=True)]
+        if len(_align(wider)[0]) <= _WIDTH:
+            table = wider
+    pairs = len({(d["a"], d["b"]) for d in data["differences"]})
+    differences = [
+        [f"{d['a']} − {d['b']}", d["metric"], _interval(d, signed), verdict(d)]
+        for d in data["differences"]
+        if pairs <= _ALL_METRICS or d["metric"] == primary
+    ]
+    counts = (
+        f"{data['queries']} queries, {data['items']} items, {data['left_out']} queries without a relevant item left out"
+    )
+    said = [data["conclusion"]] if data.get("conclusion") else []
+    said += headlines(data) if pairs <= _ALL_METRICS else headlines(data)[:1]
+    prose = [*said, *data.get("warnings", []), "", f"{data['protocol']}; {data['gain']} gain", counts]
+    prose += [*(data.get("notes") or []), ""]
+    wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
+    tables = [_align(table), _align(differences), _ladder_lines(data), _slice_lines(data)]
+    return "\n".join([*wrapped, *(line for lines in tables if lines for line in [*lines, ""])]).rstrip()
+
+
+def _ladder_lines(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for found in report.get("ladders") or []:
+        table = [[f"{found['row']}", "bytes", f"{found['metric']} [95 %]", "lost [95 %]"]]
+        table += [
+            [
+                f"{rung['method']} {rung['width']}, {rung['precision']}",
+                str(rung["bytes"]),
+                _interval(rung, number),
+                _interval(rung["difference"], signed),
+            ]
+            for rung in found["rungs"]
+        ]
+        lines += _align(table)
+    return lines
+
+
+def _slice_lines(report: dict[str, Any], *, most: int = 5) -> list[str]:
+    sliced = report.get("slices")
+    if not sliced or not sliced["slices"]:
+        return []
+    table = [[f"worst of {sliced['measured']} slices", "queries", f"{sliced['metric']} difference [95 %]", ""]]
+    for row in sliced["slices"][:most]:
+        shown = row["difference"] or row["new"]
+        form = signed if row["difference"] else number
+        table.append(
+            [f"{row['slicing']} {row['label']}", str(row["queries"]), _interval(shown, form), row["verdict"] or ""]
+        )
+    return _align(table)
+
+
+def metric_names(report: dict[str, Any]) -> list[str]:
+    """Every metric of any row, the primary one first."""
+    names = dict.fromkeys([report["primary_metric"]])
+    for row in report["rows"]:
+        names |= dict.fromkeys(row["exact"]) | dict.fromkeys(row.get("scann") or {})
+    return list(names)
+
+
+def scann_recall(row: dict[str, Any]) -> float | None:
+    """The one share of the exact neighbours that a row's index found, None without an index."""
+    return next(iter((row.get("scann_recall") or {}).values()), None)
+
+
+def verdict(difference: dict[str, Any]) -> str:
+    """What a 95 % interval of a minus b allows to say of a. Zero throughout is undecided too."""
+    low, high = difference["low"], difference["high"]
+    if difference["mean"] is None or low is None or high is None:
+        return "not measured"
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "undecided"
+
+
+def plain(value: Any) -> Any:
+    """The same in JSON's own types: numpy scalars and arrays unwrapped, tuples as lists, non-finite numbers as None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def signed_percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:+.1f} %".replace("-", "−")
+
+
+def count(value: float | None) -> str:
+    """Whole numbers with thousands apart; others to one place."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def p_value(value: float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _align(table: list[list[str]]) -> list[str]:
+    """Columns padded to their widest cell: the first to the left, the others to the right."""
+    if not table:
+        return []
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    lines = []
+    for cells in table:
+        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def _interval(estimate: dict[str, Any] | None, form: Callable[[float | None], str]) -> str:
+    if not estimate:
+        return "–"
+    return f"{form(estimate['mean'])} [{form(estimate['low'])}, {form(estimate['high'])}]"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
