@@ -79,10 +79,10 @@ def rank(
     new: str,
     against: str,
     scann: Mapping[str, Any] | None = None,
+    allow_low_recall: bool = False,
     slicings: Sequence[Slicing] = (),
     ladders: Mapping[str, tuple[np.ndarray, Sequence[Reduction]]] | None = None,
     bytes_per_item: Mapping[str, int] | None = None,
-    allow_low_recall: bool = False,
     loss_curve: Sequence[Mapping[str, float]] = (),
     provenance: Mapping[str, Any] | None = None,
     grid: int = 8,
@@ -97,10 +97,10 @@ def rank(
       new: the row whose differences to all others are reported.
       against: the one of them that comes first, and that slices and examples are about.
       scann: options of the ScaNN column, or None to leave it out.
+      allow_low_recall: show a row's ScaNN figures though its recall is under `eval.neighbours.LEAST_RECALL`.
       slicings: of the items as queries.
       ladders: {row name: (its vectors, reductions to measure)}.
       bytes_per_item: of the rows that store vectors.
-      allow_low_recall: show a row's ScaNN figures though its recall is under `eval.neighbours.LEAST_RECALL`.
       grid: how many queries, drawn by `seed`, to show with pictures.
       changes: how many of the largest gains, and of the largest losses, to show.
     """
@@ -132,10 +132,10 @@ def rank(
     said = conclude(table, metrics, new=new, against=against, clusters=clusters, seed=seed)
     recall = {name: float(np.mean(r.index_recall)) for name, r in approximate.items() if r.index_recall is not None}
     refused = [name for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall]
-    columns = {name: result.metrics for name, result in approximate.items() if name not in refused}
+    shown = {name: result.metrics for name, result in approximate.items() if name not in refused}
     scann_rows = {}
-    if columns:
-        scanned = compare_rows(columns, clusters=clusters, seed=seed)
+    if shown:
+        scanned = compare_rows(shown, clusters=clusters, seed=seed)
         scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
     primary = table["metrics"][0]
     depth = max(1, max_cutoff(options.metrics))
@@ -182,6 +182,7 @@ def rank(
         "items": len(ids),
         "left_out": left_out,
         "list_length": len(ids) - 1,
+        "warnings": log_notes.of_refused({name: recall[name] for name in refused}, k=depth),
         "primary_metric": primary,
         **said,
         "new": new,
@@ -213,7 +214,6 @@ def rank(
         "loss_curve": [{"step": line["step"], "loss": line["loss"]} for line in loss_curve if "loss" in line],
         "gains": gains,
         "losses": losses,
-        "notes": log_notes.of_refused({name: recall[name] for name in refused}, k=depth),
         "grid": catalogue_examples(asked, rows, relevance, items),
         "provenance": {
             "dataset": dataset_fingerprint(dataset),

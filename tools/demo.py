@@ -38,9 +38,10 @@ def main(values: flags.FlagValues) -> None:
     from eval.metrics import max_cutoff
     from eval.report import format_table, write_report
     from eval.rows import Row, VectorRow
+    from input_pipeline.dataset import attributes
     from siglip_jax.training.config import check, config_to_json
     from tools import comparison, workflow
-    from tools.rows import Catalogue, slicings_of
+    from tools.rows import slicings_of
 
     begin = time.monotonic()
     config, workdir = options.config_of(values), pathlib.Path(values.workdir)
@@ -78,14 +79,14 @@ def main(values: flags.FlagValues) -> None:
     announce("embedding the held-out items with the start and the trained encoder")
     start = workflow.start_model(config, dataset)
     start_name = "zero-shot" if config.init else "start (random init)"
-    catalogue = Catalogue.of(dataset, split)
-    compared: dict[str, Row] = {"random": RandomRow(len(catalogue.ids))}
+    ids, titles, columns = attributes(dataset, split)
+    compared: dict[str, Row] = {"random": RandomRow(len(ids))}
     compared["raw pixels"] = VectorRow("raw pixels", comparison.pixel_vectors(dataset, split))
     for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
         output = workdir / "embeddings" / folder
         encoder = workflow.image_encoder(model, name=name)
         vectors = workflow.embed(encoder, dataset=dataset, split=split, output=output).vectors
-        compared[name] = VectorRow(name, vectors, ids=catalogue.ids)
+        compared[name] = VectorRow(name, vectors, ids=ids)
     fitted = workflow.embed(
         encoder,
         dataset=dataset,
@@ -104,7 +105,7 @@ def main(values: flags.FlagValues) -> None:
         new="trained",
         against=start_name,
         scann=options.scann_options(values.scann),
-        slicings=slicings_of(comparison.relevance_attributes(config), catalogue),
+        slicings=slicings_of(comparison.relevance_attributes(config), {"title": titles, **columns}, ids=ids),
         ladders={"trained": (vectors, rungs)},
         bytes_per_item=dict.fromkeys((start_name, "trained"), 4 * vectors.shape[1]),
         loss_curve=workflow.metrics_of(workdir / "train" / run),

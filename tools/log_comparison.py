@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from eval import profiles
-from eval.baselines import PopularityRow, RandomRow, TitleRow
+from eval.baselines import PopularityRow
 from eval.cooccurrence import CooccurrenceRow
+from eval.examples import largest_changes
 from eval.exposure import Propensity
+from eval.ladder import measure_ladder
 from eval.live import live_items
+from eval.log_examples import log_examples
 from eval.logs import Log, LogFormat, iso, read_log
 from eval.metrics import max_cutoff
 from eval.neighbours import LEAST_RECALL
@@ -37,13 +40,13 @@ from eval.protocols import (
 from eval.queries import Queries, heavy_users, known_items, read_queries, repeated_queries
 from eval.ranking import compare_rows
 from eval.rows import Row, VectorRow
+from eval.slices import Slicing, by_popularity, by_volume, measure_slices
 from eval.trec import TrecWriter, query_names
-from input_pipeline.dataset import has_split, open_split
 from input_pipeline.progress import progress
-from input_pipeline.split import normalise_title
 from siglip_jax.errors import UserError
 from tools import log_notes
 from tools.conclude import conclude
+from tools.rows import Rows
 
 PROTOCOLS = {
     "logged_lists": LOGGED_LISTS,
@@ -51,17 +54,6 @@ PROTOCOLS = {
     "leave_one_out": LEAVE_ONE_OUT,
     "time_split": TIME_SPLIT,
 }
-OF_LOG = ("popularity", "item-to-item")  # rows that need events of a time before the queries
-BASELINES = ("random", "raw pixels", "title TF-IDF", *OF_LOG)
-
-
-@dataclasses.dataclass(frozen=True)
-class Items:
-    """The catalogue: ids, titles ("" where not known) and attributes, parallel."""
-
-    ids: list[str]
-    titles: list[str]
-    columns: dict[str, list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,62 +117,21 @@ def log_format(config: ml_collections.ConfigDict, *, columns: Mapping[str, str],
     )
 
 
-def in_training(
-    dataset: epath.PathLike, split: str, *, train_dataset: epath.PathLike, train_split: str
-) -> dict[str, str]:
-    """{id: "id", "picture" or "title", what of it is in the training split} for the items of an evaluation split."""
-    theirs: dict[str, set[str]] = {"id": set(), "picture": set(), "title": set()}
-    for keys in _keys(train_dataset, train_split):
-        for kind, key in keys.items():
-            theirs[kind].add(key)
-    return {
-        keys["id"]: next(kind for kind, key in keys.items() if key in theirs[kind])
-        for keys in _keys(dataset, split)
-        if any(key in theirs[kind] for kind, key in keys.items())
-    }
-
-
-def training_items(
-    dataset: epath.PathLike | None, split: str, *, train_dataset: epath.PathLike | None, train_split: str
-) -> dict[str, str] | None:
-    """`in_training` where there is something to compare with; None where there is not.
-
-    Raises:
-      UserError: a training dataset without one to compare it with.
-    """
-    if not dataset:
-        if train_dataset:
-            raise UserError(f"--train_dataset={train_dataset}: the pictures to look for are in --dataset; give it too")
-        return None
-    if not train_dataset and (split == train_split or not has_split(dataset, train_split)):
-        return None
-    return in_training(dataset, split, train_dataset=train_dataset or dataset, train_split=train_split)
-
-
-def _keys(dataset: epath.PathLike, split: str) -> Iterable[dict[str, str]]:
-    rows = open_split(dataset, split)
-    for start in range(0, len(rows), 1024):
-        for row in rows[start : start + 1024]:
-            yield {"id": row["id"], "picture": row["image_sha256"], "title": normalise_title(row["title"])}
-
-
 def rank_logs(
     logs: Sequence[str],
     *,
     protocol: str,
-    items: Items,
-    rows: Sequence[Row],
-    baselines: Sequence[str],
+    compared: Rows,
     config: ml_collections.ConfigDict,
     form: LogFormat,
-    new: str,
     title: str,
-    against: str | None = None,
     window: Window | None = None,
     leaked: Mapping[str, str] | None = None,
     leakage: str = "refuse",
     scann: Mapping[str, Any] | None = None,
     allow_low_recall: bool = False,
+    slicings: Sequence[Slicing] = (),
+    changes: int = 6,
     trec: str = "",
     trec_depth: int = 1000,
     provenance: Mapping[str, Any] | None = None,
@@ -191,14 +142,12 @@ def rank_logs(
     Args:
       logs: files or folders.
       protocol: a key of PROTOCOLS.
-      rows: over `items`, in the order of the table.
-      baselines: of BASELINES but "raw pixels", which is a row of vectors; put before `rows`.
-      new: the row whose differences to all others are reported.
-      against: the one of them that comes first; the row before `new` when absent.
+      compared: the rows and the catalogue.
       window: of the log.
       leaked: items that training saw, see `in_training`; None where nobody looked.
       leakage: "refuse" such items, or "drop" them as queries and candidates.
       scann: options of the ScaNN column, None to leave it out.
+      slicings: of the catalogue's items, by which queries are sliced that have a query item.
       allow_low_recall: show the ScaNN column though its recall is under 0.98.
       trec: folder for TREC files, "" for none.
 
@@ -207,6 +156,7 @@ def rank_logs(
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+    items, new = compared.catalogue, compared.new
     options, window = config.evaluation, (window or Window()).checked()
     if leaked and leakage != "drop":
         shown = ", ".join(f"{item!r} ({why})" for item, why in list(leaked.items())[:10])
@@ -227,8 +177,11 @@ def rank_logs(
         queries, history = prepared.queries, prepared.history
         if protocol != "logged_lists":
             queries = reachable(queries, live, history)
-        all_rows = [*_baseline_rows(baselines, items, prepared.counted, n, seed=seed), *rows]
-        absent = [name for name in baselines if name in OF_LOG and prepared.counted is None]
+        of_log = _rows_of_log(compared.of_log, prepared.counted, n)
+        absent = [name for name in compared.of_log if name not in of_log]
+        random = {name: row for name, row in compared.rows.items() if name == "random"}
+        rows = {**random, **of_log, **compared.rows}
+        against = compared.against if compared.against in rows else [name for name in rows if name != new][-1]
         names = log.user_names()[queries.users]
         if history is not None:
             queries = dataclasses.replace(queries, ids=names)
@@ -240,12 +193,12 @@ def rank_logs(
         watch = _Watch(PROTOCOLS[protocol], len(queries))
         if protocol == "logged_lists":
             ranked = rerank_lists(
-                queries, all_rows, measures=measures, propensity=propensity, sink=sink, progress=watch
+                queries, list(rows.values()), measures=measures, propensity=propensity, sink=sink, progress=watch
             )
         else:
             ranked = rank_live(
                 queries,
-                all_rows,
+                list(rows.values()),
                 live=live,
                 measures=measures,
                 history=history,
@@ -256,7 +209,7 @@ def rank_logs(
         watch.close()
         approximate: dict[str, Ranked] = {}
         if scann is not None and protocol != "logged_lists":
-            for row in all_rows:
+            for row in rows.values():
                 if isinstance(row, VectorRow):
                     approximate[row.name] = rank_live_indexed(
                         queries, row, live=live, measures=measures, options=scann, history=history
@@ -273,15 +226,12 @@ def rank_logs(
     relevant = np.bincount(queries.owner[queries.gains > 0], minlength=len(queries))
     per_row = {name: result.metrics for name, result in ranked.items()}
     tied = {name: result.tied for name, result in ranked.items()}
-    for name in (new, against):
-        if name is not None and (name not in ranked or (name == new and name == against)):
-            raise UserError(f"row {name!r} to compare; expected two of {'; '.join(ranked)}")
-    others = [name for name in list(ranked)[::-1] if name != new]
-    others.sort(key=lambda name: (name != against, name.startswith(f"{new}, ")))  # its own reductions last
+    others = [name for name in reversed(list(ranked)) if name not in (new, against)]
+    others = [against, *sorted(others, key=lambda name: name.startswith(f"{new}, "))]  # its own reductions last
     table = compare_rows(
         per_row, pairs=[(new, other) for other in others], clusters=queries.users, tied=tied, seed=seed
     )
-    said = conclude(table, per_row, new=new, against=others[0], clusters=queries.users, seed=seed)
+    said = conclude(table, per_row, new=new, against=against, clusters=queries.users, seed=seed)
     recall = {
         name: float(np.nanmean(result.index_recall))
         for name, result in approximate.items()
@@ -300,9 +250,13 @@ def rank_logs(
 
     notes = [
         *log_notes.of_log(counts, protocol, since=window.since, until=window.until, training=prepared.training),
-        *log_notes.of_queries(queries, sizes, relevant, heavy=heavy, live=live, protocol=protocol),
+        *log_notes.of_queries(queries, sizes, relevant, live=live, protocol=protocol),
         log_notes.of_leakage(leaked),
         *log_notes.of_absent(absent),
+    ]
+    warnings = [
+        *log_notes.of_simulated(queries),
+        *log_notes.of_heavy(queries, heavy),
         *log_notes.of_refused({name: recall[name] for name in refused}, k=deepest),
     ]
     exposure = {name: result.exposure for name, result in ranked.items() if result.exposure}
@@ -310,6 +264,34 @@ def rank_logs(
         notes += log_notes.of_exposure(exposure, measures.metrics[0], propensity)
     users_means = {name: _mean_over_users(values[primary], queries.users) for name, values in per_row.items()}
     notes.append(log_notes.of_users(primary, users_means))
+
+    def primary_of(vectors: np.ndarray) -> np.ndarray:
+        row = VectorRow("", vectors)
+        if protocol == "logged_lists":
+            return rerank_lists(queries, [row], measures=measures)[""].metrics[primary]
+        return rank_live(queries, [row], live=live, measures=measures, history=history)[""].metrics[primary]
+
+    clusters = {"clusters": queries.users, "seed": seed}
+    ladders = [
+        measure_ladder(
+            compared.vectors[name], rungs, primary_of, row=name, metric=primary, full=per_row[name][primary],
+            options=clusters,
+        )
+        for name, rungs in compared.ladders.items()
+    ]  # fmt: skip
+    values = {name: per_row[name][primary] for name in (against, new)}
+    slicings = _query_slicings(slicings, queries, prepared.counted, n)
+    sliced = None
+    if slicings:
+        sliced = measure_slices(slicings, values[new], values[against], clusters=queries.users)
+        sliced |= {"new": new, "base": against, "metric": primary}
+    gains, losses = (
+        log_examples(
+            found, queries, {name: rows[name] for name in values if name in rows}, values,
+            ids=items.ids, titles=items.titles, live=None if protocol == "logged_lists" else live,
+        )
+        for found in largest_changes(values[new], values[against], groups=queries.users, count=changes, seed=seed)
+    )  # fmt: skip
     report = {
         "title": title,
         "protocol": PROTOCOLS[protocol],
@@ -319,18 +301,13 @@ def rank_logs(
         "relevant_from": options.relevant_from,
         "queries": len(queries) - left_out,
         "items": n,
+        "list_length": {"min": sizes.min(), "median": np.median(sizes), "mean": sizes.mean(), "max": sizes.max()},
         "users": len(np.unique(queries.users)),
         "left_out": left_out,
         "primary_metric": primary,
         **said,
         "new": new,
-        "against": others[0],
-        "list_length": {
-            "min": int(sizes.min()),
-            "median": float(np.median(sizes)),
-            "mean": float(sizes.mean()),
-            "max": int(sizes.max()),
-        },
+        "against": against,
         "resampled": "users",
         "rows": [
             {
@@ -340,13 +317,19 @@ def rank_logs(
                 "scann_recall": {f"recall@{deepest}": recall[row["name"]]} if row["name"] in recall else None,
                 "scann_refused": row["name"] in refused,
                 "tie_rate": row["tie_rate"],
+                "bytes_per_item": compared.bytes_per_item.get(row["name"]),
                 "mean_over_users": {primary: users_means[row["name"]]},
             }
             for row in table["rows"]
         ],
         "differences": table["differences"],
+        "ladders": ladders,
+        "slices": sliced,
         "loss_curve": [],
+        "gains": gains,
+        "losses": losses,
         "grid": [],
+        "warnings": warnings,
         "notes": notes,
         "log": {
             **counts,
@@ -438,32 +421,29 @@ def _prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.nda
     return _Prepared(queries, history, (pairs, pairs.times < at), f"before {iso(at)} ({share})")
 
 
-def _baseline_rows(
-    names: Sequence[str],
-    items: Items,
-    counted: tuple[profiles.Pairs, np.ndarray] | None,
-    n: int,
-    *,
-    seed: int,
-) -> list[Row]:
-    rows: list[Row] = []
-    for name in names:
-        if name not in BASELINES:
-            raise UserError(f"--baseline={name!r}; expected one of {', '.join(BASELINES)}")
-        if name == "random":
-            rows.append(RandomRow(n, seed=seed))
-        elif name == "title TF-IDF":
-            if not any(items.titles):
-                raise UserError("--baseline=title TF-IDF: titles come from a dataset; give --dataset or leave it out")
-            rows.append(TitleRow(items.titles))
-        elif name in OF_LOG and counted is not None:
-            pairs, chosen = counted
-            liked = pairs.only(chosen & (pairs.gains > 0))
-            if name == "popularity":
-                rows.append(PopularityRow(profiles.popularity(pairs, chosen, n)))
-            else:
-                rows.append(CooccurrenceRow(liked.users, liked.items, n))
-    return rows
+def _rows_of_log(names: Sequence[str], counted: tuple[profiles.Pairs, np.ndarray] | None, n: int) -> dict[str, Row]:
+    """Those that the log before the queries can tell of; none where there is none."""
+    if counted is None:
+        return {}
+    pairs, chosen = counted
+    liked = pairs.only(chosen & (pairs.gains > 0))
+    made: dict[str, Row] = {
+        "popularity": PopularityRow(profiles.popularity(pairs, chosen, n)),
+        "item-to-item": CooccurrenceRow(liked.users, liked.items, n),
+    }
+    return {name: made[name] for name in names}
+
+
+def _query_slicings(
+    slicings: Sequence[Slicing], queries: Queries, counted: tuple[profiles.Pairs, np.ndarray] | None, n: int
+) -> list[Slicing]:
+    """By attributes of the query item, its popularity before, and how much its user asks; none for profiles."""
+    if not len(queries) or (queries.items < 0).any():
+        return []
+    found = [dataclasses.replace(slicing, codes=slicing.codes[queries.items]) for slicing in slicings]
+    if counted is not None:
+        found.append(by_popularity(profiles.popularity(*counted, n)[queries.items]))
+    return [*found, by_volume(queries.users)]
 
 
 class _Watch:

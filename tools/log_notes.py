@@ -49,7 +49,6 @@ def of_queries(
     sizes: np.ndarray,
     relevant: np.ndarray,
     *,
-    heavy: Mapping[str, int],
     live: Live,
     protocol: str,
 ) -> list[str]:
@@ -74,16 +73,28 @@ def of_queries(
         notes.append(
             f"Candidates left out, {reason}: {count['candidates']:,}, of which {count['relevant']:,} relevant."
         )
-    if heavy:
-        counts = np.bincount(queries.users)
-        named = ", ".join(f"{user} ({count:,} events)" for user, count in list(heavy.items())[:5])
-        notes.append(
-            f"Users far above the others, kept: {named}{', ...' if len(heavy) > 5 else ''}; the busiest user has "
-            f"{100 * counts.max() / max(1, len(queries)):.1f} % of the queries. Intervals draw whole users."
-        )
-    if any(str(query).startswith(PREFIX) for query in queries.ids[:1000]):
-        notes.insert(0, "The sessions of this log are simulated: they say nothing of any shop.")
     return notes
+
+
+def of_simulated(queries: Queries) -> list[str]:
+    if any(str(query).startswith(PREFIX) for query in queries.ids):
+        return ["The sessions of this log are simulated: they say nothing of any shop."]
+    return []
+
+
+def of_heavy(queries: Queries, heavy: Mapping[str, int]) -> list[str]:
+    """heavy: of `eval.queries.heavy_users`."""
+    if not heavy:
+        return []
+    share = np.bincount(queries.users).max() / max(1, len(queries))
+    named = ", ".join(f"{user} ({count:,} events)" for user, count in list(heavy.items())[:5])
+    more = ", ..." if len(heavy) > 5 else ""
+    return [
+        (
+            f"Users far above the others, kept: {named}{more}; the busiest user has {100 * share:.1f} % of the "
+            "queries. Intervals draw whole users."
+        )
+    ]
 
 
 def of_leakage(leaked: Mapping[str, str] | None) -> str:

@@ -10,8 +10,7 @@ Without --logs each item of a split is ranked against the others, and attributes
     --store=old=... --store=new=... --trec=runs/trec --per_query=runs/queries.parquet
 
 The last --store (or --new) is compared with all other rows, with --against first; baselines such as "random" come by
-themselves. A store may be a file of embeddings: --store=mine=vectors.npy. Made smaller, and (without --logs) at every
-width:
+themselves. A store may be a file of embeddings: --store=mine=vectors.npy. Made smaller, and at every width:
 
   --reduce=new=pca:128 --fit=new=runs/new/training_embeddings --ladder=new
 """
@@ -26,6 +25,7 @@ from absl import flags
 from siglip_jax.errors import UserError
 from tools import options, rows
 
+LIKED_FROM = 4.0  # stars of MovieLens
 ATTRIBUTES = "attribute_agreement"
 LOG_PROTOCOLS = ("logged_lists", "retrieval", "leave_one_out", "time_split")
 LOG_FLAGS = (
@@ -41,6 +41,12 @@ def define_flags(values: flags.FlagValues) -> None:
     text("dataset", None, "Folder written by siglip-jax data; with --logs, for pictures, titles, dates and leakage.")
     options.define_output(values, "The report, an .html file; the same as .json is written beside it.")
     rows.define_flags(values)
+    flags.DEFINE_multi_string(
+        "slice",
+        None,
+        "Attribute, or attribute:bands for a number, to slice the queries by; absent, the attributes of relevance.",
+        flag_values=values,
+    )
     options.define_scann(values)
     flags.DEFINE_boolean(
         "allow_low_recall", False, "Show ScaNN's column though its recall is under 0.98.", flag_values=values
@@ -88,140 +94,97 @@ def _rank_attributes(values: flags.FlagValues) -> None:
         raise UserError(f"--{given[0]}: only with --logs")
     if not values.dataset:
         raise UserError(f"--protocol={ATTRIBUTES} reads attributes from a dataset: give --dataset")
-    config = values.config
+    config, split = values.config, values.config.evaluation.split
     comparison.relevance_of(config, values.dataset)  # before minutes are spent on rows
-    catalogue = rows.Catalogue.of(values.dataset, config.evaluation.split)
-    sliced = values["slice"].value
-    slicings = rows.slicings_of(comparison.relevance_attributes(config) if sliced is None else sliced, catalogue)
-    baselines = rows.DEFAULT_BASELINES if values.baseline is None else values.baseline
-    read = rows.read_rows(values, catalogue, baselines=baselines, subset=False)
-    new, against = rows.compared(values, read.rows, read.stores)
+    slicings = _slicings(values)
+    compared = rows.read_rows(values, split=split)
     report = comparison.rank(
-        read.rows,
+        compared.rows,
         config=config,
         dataset=values.dataset,
         title=f"Ranking of {pathlib.Path(values.dataset).name}",
-        new=new,
-        against=against,
+        new=compared.new,
+        against=compared.against,
         scann=options.scann_options(values.scann),
         allow_low_recall=values.allow_low_recall,
         slicings=slicings,
-        ladders={name: (read.vectors[name], rungs) for name, rungs in read.ladders.items()},
-        bytes_per_item=read.bytes_per_item,
-        provenance=read.provenance,
+        ladders={name: (compared.vectors[name], rungs) for name, rungs in compared.ladders.items()},
+        bytes_per_item=compared.bytes_per_item,
+        provenance=compared.provenance,
     )
-    write_report(values.output, report, pictures=comparison.pictures_by_id(values.dataset, catalogue.split))
+    write_report(values.output, report, pictures=comparison.pictures_by_id(values.dataset, split))
     print(format_table(report))
     print(f"report: {values.output}")
 
 
 def _rank_logs(values: flags.FlagValues) -> None:
-    from eval.embeddings import read_store
     from eval.logs import movielens_columns, parse_time
-    from eval.protocols import LOGGED_ORDER
     from eval.report import format_table, write_report
     from input_pipeline.dataset import dataset_fingerprint
     from siglip_jax.training.config import check, config_to_json
     from tools import comparison
-    from tools.log_comparison import (
-        Items,
-        Window,
-        log_format,
-        rank_logs,
-        training_items,
-        write_per_query,
-    )
+    from tools.leaked import training_items
+    from tools.log_comparison import Window, log_format, rank_logs, write_per_query
 
     config, dataset = values.config, values.dataset
     check(config)
     split = config.evaluation.split
     bounds = {"since": "from", "until": "until", "train_since": "train_from", "train_until": "train_until"}
-    window = Window(
-        **{
-            ours: parse_time(str(values[flag].value), flag=f"--{flag}")
-            for ours, flag in bounds.items()
-            if values[flag].value
-        }
-    ).checked()
+    times = {
+        ours: parse_time(str(values[flag].value), flag=f"--{flag}")
+        for ours, flag in bounds.items()
+        if values[flag].value
+    }
+    window = Window(**times).checked()
     columns = options.named_paths(values.log_column, flag="log_column", expected="ours=theirs")
     if values.layout == "movielens":
         columns = {**movielens_columns(values.logs), **columns}
-        if not config.evaluation.like_from:
-            config.evaluation.like_from = 4.0
-    baselines = values.baseline
-    if baselines is None:
-        pictures = ["raw pixels", "title TF-IDF"] if dataset else []
-        baselines = ["random", "popularity", *pictures, "item-to-item"]
-    if values.ladder:
-        raise UserError("--ladder: only without --logs; give --reduce for single widths")
-    if dataset:
-        catalogue = rows.Catalogue.of(dataset, split)
-    else:
-        ids = list(read_store(next(iter(options.named_paths(values.store, flag="store").values()))).ids)
-        catalogue = rows.Catalogue(ids, [""] * len(ids), {}, None, split)
-    taken = {*baselines, LOGGED_ORDER}
-    if clash := [name for name in options.named_paths(values.store, flag="store") if name in taken]:
-        raise UserError(f"--store={clash[0]}=...: another row has this name; choose another")
-    pictured = [name for name in baselines if name == "raw pixels"]
-    read = rows.read_rows(values, catalogue, baselines=pictured, subset=True)
-    items = Items(list(catalogue.ids), list(catalogue.titles), {k: list(v) for k, v in catalogue.columns.items()})
-    leaked = training_items(
-        dataset,
-        split,
-        train_dataset=values.train_dataset,
-        train_split=config.data.train_split,
-    )
-    compared = rank_logs(
+        config.evaluation.like_from = config.evaluation.like_from or LIKED_FROM
+    train_split = config.data.train_split
+    leaked = training_items(dataset, split, train_dataset=values.train_dataset, train_split=train_split)
+    slicings = _slicings(values) if dataset else []
+    compared = rows.read_rows(values, split=split, over_logs=True)
+    measured = rank_logs(
         values.logs,
         protocol=values.protocol,
-        items=items,
-        rows=list(read.rows.values()),
-        baselines=[name for name in baselines if name != "raw pixels"],
+        compared=compared,
         config=config,
         form=log_format(config, columns=columns, on_error=values.on_error),
-        new=values.new if values.new is not None else read.stores[-1],
-        against=values.against,
         title=f"Ranking over {', '.join(pathlib.Path(path).name for path in values.logs)}",
         window=window,
         leaked=leaked,
         leakage=values.leakage,
         scann=options.scann_options(values.scann),
         allow_low_recall=values.allow_low_recall,
+        slicings=slicings,
         trec=values.trec,
         trec_depth=values.trec_depth,
         provenance={
             "dataset": dataset_fingerprint(dataset) if dataset else "none: the items of the first store",
-            **read.provenance,
             "evaluation": config_to_json(config.evaluation),
             "versions": comparison.versions(),
+            **compared.provenance,
         },
     )
-    report = compared.report
-    for row in report["rows"]:
-        row["bytes_per_item"] = read.bytes_per_item.get(row["name"])
-    report["slices"] = _slices_of_log(values["slice"].value or [], compared, catalogue)
-    pictures_of = comparison.pictures_by_id(dataset, split) if dataset else _no_picture
-    write_report(values.output, report, pictures=pictures_of)
+    pictures = comparison.pictures_by_id(dataset, split) if dataset else _no_picture
+    write_report(values.output, measured.report, pictures=pictures)
     if values.per_query:
-        write_per_query(values.per_query, compared)
-    print(format_table(report))
+        write_per_query(values.per_query, measured)
+    print(format_table(measured.report))
     print(f"report: {values.output}")
 
 
-def _slices_of_log(specs: list[str], compared: Any, catalogue: rows.Catalogue) -> dict[str, Any]:
-    """By how much a user asks, how often an item is asked for, and what --slice names of the query item."""
-    from eval.slices import by_volume, measure_slices
+def _slicings(values: flags.FlagValues) -> list[Any]:
+    """By the attributes that --slice names, or of relevance that the catalogue has."""
+    from input_pipeline.dataset import attributes
+    from tools import comparison
 
-    report = compared.report
-    asked = compared.queries["query_item_row"]
-    slicings = [by_volume(compared.clusters, name="queries of the user")]
-    if (asked >= 0).any():
-        slicings.append(by_volume(asked, name="queries of the item"))
-    slicings += rows.slicings_of(specs, catalogue, asked)
-    new, against, primary = report["new"], report["against"], report["primary_metric"]
-    values = {name: metrics[primary] for name, metrics in compared.metrics.items()}
-    found = measure_slices(slicings, values[new], values[against], clusters=compared.clusters)
-    return {**found, "new": new, "base": against, "metric": primary}
+    ids, titles, columns = attributes(values.dataset, values.config.evaluation.split)
+    known = {"title": titles, **columns}
+    named = values["slice"].value
+    if named is None:
+        named = [name for name in comparison.relevance_attributes(values.config) if name in known]
+    return rows.slicings_of(named, known, ids=ids)
 
 
 def _no_picture(item: str) -> bytes:

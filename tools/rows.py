@@ -20,22 +20,24 @@ if TYPE_CHECKING:  # numpy and more, which --help does not wait for
     from eval.slices import Slicing
 
 BASELINES = ("random", "raw pixels", "title TF-IDF", "popularity:COLUMN")
-DEFAULT_BASELINES = ("random", "raw pixels")
+DEFAULT_BASELINES = ["random", "raw pixels"]
+OF_LOG = ("popularity", "item-to-item")  # baselines that are counted in a log
+LOGGED_ORDER = "logged order"
 
 
-def define_flags(values: flags.FlagValues) -> None:
+def define_flags(values: flags.FlagValues, *, store_required: bool = True) -> None:
     flags.DEFINE_multi_string(
         "store",
         None,
         "name=folder of an embedding store, or name=file of embeddings (.npy, .npz, .parquet, .csv).",
-        required=True,
+        required=store_required,
         flag_values=values,
     )
     flags.DEFINE_multi_string(
         "baseline",
         None,
-        f"Rows that need no store: {', '.join(BASELINES)}; with --logs also popularity and item-to-item. When absent, "
-        "random and raw pixels; with --logs all that can be had.",
+        f"Rows that need no store: {', '.join(BASELINES)}; with --logs also {', '.join(OF_LOG)}, counted there. When "
+        f"absent, {' and '.join(DEFAULT_BASELINES)}; with --logs all that can be had.",
         flag_values=values,
     )
     flags.DEFINE_multi_string(
@@ -45,44 +47,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "fit", [], "name=store of training items, by the same encoder, for the PCA of that store.", flag_values=values
     )
     flags.DEFINE_multi_string(
-        "ladder",
-        [],
-        "name of a store to measure at every width, by truncation and PCA, float32 and int8.",
+        "ladder", [], "name of a store to measure at every width, by truncation and PCA, float32 and int8.",
         flag_values=values,
-    )
+    )  # fmt: skip
     flags.DEFINE_string("new", None, "The row that is compared with all others; the last store.", flag_values=values)
     flags.DEFINE_string(
         "against", None, "The row it is compared with first, by slices and by queries too.", flag_values=values
     )
-    flags.DEFINE_multi_string(
-        "slice",
-        None,
-        "Attribute of the query item, or attribute:bands for a number, to slice by; absent, those of relevance.",
-        flag_values=values,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Catalogue:
-    """The items that are ranked: ids, titles and attributes, parallel; `dataset` has their pictures, if any."""
-
-    ids: Sequence[str]
-    titles: Sequence[str]
-    columns: Mapping[str, Sequence[str]]
-    dataset: epath.PathLike | None
-    split: str
-
-    @classmethod
-    def of(cls, dataset: epath.PathLike, split: str) -> Catalogue:
-        from input_pipeline.dataset import attributes
-
-        return cls(*attributes(dataset, split), dataset, split)
-
-    @property
-    def fingerprint(self) -> str | None:
-        from input_pipeline.dataset import dataset_fingerprint
-
-        return None if self.dataset is None else dataset_fingerprint(self.dataset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,27 +62,40 @@ class Rows:
 
     Attributes:
       rows: {name: row} in the order of the table.
-      stores: names of those that are no baseline and no reduction.
+      new, against: the two rows in the headline.
       bytes_per_item: of rows that store vectors.
-      vectors: {store: vectors}, for ladders.
-      ladders: {store: rungs of its ladder}.
+      vectors: of the stores, for ladders.
+      reductions: {store name: rungs of its ladder}.
       provenance: where the vectors came from.
+      catalogue: the items.
+      of_log: baselines that a log has to be counted for, in the order of the flags.
     """
 
     rows: dict[str, Row]
-    stores: list[str]
+    new: str
+    against: str
     bytes_per_item: dict[str, int]
     vectors: dict[str, np.ndarray]
     ladders: dict[str, list[Reduction]]
     provenance: dict[str, Any]
+    catalogue: Catalogue
+    of_log: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_rows(values: flags.FlagValues, catalogue: Catalogue, *, baselines: Sequence[str], subset: bool) -> Rows:
-    """The rows that the flags name, over the items of a catalogue.
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """Parallel: ids, titles ("" where not known) and attributes."""
 
-    Args:
-      baselines: of BASELINES.
-      subset: whether a store may hold more than the catalogue's items, in another order.
+    ids: list[str]
+    titles: list[str]
+    columns: dict[str, list[str]]
+
+
+def read_rows(values: flags.FlagValues, *, split: str, over_logs: bool = False) -> Rows:
+    """The rows that the flags name, over the items of a split.
+
+    With `over_logs` a store may hold more items than the split, in any order; without a dataset, the items are those of
+    the first store.
 
     Raises:
       UserError: a name twice or unknown, a store of other items, a reduction that does not fit.
@@ -119,88 +103,120 @@ def read_rows(values: flags.FlagValues, catalogue: Catalogue, *, baselines: Sequ
     from eval.reduction import Spec, fit
     from eval.rows import VectorRow
 
-    stores = options.named_paths(values.store, flag="store")
+    dataset = values.dataset
+    stores = options.named_paths(values.store or [], flag="store")
+    catalogue = _catalogue(dataset, split, stores)
+    ids = catalogue.ids
+    baselines = values.baseline
+    if baselines is None:
+        baselines = DEFAULT_BASELINES
+        if over_logs:
+            baselines = ["random", *OF_LOG, *(["title TF-IDF", "raw pixels"] if dataset else [])]
+    of_log = [name for name in baselines if over_logs and name in OF_LOG]
+    named = {name.partition(":")[0] for name in baselines} | ({LOGGED_ORDER} if over_logs else set())
+    if taken := named & stores.keys():
+        raise UserError(f"--store: row {taken.pop()!r} is named twice, a baseline has this name; choose another")
     reduced = [(name, Spec.parse(text)) for name, text in options.pairs(values.reduce, flag="reduce")]
     fitted = options.named_paths(values.fit, flag="fit")
-    for flag, names in (("reduce", [name for name, _ in reduced]), ("fit", list(fitted)), ("ladder", values.ladder)):
+    for flag, names in (("reduce", [name for name, _ in reduced]), ("fit", fitted), ("ladder", values.ladder)):
         if unknown := [name for name in names if name not in stores]:
-            raise UserError(f"--{flag}={unknown[0]}: no such store; --store names {', '.join(stores)}")
+            raise UserError(f"--{flag}={unknown[0]}: no such store; --store names {', '.join(stores) or 'none'}")
     used = {name for name, _ in reduced} | set(values.ladder)
     if idle := [name for name in fitted if name not in used]:
         raise UserError(f"--fit={idle[0]}=...: nothing to fit; give --reduce={idle[0]}=pca:128 or --ladder={idle[0]}")
-    taken = {name.partition(":")[0] for name in baselines}
-    if clash := [name for name in stores if name in taken]:
-        raise UserError(f"--store={clash[0]}=...: a baseline has this name; choose another")
 
     rows: dict[str, Row] = {}
     sizes: dict[str, int] = {}
     vectors: dict[str, np.ndarray] = {}
     provenance: dict[str, Any] = {"stores": {}}
-    ladders: dict[str, list[Reduction]] = {}
 
-    def add(name: str, row: Row, size: int | None) -> None:
+    def add(name: str, row: Row, size: int | None = None) -> None:
         if name in rows:
-            raise UserError(f"row {name!r} is named twice; choose another name")
+            raise UserError(
+                f"row {name!r} is named twice, as a --baseline, a --store or a reduction; choose another name"
+            )
         rows[name] = row
         if size is not None:
             sizes[name] = size
 
-    for name in baselines:
-        add(name.partition(":")[0], *_baseline(name, catalogue))
+    for name in [name for name in baselines if name not in of_log]:
+        row, size = _baseline(name, dataset=dataset, split=split, catalogue=catalogue)
+        add(name.partition(":")[0], row, size)
+    ladders: dict[str, list[Reduction]] = {}
     for name, path in stores.items():
-        vectors[name], provenance["stores"][name] = read_vectors(name, path, catalogue, subset=subset)
-        dimension = vectors[name].shape[1]
-        add(name, VectorRow(name, vectors[name], ids=catalogue.ids), 4 * dimension)
+        vectors[name], provenance["stores"][name] = read_vectors(
+            name, path, ids=ids, dataset=dataset, any_order=over_logs
+        )
+        add(name, VectorRow(name, vectors[name], ids=ids), 4 * vectors[name].shape[1])
         specs = [spec for owner, spec in reduced if owner == name]
-        if name not in used:
+        if not specs and name not in values.ladder:
             continue
-        train, note = _training_vectors(name, fitted.get(name), vectors[name], fingerprint=catalogue.fingerprint)
+        train, note = _training_vectors(name, fitted.get(name), vectors[name], dataset=dataset)
         for spec in specs:
             reduction = fit(spec, train, fitted_on=note)
             label = f"{name}, {spec.label}"
-            add(label, VectorRow(label, reduction(vectors[name])), spec.bytes_per_item(dimension))
+            add(label, VectorRow(label, reduction(vectors[name])), spec.bytes_per_item(vectors[name].shape[1]))
             provenance.setdefault("reductions", {})[label] = reduction.to_json()
         if name in values.ladder:
             from eval.ladder import ladder_reductions
 
             ladders[name] = ladder_reductions(train, fitted_on=note)
-    return Rows(rows, list(stores), sizes, vectors, ladders, provenance)
+    new, against = _compared(values.new, values.against, [*of_log, *rows], stores)
+    return Rows(rows, new, against, sizes, vectors, ladders, provenance, catalogue, of_log)
 
 
-def read_vectors(name: str, path: str, catalogue: Catalogue, *, subset: bool) -> tuple[np.ndarray, dict[str, Any]]:
-    """(vectors of a store or a file in the catalogue's order, a few words about them for the report)."""
+def _catalogue(dataset: epath.PathLike | None, split: str, stores: Mapping[str, str]) -> Catalogue:
     from etils import epath as paths
 
     from eval.embedding_files import read_embeddings
     from eval.embeddings import read_store
+    from input_pipeline.dataset import attributes
+
+    if dataset:
+        return Catalogue(*attributes(dataset, split))
+    if not stores:
+        raise UserError("no items: give --dataset or a --store")
+    first = next(iter(stores.values()))
+    ids = list(read_store(first).ids if paths.Path(first).is_dir() else read_embeddings(first).ids or [])
+    if not ids:
+        raise UserError(f"{first}: holds no ids, which tell the log's items apart; give --dataset or a store with ids")
+    return Catalogue(ids, [""] * len(ids), {})
+
+
+def read_vectors(
+    name: str, path: str, *, ids: Sequence[str], dataset: epath.PathLike | None, any_order: bool = False
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """(vectors of a store or a file in the order of `ids`, a few words about them for the report).
+
+    A store has to hold exactly these items in this order, unless `any_order`: then these among any.
+    """
+    from etils import epath as paths
+
+    from eval.embedding_files import read_embeddings
+    from eval.embeddings import read_store
+    from input_pipeline.dataset import dataset_fingerprint
     from tools.comparison import check_same_items
 
-    if not paths.Path(path).is_dir() and paths.Path(path).suffix:
-        file = read_embeddings(path)
-        vectors, more = file.aligned(catalogue.ids)
-        known = {"file": paths.Path(path).name, "sha256": file.sha256, "dimension": vectors.shape[1]}
-        return vectors, {**known, "items of no interest": more} if more else known
-    store = read_store(path)
-    about = store.manifest.get("model", {})
-    if not subset:
-        assert catalogue.fingerprint is not None
-        check_same_items(name, store, catalogue.ids, fingerprint=catalogue.fingerprint)
-        return store.vectors, about
-    place = {item: row for row, item in enumerate(store.ids)}
-    lacking = [item for item in catalogue.ids if item not in place]
-    if lacking:
-        raise UserError(
-            f"store {name!r} lacks {len(lacking)} of the catalogue's {len(catalogue.ids)} items, such as "
-            f"{lacking[0]!r}; embed them too, so that all rows rank the same candidates"
-        )
-    return store.vectors[[place[item] for item in catalogue.ids]], about
+    if paths.Path(path).is_dir():
+        store = read_store(path)
+        if dataset and not any_order:
+            check_same_items(name, store, ids, fingerprint=dataset_fingerprint(dataset))
+            return store.vectors, store.manifest.get("model", {})
+        place = {item: row for row, item in enumerate(store.ids)}
+        if lacking := [item for item in ids if item not in place]:
+            raise UserError(
+                f"store {name!r} lacks {len(lacking)} of the catalogue's {len(ids)} items, such as {lacking[0]!r}; "
+                "embed them too, so that all rows rank the same candidates"
+            )
+        return store.vectors[[place[item] for item in ids]], store.manifest.get("model", {})
+    file = read_embeddings(path)
+    vectors, more = file.aligned(ids)
+    known = {"file": paths.Path(path).name, "sha256": file.sha256, "dimension": vectors.shape[1]}
+    return vectors, {**known, "items of no interest": more} if more else known
 
 
-def slicings_of(specs: Sequence[str], catalogue: Catalogue, queries: np.ndarray | None = None) -> list[Slicing]:
+def slicings_of(specs: Sequence[str], columns: Mapping[str, Sequence[str]], *, ids: Sequence[str]) -> list[Slicing]:
     """ "gender" -> its values; "price:bands" -> five bands of about equal counts; empty values are counted.
-
-    Args:
-      queries: int64 [query], the item each query asks for, -1 for none; None where every item is a query.
 
     Raises:
       UserError: an unknown attribute, or a value in bands that is neither a number nor empty.
@@ -209,82 +225,78 @@ def slicings_of(specs: Sequence[str], catalogue: Catalogue, queries: np.ndarray 
 
     from eval.slices import by_band, by_value
 
-    columns = {"title": catalogue.titles, **catalogue.columns}
-    rows = np.arange(len(catalogue.ids)) if queries is None else queries
     found = []
     for spec in specs:
         name, colon, kind = spec.partition(":")
         if name not in columns:
-            raise UserError(f"--slice={spec}: no attribute {name!r}; the catalogue has {', '.join(columns)}")
+            raise UserError(f"--slice={spec}: no attribute {name!r}; the catalogue has {', '.join(columns) or 'none'}")
         if colon and kind != "bands":
             raise UserError(f"--slice={spec}: expected an attribute, or attribute:bands for a number")
         if not colon:
-            found.append(by_value(name, np.asarray([*columns[name], ""], object)[rows].tolist()))
+            found.append(by_value(name, columns[name]))
             continue
-        numbers = np.full(len(catalogue.ids) + 1, np.nan)  # the last is that of no item
+        numbers = np.full(len(ids), np.nan)
         for row, value in enumerate(columns[name]):
             try:
                 numbers[row] = float(value) if value else np.nan
             except ValueError:
-                given = f"{name} of item {catalogue.ids[row]!r} is {value!r}"
-                raise UserError(f"--slice={spec}: {given}; expected a number") from None
-        found.append(by_band(name, numbers[rows]))
+                raise UserError(
+                    f"--slice={spec}: {name} of item {ids[row]!r} is {value!r}; expected a number"
+                ) from None
+        found.append(by_band(name, numbers))
     return found
 
 
-def compared(values: flags.FlagValues, names: Iterable[str], stores: Sequence[str]) -> tuple[str, str]:
-    """(new, against): the two rows of the headline; what flags leave open is the last store and the row before it.
-
-    Raises:
-      UserError: an unknown name, or no other row.
-    """
-    names = list(names)
-    new = values.new if values.new is not None else stores[-1]
-    for flag, name in (("new", new), ("against", values.against)):
-        if name is not None and name not in names:
-            raise UserError(f"--{flag}={name}: no such row; rows are {'; '.join(names)}")
-    others = [name for name in names if name != new and not name.startswith(f"{new}, ")]  # its reductions
-    if values.against == new or not (values.against or others):
-        raise UserError(f"row {new!r} has no other to be compared with; add a --baseline or a --store")
-    return new, values.against if values.against is not None else others[-1]
-
-
-def _baseline(name: str, catalogue: Catalogue) -> tuple[Row, int | None]:
+def _baseline(name: str, *, dataset: epath.PathLike | None, split: str, catalogue: Catalogue) -> tuple[Row, int | None]:
     from eval.baselines import PopularityRow, RandomRow, TitleRow
     from eval.rows import VectorRow
     from tools.comparison import pixel_vectors
 
     kind, _, column = name.partition(":")
+    ids, columns = catalogue.ids, catalogue.columns
+    if name in ("raw pixels", "title TF-IDF") and not dataset:
+        raise UserError(f"--baseline={name}: pictures and titles come from a dataset; give --dataset")
     if name == "random":
-        return RandomRow(len(catalogue.ids)), None
+        return RandomRow(len(ids)), None
     if name == "raw pixels":
-        if catalogue.dataset is None:
-            raise UserError("--baseline=raw pixels: pictures come from a dataset; give --dataset")
-        pixels = pixel_vectors(catalogue.dataset, catalogue.split)
-        return VectorRow(name, pixels, ids=catalogue.ids), 4 * pixels.shape[1]
+        pixels = pixel_vectors(dataset, split)
+        return VectorRow(name, pixels, ids=ids), 4 * pixels.shape[1]
     if name == "title TF-IDF":
         return TitleRow(catalogue.titles), None
     if kind == "popularity" and column:
-        if column not in catalogue.columns:
-            known = ", ".join(catalogue.columns) or "none"
-            raise UserError(f"--baseline={name}: no attribute {column!r}; the catalogue has {known}")
-        return PopularityRow.of_column(catalogue.columns[column], column=column, ids=catalogue.ids), None
+        if column not in columns:
+            raise UserError(f"--baseline={name}: no attribute {column!r}; the catalogue has {', '.join(columns)}")
+        return PopularityRow.of_column(columns[column], column=column, ids=ids), None
     raise UserError(f"--baseline={name}: unknown; expected one of {', '.join(BASELINES)}")
 
 
 def _training_vectors(
-    name: str, folder: str | None, evaluated: np.ndarray, *, fingerprint: str | None
+    name: str, folder: str | None, evaluated: np.ndarray, *, dataset: epath.PathLike | None
 ) -> tuple[np.ndarray, str]:
     """(what a PCA of this store is fitted on, the same in words)."""
     from eval.embeddings import read_store
+    from input_pipeline.dataset import dataset_fingerprint
 
     if folder is None:
         return evaluated, f"the {len(evaluated)} evaluated items themselves"
     store = read_store(folder)
     stored = store.manifest.get("dataset", {})
-    if fingerprint is not None and stored.get("fingerprint") not in (None, fingerprint):
+    if dataset and stored.get("fingerprint") not in (None, dataset_fingerprint(dataset)):
         raise UserError(f"--fit={name}={folder}: made from another dataset; embed its training split again")
     if store.vectors.shape[1] != evaluated.shape[1]:
         widths = f"{store.vectors.shape[1]} numbers, the store {evaluated.shape[1]}"
         raise UserError(f"--fit={name}={folder}: vectors of {widths}; expected those of the same encoder")
     return store.vectors, f"{len(store.ids)} items of split {stored.get('split', 'unknown')}"
+
+
+def _compared(new: str | None, against: str | None, rows: Sequence[str], stores: Iterable[str]) -> tuple[str, str]:
+    """The two rows of the headline; what flags leave open is the last store and the row before it."""
+    new = new if new is not None else list(stores)[-1]
+    own = f"{new}, "  # its reductions
+    others = [name for name in rows if name != new and not name.startswith(own)]
+    for flag, name in (("new", new), ("against", against)):
+        if name is not None and name not in rows:
+            raise UserError(f"--{flag}={name}: no such row; rows are {'; '.join(rows)}")
+    if against == new or not (against or others):
+        raise UserError(f"row {new!r} has no other to be compared with; add a --baseline or a --store")
+    return new, against if against is not None else others[-1]

@@ -52,7 +52,7 @@ def means(report):
     return {row["name"]: {name: cell["mean"] for name, cell in row["exact"].items()} for row in report["rows"]}
 
 
-ROWS = ["random", "popularity", "title TF-IDF", "item-to-item", "raw pixels", "new"]
+ROWS = ["random", "popularity", "item-to-item", "title TF-IDF", "raw pixels", "new"]
 
 
 @pytest.mark.parametrize("protocol", ["logged_lists", "retrieval", "leave_one_out", "time_split"])
@@ -206,6 +206,29 @@ def test_low_recall_is_refused_unless_asked_for(rank, monkeypatch, capsys):
     assert report["rows"][-1]["scann"]["nDCG_exp@5"]["mean"] == pytest.approx(means(report)["new"]["nDCG_exp@5"])
 
 
+def test_ladder_slices_and_examples(rank, shop_dataset, capsys):
+    """What the report has over attributes it has over logs too: of the lists shown, or of the items live then."""
+    ids, titles, _ = attributes(shop_dataset, "test")
+    for protocol in ("logged_lists", "retrieval"):
+        flags = ["--ladder=new", "--reduce=new=truncate:4", "--slice=type", "--against=random"]
+        code, report = rank(f"--protocol={protocol}", "--from=2024-04-10", *flags)
+        assert code == 0
+        assert report["against"] == "random"
+        assert any(name.startswith("new, ") for name in means(report))
+        full = report["ladders"][0]["rungs"][0]
+        assert full["mean"] == pytest.approx(means(report)["new"]["nDCG_exp@5"])
+        assert {row["slicing"] for row in (*report["slices"]["slices"], *report["slices"]["small"])} >= {"type"}
+        assert report["gains"]
+        for example in (*report["gains"], *report["losses"]):
+            assert titles[ids.index(example["query"])] == example["title"]
+            assert len(example["systems"]) == 2
+            for system in example["systems"]:
+                listed = [result["id"] for result in system["results"]]
+                assert example["query"] not in listed
+                assert len(set(listed)) == len(listed) > 1
+        assert all(e["values"]["new"] > e["values"]["random"] for e in report["gains"])
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -222,7 +245,7 @@ def test_low_recall_is_refused_unless_asked_for(rank, monkeypatch, capsys):
         (["--protocol=retrieval", "--log_column=time=ts"], "no column ts"),
         (["--protocol=retrieval", "--layout=movielens"], "MovieLens has userId"),
         (["--protocol=retrieval", "--baseline=best"], "expected one of random"),
-        (["--protocol=retrieval", "--store=logged order=x"], "another row has this name"),
+        (["--protocol=retrieval", "--store=logged order=x"], "'logged order' is named twice"),
         (["--protocol=retrieval", "--train_dataset=nowhere"], "no such folder"),
     ],
 )  # fmt: skip
