@@ -10,14 +10,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from eval.metrics import has_ties, max_cutoff, mean_metrics, rank_metrics, report_name, select_top
+from eval.metrics import has_ties, has_uncut, max_cutoff, mean_metrics, rank_metrics, report_name, select_top
+from eval.neighbours import check_found, only_found
 from eval.rows import Row, VectorRow
-from eval.search import BACKENDS, Neighbours, build_index, recall_of, without_self
+from eval.search import BACKENDS, build_index, recall_of, without_self
 from eval.statistics import Interval, bootstrap_columns, difference_columns
 from siglip_jax.errors import UserError
 
 DEFAULT_METRICS = ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10")
-_MRR_DEPTH = 100
+_UNCUT_DEPTH = 100
 
 
 class Relevance(Protocol):
@@ -70,7 +71,7 @@ def rank_catalogue(
 
     Items with byte-equal vectors (relisted pictures) score exactly equal, so the tie rule applies to them. With an
     approximate backend what the index does not return counts as not retrieved: ideal DCG and recall still know all
-    relevant items. MRR then looks no further than the first 100 neighbours.
+    relevant items. MRR, MAP and whatever else has no @k then look no further than the first 100 neighbours.
 
     Args:
         ranker: a row of the comparison over n >= 2 items, or its vectors, real [n, dimension], any norm but 0.
@@ -111,7 +112,7 @@ def rank_catalogue(
             raise UserError(f"row {row.name!r} has no vectors to index: rank it with the exact backend")
         scorer = row.scorer
         index = build_index(row.vectors(), [str(row) for row in range(n)], backend=backend, **(index_options or {}))
-    depth = min(n - 1, max(deepest, show_depth, _MRR_DEPTH if "MRR" in metrics else 0))
+    depth = min(n - 1, max(deepest, show_depth, _UNCUT_DEPTH if has_uncut(metrics) else 0))
 
     per_query = {name: np.empty(n) for name in metrics}
     tied, recall = np.empty(n, bool), np.empty(n)
@@ -127,8 +128,9 @@ def rank_catalogue(
         labels[own] = 0
         if index is not None and scorer is not None:
             found = without_self(index.search(scorer.rows(rows), k=depth + 1), rows)
+            check_found(found.rows, found.scores, scores)
             recall[rows] = recall_of(found, scorer, rows, k=deepest, scores=scores)
-            scores = _only_found(found, n)
+            scores = only_found(found.rows, found.scores, n)
         for name, values in rank_metrics(
             scores, labels, metrics=metrics, ties=ties, gain=gain, relevant_from=relevant_from
         ).items():
@@ -239,14 +241,6 @@ class _Keeper:
 
     def shown(self) -> Shown:
         return Shown(self._show, self._rows, self._scores, self._labels)
-
-
-def _only_found(found: Neighbours, n: int) -> np.ndarray:
-    """Dense scores [query, n] of what an index returned, -inf for everything else."""
-    out = np.full((len(found.rows), n), -np.inf, np.float32)
-    query, place = np.nonzero(found.rows >= 0)
-    out[query, found.rows[query, place]] = found.scores[query, place]
-    return out
 
 
 def _plain(interval: Interval) -> dict[str, Any]:

@@ -14,12 +14,14 @@ The report is a dict; an estimate is {"mean", "low", "high"}, intervals are of 9
   provenance: {name: str, number, list or dict}
 What follows may be absent:
   conclusion: str, the page's first sentence, in the place of the one made of the first difference
+  minimum_detectable: float, the difference in the primary metric that such data would show
   warnings: [str], what a reader must know before the numbers (leaks, heavy users, an index of low recall)
+  notes: [str], sentences below the counts: what was left out, and why
   resampled: what the bootstrap draws, "queries" when absent
   new, against: names of the two rows in the headline
   users: int;  list_length: int, or {"min", "median", "mean", "max"}
   rows: also "bytes_per_item": int
-  differences: also "relative", "p", "p_holm": float
+  differences: also "relative", "p", "p_holm": float; above 0.05 the latter leaves a difference undecided
   columns: [{"name", "note", "values": {row name: number or estimate}}], more columns of the first table
   beyond: {"metrics": [name], "rows": {row name: {metric: number or estimate}}, "notes": {metric: str}}, coverage, say
   ladders: what `eval.ladder.measure_ladder` gives, a list
@@ -96,10 +98,12 @@ def render(data: dict[str, Any], *, pictures: Callable[[str], bytes]) -> str:
         for query in data["grid"]
     ]  # fmt: skip
     gains, losses = data.get("gains") or [], data.get("losses") or []
+    lead, end, aside = (data.get("conclusion") or headlines(data)[0]).partition("). ")  # what follows is how sure
     return environment.get_template(_TEMPLATE).render(
         report=data,
-        lead=data.get("conclusion") or headlines(data)[0],
-        sentences=headlines(data)[0 if data.get("conclusion") else 1 :],
+        lead=lead + end.rstrip(),
+        aside=aside,
+        sentences=headlines(data)[1:],
         metrics=report_text.metric_names(data),
         rows=[
             row | {"bar": bar, "lost": _ann_loss(row, primary)} for row, bar in zip(data["rows"], row_bars, strict=True)

@@ -62,9 +62,11 @@ def format_table(report: dict[str, Any]) -> str:
     counts = (
         f"{data['queries']} queries, {data['items']} items, {data['left_out']} queries without a relevant item left out"
     )
-    said = [data["conclusion"]] if data.get("conclusion") else []
-    said += headlines(data) if pairs <= _ALL_METRICS else headlines(data)[:1]
-    prose = [*said, *data.get("warnings", []), "", f"{data['protocol']}; {data['gain']} gain", counts, ""]
+    said = headlines(data) if pairs <= _ALL_METRICS else headlines(data)[:1]
+    if data.get("conclusion"):
+        said = [data["conclusion"], *said[1:]]
+    prose = [*said, *data.get("warnings", []), "", f"{data['protocol']}; {data['gain']} gain", counts]
+    prose += [*data.get("notes", []), ""]
     wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
     tables = [_align(table), _align(differences), _ladder_lines(data), _slice_lines(data)]
     return "\n".join([*wrapped, *(line for lines in tables if lines for line in [*lines, ""])]).rstrip()
@@ -115,10 +117,15 @@ def scann_recall(row: dict[str, Any]) -> float | None:
 
 
 def verdict(difference: dict[str, Any]) -> str:
-    """What a 95 % interval of a minus b allows to say of a. Zero throughout is undecided too."""
-    low, high = difference["low"], difference["high"]
+    """What a 95 % interval of a minus b, and p corrected for many comparisons where there is one, allow to say of a.
+
+    Zero throughout is undecided too.
+    """
+    low, high, p = difference["low"], difference["high"], difference.get("p_holm")
     if difference["mean"] is None or low is None or high is None:
         return "not measured"
+    if p is not None and p > 0.05 + 1e-12:
+        return "undecided"
     if low > 0:
         return "better"
     return "worse" if high < 0 else "undecided"

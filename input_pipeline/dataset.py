@@ -421,6 +421,16 @@ def open_split(dataset_dir: str | os.PathLike, split: str) -> Split:
     return rows
 
 
+def has_split(dataset_dir: str | os.PathLike, split: str) -> bool:
+    """Whether a dataset has a split of this name."""
+    folder = local_path(dataset_dir)
+    _check_dataset(folder)
+    try:
+        return split in tfds.builder_from_directory(os.fspath(folder)).info.splits
+    except Exception as error:  # TFDS raises many types on damaged metadata
+        raise UserError(f"{folder}: damaged dataset ({_one_line(error)}); build it again") from error
+
+
 def attributes(dataset_dir: str | os.PathLike, split: str) -> tuple[list[str], list[str], dict[str, list[str]]]:
     """(ids, titles, {attribute: values}) of a split in row order; pictures are not decoded (about 14,000 rows/s)."""
     rows = open_split(dataset_dir, split)

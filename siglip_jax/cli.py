@@ -30,7 +30,8 @@ PROGRAMS = {
     "compile": "a config's step compiled for a TPU slice, on any machine: memory, FLOPs, fits or not",
     "embed": "a model and a dataset -> an embedding store (Parquet)",
     "index": "an embedding store -> a search index, exact or ScaNN, with its measured recall",
-    "rank": "embedding stores -> ranking metrics with intervals, and the report",
+    "rank": "embedding stores, with or without logs -> ranking metrics with intervals, and the report",
+    "simulate": "a dataset -> simulated sessions in the format of logs, to try `rank` on",
     "export": "a model -> SavedModel, checked in a process without JAX",
     "bench": "time, memory and FLOPs of a part, beside its peers and its floor",
 }

@@ -2,6 +2,7 @@
 
 siglip-jax bench loss --batch=8192 --dim=768
 siglip-jax bench encode
+siglip-jax bench rank
 """
 
 from __future__ import annotations
@@ -10,4 +11,5 @@ COMMANDS = {
     "loss": "the sigmoid loss with its gradients: dense, rematerialised, three plain products, PyTorch",
     "finetune": "what fine-tuning gains on new data and loses on old, with the defaults and with naive settings",
     "encode": "Model.encode_image beside the bare jitted function",
+    "rank": "ranking metrics of a million queries: pytrec_eval, and ir_measures and ranx where installed",
 }

@@ -16,6 +16,7 @@ from eval.embeddings import EmbeddingStore
 from eval.examples import Items, catalogue_examples, largest_changes
 from eval.ladder import measure_ladder
 from eval.metrics import max_cutoff
+from eval.neighbours import LEAST_RECALL
 from eval.ranking import CatalogueRanking, compare_rows, rank_catalogue
 from eval.reduction import Reduction
 from eval.relevance import AttributeRelevance
@@ -28,9 +29,12 @@ from input_pipeline.split import title_groups
 from siglip_jax import __version__
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
+from tools import log_notes
+from tools.conclude import beyond_table, conclude
 
 PROTOCOL = "full-catalogue retrieval, attribute agreement"
 BATCH = 256
+LISTED = 10  # first items of a ranking that coverage and variety are measured on
 
 
 def relevance_of(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> AttributeRelevance:
@@ -75,6 +79,7 @@ def rank(
     new: str,
     against: str,
     scann: Mapping[str, Any] | None = None,
+    allow_low_recall: bool = False,
     slicings: Sequence[Slicing] = (),
     ladders: Mapping[str, tuple[np.ndarray, Sequence[Reduction]]] | None = None,
     bytes_per_item: Mapping[str, int] | None = None,
@@ -92,6 +97,7 @@ def rank(
       new: the row whose differences to all others are reported.
       against: the one of them that comes first, and that slices and examples are about.
       scann: options of the ScaNN column, or None to leave it out.
+      allow_low_recall: show a row's ScaNN figures though its recall is under `eval.neighbours.LEAST_RECALL`.
       slicings: of the items as queries.
       ladders: {row name: (its vectors, reductions to measure)}.
       bytes_per_item: of the rows that store vectors.
@@ -99,7 +105,7 @@ def rank(
       changes: how many of the largest gains, and of the largest losses, to show.
     """
     options = config.evaluation
-    ids, titles, _ = attributes(dataset, options.split)
+    ids, titles, columns_of = attributes(dataset, options.split)
     relevance = relevance_of(config, dataset)
     settings: dict[str, Any] = {
         "metrics": tuple(options.metrics),
@@ -109,7 +115,7 @@ def rank(
     exact: dict[str, CatalogueRanking] = {}
     approximate: dict[str, CatalogueRanking] = {}
     for name, row in progress(rows.items(), total=len(rows), label="ranking"):
-        exact[name] = rank_catalogue(row, relevance, **settings)
+        exact[name] = rank_catalogue(row, relevance, show=range(len(ids)), show_depth=LISTED, **settings)
         if scann is not None and isinstance(row, VectorRow):
             approximate[name] = rank_catalogue(row, relevance, backend="scann", index_options=scann, **settings)
     clusters = title_groups(titles)  # queries of one title are no independent evidence
@@ -122,11 +128,15 @@ def rank(
         tied={name: result.tied for name, result in exact.items()},
         seed=seed,
     )
-    scann_rows = {}
-    if approximate:
-        scanned = compare_rows({n: r.metrics for n, r in approximate.items()}, clusters=clusters, seed=seed)
-        scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
+    metrics = {name: result.metrics for name, result in exact.items()}
+    said = conclude(table, metrics, new=new, against=against, clusters=clusters, seed=seed)
     recall = {name: float(np.mean(r.index_recall)) for name, r in approximate.items() if r.index_recall is not None}
+    refused = [name for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall]
+    shown = {name: result.metrics for name, result in approximate.items() if name not in refused}
+    scann_rows = {}
+    if shown:
+        scanned = compare_rows(shown, clusters=clusters, seed=seed)
+        scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
     primary = table["metrics"][0]
     depth = max(1, max_cutoff(options.metrics))
     left_out = table["rows"][0]["metrics"][primary]["left_out"]
@@ -172,7 +182,9 @@ def rank(
         "items": len(ids),
         "left_out": left_out,
         "list_length": len(ids) - 1,
+        "warnings": log_notes.of_refused({name: recall[name] for name in refused}, k=depth),
         "primary_metric": primary,
+        **said,
         "new": new,
         "against": against,
         "resampled": "titles",
@@ -182,6 +194,7 @@ def rank(
                 "exact": row["metrics"],
                 "scann": scann_rows.get(row["name"]),
                 "scann_recall": {f"recall@{depth}": recall[row["name"]]} if row["name"] in recall else None,
+                "scann_refused": row["name"] in refused,
                 "tie_rate": row["tie_rate"],
                 "bytes_per_item": (bytes_per_item or {}).get(row["name"]),
             }
@@ -190,6 +203,14 @@ def rank(
         "differences": table["differences"],
         "ladders": measured,
         "slices": sliced,
+        "beyond": beyond_table(
+            {name: result.shown.rows for name, result in exact.items()},
+            items=len(ids),
+            k=LISTED,
+            attributes={name: columns_of[name] for name in relevance_attributes(config)},
+            clusters=clusters,
+            seed=seed,
+        ),
         "loss_curve": [{"step": line["step"], "loss": line["loss"]} for line in loss_curve if "loss" in line],
         "gains": gains,
         "losses": losses,
@@ -199,7 +220,7 @@ def rank(
             "split": options.split,
             "bootstrap": {"samples": table["samples"], "clusters": "title", "confidence": table["confidence"]},
             "ScaNN": dict(scann) if scann is not None else "not run",
-            "versions": _versions(),
+            "versions": versions(),
             **(provenance or {}),
         },
     }
@@ -213,7 +234,8 @@ def pictures_by_id(dataset: epath.PathLike, split: str) -> Callable[[str], bytes
     return lambda item: rows[places[item]]["image"]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
     found = {"siglip-jax": __version__, "python": platform.python_version()}
     for package in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scann"):
         try:

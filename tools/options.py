@@ -108,7 +108,7 @@ def pairs(entries: list[str], *, flag: str) -> list[tuple[str, str]]:
     return found
 
 
-def named_paths(entries: list[str], *, flag: str) -> dict[str, str]:
+def named_paths(entries: list[str], *, flag: str, expected: str = "name=folder") -> dict[str, str]:
     """["trained=runs/a", ...] -> {"trained": "runs/a"}; a UserError where an entry is not name=path or repeats."""
     from siglip_jax.errors import UserError
 
@@ -116,6 +116,6 @@ def named_paths(entries: list[str], *, flag: str) -> dict[str, str]:
     for entry in entries:
         name, sign, path = entry.partition("=")
         if not (name and sign and path) or name in named:
-            raise UserError(f"--{flag}={entry}: expected name=folder, each name once")
+            raise UserError(f"--{flag}={entry}: expected {expected}, each name once")
         named[name] = path
     return named

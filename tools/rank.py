@@ -1,9 +1,15 @@
-"""siglip-jax rank: ranks each item of a split against the others with one or more embedding stores, and reports.
+"""siglip-jax rank: ranks with one or more embedding stores under one protocol, and reports.
 
   siglip-jax rank --config=configs/fashion.py --dataset=data/fashion --output=runs/report.html \\
     --store=old=runs/old/embeddings --store=new=runs/new/embeddings
 
-The last --store (or --new) is compared with all other rows, with --against first; "random" and "raw pixels" come by
+Without --logs each item of a split is ranked against the others, and attributes tell what is relevant
+(--protocol=attribute_agreement). With --logs, interaction logs do; docs/ranking.md has their format and the protocols:
+
+  siglip-jax rank --logs=logs/ --protocol=logged_lists --from=2024-07-01 --dataset=data/shop --output=runs/lists.html \\
+    --store=old=... --store=new=... --trec=runs/trec --per_query=runs/queries.parquet
+
+The last --store (or --new) is compared with all other rows, with --against first; baselines such as "random" come by
 themselves. A store may be a file of embeddings: --store=mine=vectors.npy. Made smaller, and at every width:
 
   --reduce=new=pca:128 --fit=new=runs/new/training_embeddings --ladder=new
@@ -12,16 +18,27 @@ themselves. A store may be a file of embeddings: --store=mine=vectors.npy. Made 
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 from absl import flags
 
 from siglip_jax.errors import UserError
 from tools import options, rows
 
+LIKED_FROM = 4.0  # stars of MovieLens
+ATTRIBUTES = "attribute_agreement"
+LOG_PROTOCOLS = ("logged_lists", "retrieval", "leave_one_out", "time_split")
+LOG_FLAGS = (
+    *("from", "until", "train_from", "train_until", "log_column", "layout", "train_dataset", "trec", "per_query"),
+)
+
 
 def define_flags(values: flags.FlagValues) -> None:
+    def text(name: str, default: str | None, said: str) -> None:
+        flags.DEFINE_string(name, default, said, flag_values=values)
+
     options.define_config(values, default="demo.py")
-    options.define_dataset(values)
+    text("dataset", None, "Folder written by siglip-jax data; with --logs, for pictures, titles, dates and leakage.")
     options.define_output(values, "The report, an .html file; the same as .json is written beside it.")
     rows.define_flags(values)
     flags.DEFINE_multi_string(
@@ -31,22 +48,55 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     options.define_scann(values)
+    flags.DEFINE_boolean(
+        "allow_low_recall", False, "Show ScaNN's column though its recall is under 0.98.", flag_values=values
+    )
+    flags.DEFINE_enum("protocol", ATTRIBUTES, [ATTRIBUTES, *LOG_PROTOCOLS], "What is asked.", flag_values=values)
+    flags.DEFINE_multi_string("logs", [], "Parquet, CSV, TSV or JSON lines; files or folders.", flag_values=values)
+    flags.DEFINE_multi_string("log_column", [], "ours=theirs, a column of another name.", flag_values=values)
+    flags.DEFINE_enum(
+        "layout", "log", ["log", "movielens"], "movielens: userId, movieId, rating; 4 and more is liked.",
+        flag_values=values,
+    )  # fmt: skip
+    text("from", None, "Queries from this time on, ISO 8601; of time_split the time itself.")
+    text("until", None, "Queries before this time.")
+    text("train_from", None, "Popularity and item-to-item count from this time on.")
+    text("train_until", None, "They count up to this time; --from when absent, and never later.")
+    flags.DEFINE_enum("on_error", "skip", ["skip", "refuse"], "What an impossible row of a log does; both count it.",
+                      flag_values=values)  # fmt: skip
+    flags.DEFINE_enum("leakage", "refuse", ["refuse", "drop"], "What items do that training saw.", flag_values=values)
+    text("train_dataset", None, "Dataset that the encoders were trained on; --dataset when absent.")
+    text("trec", "", "Folder for qrels.txt and a run for each row.")
+    flags.DEFINE_integer("trec_depth", 1000, "Items of each ranking in a run.", flag_values=values)
+    text("per_query", "", "Parquet file for the figures of every query and row.")
 
 
 def main(values: flags.FlagValues) -> None:
-    from eval.report import format_table, write_report
-    from input_pipeline.dataset import attributes
-    from tools import comparison
-
     if not values.output.endswith(".html"):
         raise UserError(f"--output={values.output}: expected a file name ending in .html")
+    if (values.protocol == ATTRIBUTES) == bool(values.logs):
+        given = "--logs" if values.logs else f"--protocol={values.protocol}"
+        raise UserError(
+            f"{given} alone: {ATTRIBUTES} takes no log, and {', '.join(LOG_PROTOCOLS)} take --logs; give both --logs "
+            "and --protocol, or neither"
+        )
+    if values.logs:
+        _rank_logs(values)
+    else:
+        _rank_attributes(values)
+
+
+def _rank_attributes(values: flags.FlagValues) -> None:
+    from eval.report import format_table, write_report
+    from tools import comparison
+
+    if given := [name for name in LOG_FLAGS if values[name].value != values[name].default]:
+        raise UserError(f"--{given[0]}: only with --logs")
+    if not values.dataset:
+        raise UserError(f"--protocol={ATTRIBUTES} reads attributes from a dataset: give --dataset")
     config, split = values.config, values.config.evaluation.split
     comparison.relevance_of(config, values.dataset)  # before minutes are spent on rows
-    ids, titles, columns = attributes(values.dataset, split)
-    sliced = values["slice"].value
-    slicings = rows.slicings_of(
-        comparison.relevance_attributes(config) if sliced is None else sliced, {"title": titles, **columns}, ids=ids
-    )
+    slicings = _slicings(values)
     compared = rows.read_rows(values, split=split)
     report = comparison.rank(
         compared.rows,
@@ -56,6 +106,7 @@ def main(values: flags.FlagValues) -> None:
         new=compared.new,
         against=compared.against,
         scann=options.scann_options(values.scann),
+        allow_low_recall=values.allow_low_recall,
         slicings=slicings,
         ladders={name: (compared.vectors[name], rungs) for name, rungs in compared.ladders.items()},
         bytes_per_item=compared.bytes_per_item,
@@ -64,3 +115,77 @@ def main(values: flags.FlagValues) -> None:
     write_report(values.output, report, pictures=comparison.pictures_by_id(values.dataset, split))
     print(format_table(report))
     print(f"report: {values.output}")
+
+
+def _rank_logs(values: flags.FlagValues) -> None:
+    from eval.logs import movielens_columns, parse_time
+    from eval.report import format_table, write_report
+    from input_pipeline.dataset import dataset_fingerprint
+    from siglip_jax.training.config import check, config_to_json
+    from tools import comparison
+    from tools.leaked import training_items
+    from tools.log_comparison import Window, log_format, rank_logs, write_per_query
+
+    config, dataset = values.config, values.dataset
+    check(config)
+    split = config.evaluation.split
+    bounds = {"since": "from", "until": "until", "train_since": "train_from", "train_until": "train_until"}
+    times = {
+        ours: parse_time(str(values[flag].value), flag=f"--{flag}")
+        for ours, flag in bounds.items()
+        if values[flag].value
+    }
+    window = Window(**times).checked()
+    columns = options.named_paths(values.log_column, flag="log_column", expected="ours=theirs")
+    if values.layout == "movielens":
+        columns = {**movielens_columns(values.logs), **columns}
+        config.evaluation.like_from = config.evaluation.like_from or LIKED_FROM
+    train_split = config.data.train_split
+    leaked = training_items(dataset, split, train_dataset=values.train_dataset, train_split=train_split)
+    slicings = _slicings(values) if dataset else []
+    compared = rows.read_rows(values, split=split, over_logs=True)
+    measured = rank_logs(
+        values.logs,
+        protocol=values.protocol,
+        compared=compared,
+        config=config,
+        form=log_format(config, columns=columns, on_error=values.on_error),
+        title=f"Ranking over {', '.join(pathlib.Path(path).name for path in values.logs)}",
+        window=window,
+        leaked=leaked,
+        leakage=values.leakage,
+        scann=options.scann_options(values.scann),
+        allow_low_recall=values.allow_low_recall,
+        slicings=slicings,
+        trec=values.trec,
+        trec_depth=values.trec_depth,
+        provenance={
+            "dataset": dataset_fingerprint(dataset) if dataset else "none: the items of the first store",
+            "evaluation": config_to_json(config.evaluation),
+            "versions": comparison.versions(),
+            **compared.provenance,
+        },
+    )
+    pictures = comparison.pictures_by_id(dataset, split) if dataset else _no_picture
+    write_report(values.output, measured.report, pictures=pictures)
+    if values.per_query:
+        write_per_query(values.per_query, measured)
+    print(format_table(measured.report))
+    print(f"report: {values.output}")
+
+
+def _slicings(values: flags.FlagValues) -> list[Any]:
+    """By the attributes that --slice names, or of relevance that the catalogue has."""
+    from input_pipeline.dataset import attributes
+    from tools import comparison
+
+    ids, titles, columns = attributes(values.dataset, values.config.evaluation.split)
+    known = {"title": titles, **columns}
+    named = values["slice"].value
+    if named is None:
+        named = [name for name in comparison.relevance_attributes(values.config) if name in known]
+    return rows.slicings_of(named, known, ids=ids)
+
+
+def _no_picture(item: str) -> bytes:
+    raise KeyError(item)

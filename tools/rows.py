@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # numpy and more, which --help does not wait for
 
 BASELINES = ("random", "raw pixels", "title TF-IDF", "popularity:COLUMN")
 DEFAULT_BASELINES = ["random", "raw pixels"]
+OF_LOG = ("popularity", "item-to-item")  # baselines that are counted in a log
+LOGGED_ORDER = "logged order"
 
 
 def define_flags(values: flags.FlagValues, *, store_required: bool = True) -> None:
@@ -32,7 +34,11 @@ def define_flags(values: flags.FlagValues, *, store_required: bool = True) -> No
         flag_values=values,
     )
     flags.DEFINE_multi_string(
-        "baseline", DEFAULT_BASELINES, f"Rows that need no store: {', '.join(BASELINES)}.", flag_values=values
+        "baseline",
+        None,
+        f"Rows that need no store: {', '.join(BASELINES)}; with --logs also {', '.join(OF_LOG)}, counted there. When "
+        f"absent, {' and '.join(DEFAULT_BASELINES)}; with --logs all that can be had.",
+        flag_values=values,
     )
     flags.DEFINE_multi_string(
         "reduce", [], "name=pca:128, a row more: that store made smaller (pca, truncate, +int8).", flag_values=values
@@ -61,6 +67,8 @@ class Rows:
       vectors: of the stores, for ladders.
       reductions: {store name: rungs of its ladder}.
       provenance: where the vectors came from.
+      catalogue: the items.
+      of_log: baselines that a log has to be counted for, in the order of the flags.
     """
 
     rows: dict[str, Row]
@@ -70,21 +78,44 @@ class Rows:
     vectors: dict[str, np.ndarray]
     ladders: dict[str, list[Reduction]]
     provenance: dict[str, Any]
+    catalogue: Catalogue
+    of_log: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_rows(values: flags.FlagValues, *, split: str) -> Rows:
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """Parallel: ids, titles ("" where not known) and attributes."""
+
+    ids: list[str]
+    titles: list[str]
+    columns: dict[str, list[str]]
+
+
+def read_rows(values: flags.FlagValues, *, split: str, over_logs: bool = False) -> Rows:
     """The rows that the flags name, over the items of a split.
+
+    With `over_logs` a store may hold more items than the split, in any order; without a dataset, the items are those of
+    the first store.
 
     Raises:
       UserError: a name twice or unknown, a store of other items, a reduction that does not fit.
     """
     from eval.reduction import Spec, fit
     from eval.rows import VectorRow
-    from input_pipeline.dataset import attributes
 
     dataset = values.dataset
-    ids, titles, columns = attributes(dataset, split)
     stores = options.named_paths(values.store or [], flag="store")
+    catalogue = _catalogue(dataset, split, stores)
+    ids = catalogue.ids
+    baselines = values.baseline
+    if baselines is None:
+        baselines = DEFAULT_BASELINES
+        if over_logs:
+            baselines = ["random", *OF_LOG, *(["title TF-IDF", "raw pixels"] if dataset else [])]
+    of_log = [name for name in baselines if over_logs and name in OF_LOG]
+    named = {name.partition(":")[0] for name in baselines} | ({LOGGED_ORDER} if over_logs else set())
+    if taken := named & stores.keys():
+        raise UserError(f"--store: row {taken.pop()!r} is named twice, a baseline has this name; choose another")
     reduced = [(name, Spec.parse(text)) for name, text in options.pairs(values.reduce, flag="reduce")]
     fitted = options.named_paths(values.fit, flag="fit")
     for flag, names in (("reduce", [name for name, _ in reduced]), ("fit", fitted), ("ladder", values.ladder)):
@@ -101,17 +132,21 @@ def read_rows(values: flags.FlagValues, *, split: str) -> Rows:
 
     def add(name: str, row: Row, size: int | None = None) -> None:
         if name in rows:
-            raise UserError(f"row {name!r} is named twice; choose another name")
+            raise UserError(
+                f"row {name!r} is named twice, as a --baseline, a --store or a reduction; choose another name"
+            )
         rows[name] = row
         if size is not None:
             sizes[name] = size
 
-    for name in values.baseline:
-        row, size = _baseline(name, dataset=dataset, split=split, ids=ids, titles=titles, columns=columns)
+    for name in [name for name in baselines if name not in of_log]:
+        row, size = _baseline(name, dataset=dataset, split=split, catalogue=catalogue)
         add(name.partition(":")[0], row, size)
     ladders: dict[str, list[Reduction]] = {}
     for name, path in stores.items():
-        vectors[name], provenance["stores"][name] = read_vectors(name, path, ids=ids, dataset=dataset)
+        vectors[name], provenance["stores"][name] = read_vectors(
+            name, path, ids=ids, dataset=dataset, any_order=over_logs
+        )
         add(name, VectorRow(name, vectors[name], ids=ids), 4 * vectors[name].shape[1])
         specs = [spec for owner, spec in reduced if owner == name]
         if not specs and name not in values.ladder:
@@ -126,14 +161,35 @@ def read_rows(values: flags.FlagValues, *, split: str) -> Rows:
             from eval.ladder import ladder_reductions
 
             ladders[name] = ladder_reductions(train, fitted_on=note)
-    new, against = _compared(values.new, values.against, rows, stores)
-    return Rows(rows, new, against, sizes, vectors, ladders, provenance)
+    new, against = _compared(values.new, values.against, [*of_log, *rows], stores)
+    return Rows(rows, new, against, sizes, vectors, ladders, provenance, catalogue, of_log)
+
+
+def _catalogue(dataset: epath.PathLike | None, split: str, stores: Mapping[str, str]) -> Catalogue:
+    from etils import epath as paths
+
+    from eval.embedding_files import read_embeddings
+    from eval.embeddings import read_store
+    from input_pipeline.dataset import attributes
+
+    if dataset:
+        return Catalogue(*attributes(dataset, split))
+    if not stores:
+        raise UserError("no items: give --dataset or a --store")
+    first = next(iter(stores.values()))
+    ids = list(read_store(first).ids if paths.Path(first).is_dir() else read_embeddings(first).ids or [])
+    if not ids:
+        raise UserError(f"{first}: holds no ids, which tell the log's items apart; give --dataset or a store with ids")
+    return Catalogue(ids, [""] * len(ids), {})
 
 
 def read_vectors(
-    name: str, path: str, *, ids: Sequence[str], dataset: epath.PathLike
+    name: str, path: str, *, ids: Sequence[str], dataset: epath.PathLike | None, any_order: bool = False
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """(vectors of a store or a file in the order of `ids`, a few words about them for the report)."""
+    """(vectors of a store or a file in the order of `ids`, a few words about them for the report).
+
+    A store has to hold exactly these items in this order, unless `any_order`: then these among any.
+    """
     from etils import epath as paths
 
     from eval.embedding_files import read_embeddings
@@ -143,8 +199,16 @@ def read_vectors(
 
     if paths.Path(path).is_dir():
         store = read_store(path)
-        check_same_items(name, store, ids, fingerprint=dataset_fingerprint(dataset))
-        return store.vectors, store.manifest.get("model", {})
+        if dataset and not any_order:
+            check_same_items(name, store, ids, fingerprint=dataset_fingerprint(dataset))
+            return store.vectors, store.manifest.get("model", {})
+        place = {item: row for row, item in enumerate(store.ids)}
+        if lacking := [item for item in ids if item not in place]:
+            raise UserError(
+                f"store {name!r} lacks {len(lacking)} of the catalogue's {len(ids)} items, such as {lacking[0]!r}; "
+                "embed them too, so that all rows rank the same candidates"
+            )
+        return store.vectors[[place[item] for item in ids]], store.manifest.get("model", {})
     file = read_embeddings(path)
     vectors, more = file.aligned(ids)
     known = {"file": paths.Path(path).name, "sha256": file.sha256, "dimension": vectors.shape[1]}
@@ -183,27 +247,22 @@ def slicings_of(specs: Sequence[str], columns: Mapping[str, Sequence[str]], *, i
     return found
 
 
-def _baseline(
-    name: str,
-    *,
-    dataset: epath.PathLike,
-    split: str,
-    ids: Sequence[str],
-    titles: Sequence[str],
-    columns: Mapping[str, Sequence[str]],
-) -> tuple[Row, int | None]:
+def _baseline(name: str, *, dataset: epath.PathLike | None, split: str, catalogue: Catalogue) -> tuple[Row, int | None]:
     from eval.baselines import PopularityRow, RandomRow, TitleRow
     from eval.rows import VectorRow
     from tools.comparison import pixel_vectors
 
     kind, _, column = name.partition(":")
+    ids, columns = catalogue.ids, catalogue.columns
+    if name in ("raw pixels", "title TF-IDF") and not dataset:
+        raise UserError(f"--baseline={name}: pictures and titles come from a dataset; give --dataset")
     if name == "random":
         return RandomRow(len(ids)), None
     if name == "raw pixels":
         pixels = pixel_vectors(dataset, split)
         return VectorRow(name, pixels, ids=ids), 4 * pixels.shape[1]
     if name == "title TF-IDF":
-        return TitleRow(titles), None
+        return TitleRow(catalogue.titles), None
     if kind == "popularity" and column:
         if column not in columns:
             raise UserError(f"--baseline={name}: no attribute {column!r}; the catalogue has {', '.join(columns)}")
@@ -212,7 +271,7 @@ def _baseline(
 
 
 def _training_vectors(
-    name: str, folder: str | None, evaluated: np.ndarray, *, dataset: epath.PathLike
+    name: str, folder: str | None, evaluated: np.ndarray, *, dataset: epath.PathLike | None
 ) -> tuple[np.ndarray, str]:
     """(what a PCA of this store is fitted on, the same in words)."""
     from eval.embeddings import read_store
@@ -222,7 +281,7 @@ def _training_vectors(
         return evaluated, f"the {len(evaluated)} evaluated items themselves"
     store = read_store(folder)
     stored = store.manifest.get("dataset", {})
-    if stored.get("fingerprint") not in (None, dataset_fingerprint(dataset)):
+    if dataset and stored.get("fingerprint") not in (None, dataset_fingerprint(dataset)):
         raise UserError(f"--fit={name}={folder}: made from another dataset; embed its training split again")
     if store.vectors.shape[1] != evaluated.shape[1]:
         widths = f"{store.vectors.shape[1]} numbers, the store {evaluated.shape[1]}"
@@ -230,7 +289,7 @@ def _training_vectors(
     return store.vectors, f"{len(store.ids)} items of split {stored.get('split', 'unknown')}"
 
 
-def _compared(new: str | None, against: str | None, rows: Mapping[str, Row], stores: Iterable[str]) -> tuple[str, str]:
+def _compared(new: str | None, against: str | None, rows: Sequence[str], stores: Iterable[str]) -> tuple[str, str]:
     """The two rows of the headline; what flags leave open is the last store and the row before it."""
     new = new if new is not None else list(stores)[-1]
     own = f"{new}, "  # its reductions

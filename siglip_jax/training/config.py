@@ -125,6 +125,18 @@ def default_config() -> ml_collections.ConfigDict:
     config.evaluation.relevant_from = 1  # smallest gain that precision, hit and recall count
     config.evaluation.gain = "exponential"
     config.evaluation.metrics = ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10")
+    # Of interaction logs (docs/ranking.md). Every action of the log has a gain; being shown ("impression") is worth 0.
+    config.evaluation.actions = ml_collections.ConfigDict(dict(tap=1.0, like=2.0, purchase=3.0))
+    config.evaluation.log_columns = ml_collections.ConfigDict()  # {our column: the log's}, where its name is another
+    config.evaluation.like_from = 0.0  # where the log has ratings: "like" from this one on, "rated" below; 0 for none
+    config.evaluation.first_position = 0  # of the first item in a list
+    config.evaluation.query_item = "query_item_id"  # or "query_id", or "first:<action>"
+    config.evaluation.missing_items = "drop"  # what the catalogue lacks, from lists; or "refuse"
+    config.evaluation.live_from = ""  # the attribute that tells when an item came, "first_seen", or "" for always
+    config.evaluation.live_until = ""  # the attribute that tells when it left
+    config.evaluation.profile = "mean"  # of a user's liked items, or the "last"
+    config.evaluation.propensity_power = 1.0  # position p was seen in (1 / (1 + p))^power of the cases
+    config.evaluation.propensity_clip = 10.0  # the largest weight, its inverse
     return config.lock()
 
 

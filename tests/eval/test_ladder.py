@@ -49,7 +49,7 @@ def test_ladder():
         method = {"pca": "PCA", "truncate": "truncation", "": "full width"}[reduction.spec.kind]
         rung = rungs[method, reduction.spec.width or 48, "int8" if reduction.spec.int8 else "float32"]
         want = paired_bootstrap(rank(reduction(x)), rank(x), seed=3, samples=500)
-        assert rung["difference"] == {"mean": want.mean, "low": want.low, "high": want.high}
+        assert rung["difference"] == pytest.approx({"mean": want.mean, "low": want.low, "high": want.high})
         assert rung["kept"] == pytest.approx(rank(reduction(x)).mean())
 
 

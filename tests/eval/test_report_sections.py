@@ -56,7 +56,9 @@ def whole_report(**changes):
         "loss_curve": [],
         "grid": [],
         "provenance": {},
-        "conclusion": f"New is better {EVIL}.",
+        "conclusion": f"New is better {EVIL} (p 0.01). A true difference of 0.02 would be found.",
+        "minimum_detectable": 0.0234,
+        "notes": [f"nobody {EVIL} was left out"],
         "warnings": [f"3 items leak {EVIL}"],
         "users": 4321,
         "list_length": {"min": 2, "median": 12, "mean": 12.5, "max": 30},
@@ -94,6 +96,7 @@ def test_every_part_says_its_numbers(tmp_path):
     assert "<script" not in page
     assert page.index("New is better") < page.index("How well each ranks") < page.index("What smaller vectors cost")
     for phrase in (
+        "A true difference of 0.02 would be found.", "0.023", "nobody",
         "3 items leak", "4,321 users", "lists of 2 to 30 , mean 12.5",
         "−0.013 to 0.388", "3,072",  # the index's loss, bytes
         "IPS nDCG@5 : clipped", "0.523", "0.321", "+25.0 %", "p (Holm)", "< 0.001",
@@ -108,9 +111,17 @@ def test_every_part_says_its_numbers(tmp_path):
     assert text.count("worse") >= 1
 
 
+def test_a_difference_that_many_comparisons_explain_is_undecided(tmp_path):
+    report = whole_report(conclusion=None)
+    report["differences"][0]["p_holm"] = 0.06
+    _, text = page_of(tmp_path, report)
+    assert "Undecided whether new ranks better than old" in text
+
+
 def test_parts_that_are_absent_leave_nothing(tmp_path):
     report = whole_report()
-    for key in ("conclusion", "warnings", "users", "list_length", "columns", "beyond", "ladders", "slices", "gains",
+    for key in ("conclusion", "minimum_detectable", "notes",
+                "warnings", "users", "list_length", "columns", "beyond", "ladders", "slices", "gains",
                 "losses", "new", "against"):  # fmt: skip
         del report[key]
     _, text = page_of(tmp_path, report)

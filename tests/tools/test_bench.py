@@ -74,3 +74,16 @@ def test_encode(capsys):
     ):
         assert cli.main(["bench", "encode", f"--preset={preset}"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_rank(capsys):
+    assert cli.main(["bench", "rank", "--queries=300", "--chunk=200", "--levels=9"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "ties; rule docid" in lines[1]
+    difference = next(line for line in lines if line.startswith("largest difference"))
+    assert "over the first 200 queries" in difference
+    assert float(difference.split()[-1]) < 1e-9
+    names = ("rank_metrics", "pytrec_eval with its dicts", "  without")
+    assert all(any(line.startswith(name) for line in lines) for name in names)
+    assert cli.main(["bench", "rank", "--metrics=ERR@5"]) == 2
+    assert "trec_eval has no such metric" in capsys.readouterr().err

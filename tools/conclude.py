@@ -1,0 +1,91 @@
+"""What a table of comparisons allows to say, as the report's own words and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.beyond import beyond_accuracy
+from eval.significance import conclusion, holm
+from eval.statistics import bootstrap_columns, paired_bootstrap
+
+BEYOND_NOTES = {
+    "coverage": "share of the items that any list shows",
+    "gini": "how unevenly items are shown, 0 all alike to 1",
+    "diversity": "mean dissimilarity of two items of a list",
+    "novelty": "mean surprise of the items shown, in bits",
+}
+
+
+def conclude(
+    table: dict[str, Any],
+    metrics: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    new: str,
+    against: str,
+    clusters: np.ndarray,
+    seed: int,
+) -> dict[str, Any]:
+    """{"conclusion", "minimum_detectable"} of new against `against` in the first metric, for the report.
+
+    Writes p_holm, corrected for the number of rows that `new` is compared with, into the table's differences.
+
+    Args:
+      table: of `eval.ranking.compare_rows`, all pairs with `new` first.
+      metrics: {row: {metric: float64 [query]}} that it was made of.
+    """
+    primary = table["metrics"][0]
+    for metric in table["metrics"]:
+        cells = [cell for cell in table["differences"] if cell["metric"] == metric]
+        corrected = holm([np.nan if cell["p"] is None else cell["p"] for cell in cells])
+        for cell, p in zip(cells, corrected, strict=True):
+            cell["p_holm"] = None if np.isnan(p) else float(p)
+    cells = [cell for cell in table["differences"] if cell["metric"] == primary]
+    cell = next(cell for cell in cells if cell["b"] == against)
+    means = {row["name"]: row["metrics"][primary]["mean"] for row in table["rows"]}
+    difference = paired_bootstrap(metrics[new][primary], metrics[against][primary], clusters=clusters, seed=seed)
+    found = conclusion(
+        new,
+        against,
+        difference,
+        metric=primary,
+        means=None if None in (means[new], means[against]) else (means[new], means[against]),
+        adjusted_p=np.nan if cell["p_holm"] is None else cell["p_holm"],
+        comparisons=len(cells),
+    )
+    least = found.minimum_detectable
+    return {"conclusion": found.text, "minimum_detectable": None if np.isnan(least) else float(least)}
+
+
+def beyond_table(
+    lists: Mapping[str, np.ndarray],
+    *,
+    items: int,
+    k: int,
+    attributes: Mapping[str, Sequence[str]],
+    clusters: np.ndarray,
+    seed: int,
+) -> dict[str, Any]:
+    """The report's "beyond" part: coverage, evenness and variety of each row's first k.
+
+    Args:
+      lists: {row: int64 [query, k]}, item rows, -1 where a list is shorter.
+      attributes: to measure variety by.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for name, shown in lists.items():
+        found = beyond_accuracy(shown, items=items, k=k, attributes=attributes)
+        rows[name] = {}
+        for metric, value in found.items():
+            if isinstance(value, np.ndarray):
+                (interval,) = bootstrap_columns(value[:, None], clusters=clusters, seed=seed)
+                rows[name][metric] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+            else:
+                rows[name][metric] = value
+    names = list(next(iter(rows.values())))
+    notes = {
+        name: next(note for key, note in BEYOND_NOTES.items() if name.startswith(key)) for name in names
+    }  # fmt: skip
+    return {"metrics": names, "rows": rows, "notes": notes}

@@ -1,0 +1,467 @@
+"""The comparison over interaction logs: rows over one catalogue and a log in, per-query figures and the report out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from eval import profiles
+from eval.baselines import PopularityRow
+from eval.cooccurrence import CooccurrenceRow
+from eval.examples import largest_changes
+from eval.exposure import Propensity
+from eval.ladder import measure_ladder
+from eval.live import live_items
+from eval.log_examples import log_examples
+from eval.logs import Log, LogFormat, iso, read_log
+from eval.metrics import max_cutoff
+from eval.neighbours import LEAST_RECALL
+from eval.protocols import (
+    LEAVE_ONE_OUT,
+    LOGGED_LISTS,
+    RETRIEVAL,
+    TIME_SPLIT,
+    Measures,
+    Ranked,
+    allowed,
+    rank_live,
+    rank_live_indexed,
+    reachable,
+    rerank_lists,
+)
+from eval.queries import Queries, heavy_users, known_items, read_queries, repeated_queries
+from eval.ranking import compare_rows
+from eval.rows import Row, VectorRow
+from eval.slices import Slicing, by_popularity, by_volume, measure_slices
+from eval.trec import TrecWriter, query_names
+from input_pipeline.progress import progress
+from siglip_jax.errors import UserError
+from tools import log_notes
+from tools.conclude import conclude
+from tools.rows import Rows
+
+PROTOCOLS = {
+    "logged_lists": LOGGED_LISTS,
+    "retrieval": RETRIEVAL,
+    "leave_one_out": LEAVE_ONE_OUT,
+    "time_split": TIME_SPLIT,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Times in microseconds since 1970, None for no bound; [since, until) each."""
+
+    since: int | None = None
+    until: int | None = None
+    train_since: int | None = None
+    train_until: int | None = None
+
+    def checked(self) -> Window:
+        """With the end of the training window where none was given: the begin of the evaluation.
+
+        Raises:
+          UserError: a window that is empty, or training that reaches into evaluation.
+        """
+        train_until = self.since if self.train_until is None else self.train_until
+        if self.until is not None and self.since is not None and self.since >= self.until:
+            raise UserError(f"--from={iso(self.since)} is not before --until={iso(self.until)}")
+        if train_until is not None and (self.since is None or train_until > self.since):
+            begins = "has no begin (--from)" if self.since is None else f"begins at {iso(self.since)}"
+            raise UserError(
+                f"the training window ends at {iso(train_until)} and the evaluation {begins}: they overlap; end the "
+                "training before, with --train_until"
+            )
+        if self.train_since is not None and (train_until is None or self.train_since >= train_until):
+            raise UserError(f"--train_from={iso(self.train_since)}: not before the end of the training window")
+        return dataclasses.replace(self, train_until=train_until)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What was measured of q queries, for the report, for slices and for whoever wants to look.
+
+    Attributes:
+      report: as `eval.report` takes it.
+      metrics: {row: {metric: float64 [q]}}.
+      tied: {row: bool [q]}.
+      clusters: [q], the users, whom the bootstrap draws.
+      queries: {column: [q]}: query_id, list_id, user_id, time (ISO), query_item ("" where it is a profile),
+        query_item_row (-1 then), candidates (how many), relevant (how many).
+    """
+
+    report: dict[str, Any]
+    metrics: dict[str, dict[str, np.ndarray]]
+    tied: dict[str, np.ndarray]
+    clusters: np.ndarray
+    queries: dict[str, np.ndarray]
+
+
+def log_format(config: ml_collections.ConfigDict, *, columns: Mapping[str, str], on_error: str) -> LogFormat:
+    """From `config.evaluation` and the flags."""
+    options = config.evaluation
+    return LogFormat(
+        actions=dict(options.actions),
+        columns={**dict(options.log_columns), **columns},
+        like_from=options.like_from,
+        first_position=options.first_position,
+        on_error=on_error,
+    )
+
+
+def rank_logs(
+    logs: Sequence[str],
+    *,
+    protocol: str,
+    compared: Rows,
+    config: ml_collections.ConfigDict,
+    form: LogFormat,
+    title: str,
+    window: Window | None = None,
+    leaked: Mapping[str, str] | None = None,
+    leakage: str = "refuse",
+    scann: Mapping[str, Any] | None = None,
+    allow_low_recall: bool = False,
+    slicings: Sequence[Slicing] = (),
+    changes: int = 6,
+    trec: str = "",
+    trec_depth: int = 1000,
+    provenance: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Ranks with every row under one protocol.
+
+    Args:
+      logs: files or folders.
+      protocol: a key of PROTOCOLS.
+      compared: the rows and the catalogue.
+      window: of the log.
+      leaked: items that training saw, see `in_training`; None where nobody looked.
+      leakage: "refuse" such items, or "drop" them as queries and candidates.
+      scann: options of the ScaNN column, None to leave it out.
+      slicings: of the catalogue's items, by which queries are sliced that have a query item.
+      allow_low_recall: show the ScaNN column though its recall is under 0.98.
+      trec: folder for TREC files, "" for none.
+
+    Raises:
+      UserError: whatever makes the numbers not mean what they say.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+    items, new = compared.catalogue, compared.new
+    options, window = config.evaluation, (window or Window()).checked()
+    if leaked and leakage != "drop":
+        shown = ", ".join(f"{item!r} ({why})" for item, why in list(leaked.items())[:10])
+        raise UserError(
+            f"{len(leaked)} evaluation items are in the training split by id, picture or title: {shown}"
+            f"{', ...' if len(leaked) > 10 else ''}; leave them out with --leakage=drop"
+        )
+    measures = Measures(tuple(options.metrics), options.gain, "expected", options.relevant_from)
+    deepest = max(1, max_cutoff(measures.metrics))
+    propensity = Propensity(options.propensity_power, options.propensity_clip)
+    n = len(items.ids)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(read_log(logs, items=items.ids, form=form))
+        live = live_items(items.columns, items.ids, live_from=options.live_from, live_until=options.live_until, log=log)
+        kept = ~np.isin(np.asarray(items.ids), np.asarray(list(leaked or ()), str))
+        live = dataclasses.replace(live, until=np.where(kept, live.until, live.since))  # never, where it is leaked
+        prepared = _prepare(log, protocol, options, window, kept)
+        queries, history = prepared.queries, prepared.history
+        if protocol != "logged_lists":
+            queries = reachable(queries, live, history)
+        of_log = _rows_of_log(compared.of_log, prepared.counted, n)
+        absent = [name for name in compared.of_log if name not in of_log]
+        random = {name: row for name, row in compared.rows.items() if name == "random"}
+        rows = {**random, **of_log, **compared.rows}
+        against = compared.against if compared.against in rows else [name for name in rows if name != new][-1]
+        names = log.user_names()[queries.users]
+        if history is not None:
+            queries = dataclasses.replace(queries, ids=names)
+        sink = None
+        if trec:
+            called = query_names(queries)
+            writer = TrecWriter(trec, queries, names=called, items=items.ids, protocol=PROTOCOLS[protocol])
+            sink = stack.enter_context(writer)
+        watch = _Watch(PROTOCOLS[protocol], len(queries))
+        if protocol == "logged_lists":
+            ranked = rerank_lists(
+                queries, list(rows.values()), measures=measures, propensity=propensity, sink=sink, progress=watch
+            )
+        else:
+            ranked = rank_live(
+                queries,
+                list(rows.values()),
+                live=live,
+                measures=measures,
+                history=history,
+                sink=sink,
+                sink_depth=trec_depth,
+                progress=watch,
+            )
+        watch.close()
+        approximate: dict[str, Ranked] = {}
+        if scann is not None and protocol != "logged_lists":
+            for row in rows.values():
+                if isinstance(row, VectorRow):
+                    approximate[row.name] = rank_live_indexed(
+                        queries, row, live=live, measures=measures, options=scann, history=history
+                    )
+        heavy = heavy_users(log)
+        counts = dict(log.counts)
+
+    if protocol == "logged_lists":
+        sizes = queries.lengths
+    else:
+        step = max(1, (1 << 22) // n)
+        blocks = (np.arange(lo, min(lo + step, len(queries))) for lo in range(0, len(queries), step))
+        sizes = np.concatenate([allowed(queries, at, live, history).sum(axis=1) for at in blocks])
+    relevant = np.bincount(queries.owner[queries.gains > 0], minlength=len(queries))
+    per_row = {name: result.metrics for name, result in ranked.items()}
+    tied = {name: result.tied for name, result in ranked.items()}
+    others = [name for name in reversed(list(ranked)) if name not in (new, against)]
+    others = [against, *sorted(others, key=lambda name: name.startswith(f"{new}, "))]  # its own reductions last
+    table = compare_rows(
+        per_row, pairs=[(new, other) for other in others], clusters=queries.users, tied=tied, seed=seed
+    )
+    said = conclude(table, per_row, new=new, against=against, clusters=queries.users, seed=seed)
+    recall = {
+        name: float(np.nanmean(result.index_recall))
+        for name, result in approximate.items()
+        if result.index_recall is not None
+    }
+    refused = [name for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall]
+    columns_shown = {name: result.metrics for name, result in approximate.items() if name not in refused}
+    scann_rows = {}
+    if columns_shown:
+        scanned = compare_rows(columns_shown, clusters=queries.users, seed=seed)
+        scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
+    primary = table["metrics"][0]
+    left_out = table["rows"][0]["metrics"][primary]["left_out"]
+    if protocol == "logged_lists":  # the logged order may lack more
+        left_out = int((relevant == 0).sum())
+
+    notes = [
+        *log_notes.of_log(counts, protocol, since=window.since, until=window.until, training=prepared.training),
+        *log_notes.of_queries(queries, sizes, relevant, live=live, protocol=protocol),
+        log_notes.of_leakage(leaked),
+        *log_notes.of_absent(absent),
+    ]
+    warnings = [
+        *log_notes.of_simulated(queries),
+        *log_notes.of_heavy(queries, heavy),
+        *log_notes.of_refused({name: recall[name] for name in refused}, k=deepest),
+    ]
+    exposure = {name: result.exposure for name, result in ranked.items() if result.exposure}
+    if protocol == "logged_lists":
+        notes += log_notes.of_exposure(exposure, measures.metrics[0], propensity)
+    users_means = {name: _mean_over_users(values[primary], queries.users) for name, values in per_row.items()}
+    notes.append(log_notes.of_users(primary, users_means))
+
+    def primary_of(vectors: np.ndarray) -> np.ndarray:
+        row = VectorRow("", vectors)
+        if protocol == "logged_lists":
+            return rerank_lists(queries, [row], measures=measures)[""].metrics[primary]
+        return rank_live(queries, [row], live=live, measures=measures, history=history)[""].metrics[primary]
+
+    clusters = {"clusters": queries.users, "seed": seed}
+    ladders = [
+        measure_ladder(
+            compared.vectors[name], rungs, primary_of, row=name, metric=primary, full=per_row[name][primary],
+            options=clusters,
+        )
+        for name, rungs in compared.ladders.items()
+    ]  # fmt: skip
+    values = {name: per_row[name][primary] for name in (against, new)}
+    slicings = _query_slicings(slicings, queries, prepared.counted, n)
+    sliced = None
+    if slicings:
+        sliced = measure_slices(slicings, values[new], values[against], clusters=queries.users)
+        sliced |= {"new": new, "base": against, "metric": primary}
+    gains, losses = (
+        log_examples(
+            found, queries, {name: rows[name] for name in values if name in rows}, values,
+            ids=items.ids, titles=items.titles, live=None if protocol == "logged_lists" else live,
+        )
+        for found in largest_changes(values[new], values[against], groups=queries.users, count=changes, seed=seed)
+    )  # fmt: skip
+    report = {
+        "title": title,
+        "protocol": PROTOCOLS[protocol],
+        "gain": options.gain,
+        "relevance": [],
+        "actions": form.gains(),
+        "relevant_from": options.relevant_from,
+        "queries": len(queries) - left_out,
+        "items": n,
+        "list_length": {"min": sizes.min(), "median": np.median(sizes), "mean": sizes.mean(), "max": sizes.max()},
+        "users": len(np.unique(queries.users)),
+        "left_out": left_out,
+        "primary_metric": primary,
+        **said,
+        "new": new,
+        "against": against,
+        "resampled": "users",
+        "rows": [
+            {
+                "name": row["name"],
+                "exact": row["metrics"],
+                "scann": scann_rows.get(row["name"]),
+                "scann_recall": {f"recall@{deepest}": recall[row["name"]]} if row["name"] in recall else None,
+                "scann_refused": row["name"] in refused,
+                "tie_rate": row["tie_rate"],
+                "bytes_per_item": compared.bytes_per_item.get(row["name"]),
+                "mean_over_users": {primary: users_means[row["name"]]},
+            }
+            for row in table["rows"]
+        ],
+        "differences": table["differences"],
+        "ladders": ladders,
+        "slices": sliced,
+        "loss_curve": [],
+        "gains": gains,
+        "losses": losses,
+        "grid": [],
+        "warnings": warnings,
+        "notes": notes,
+        "log": {
+            **counts,
+            "queries_left_out": dict(queries.left_out),
+            "candidates_dropped": {reason: dict(what) for reason, what in queries.dropped.items()},
+            "list_length": log_notes.five_numbers(sizes),
+            "heavy_users": heavy,
+            "live": live.rule,
+            "leaked": None if leaked is None else len(leaked),
+        },
+        "exposure": exposure,
+        "provenance": {
+            "bootstrap": {"samples": table["samples"], "clusters": "user", "confidence": table["confidence"]},
+            "ScaNN": dict(scann) if scann is not None and protocol != "logged_lists" else "not run",
+            "ties": "expected value over the orders of equal scores",
+            **(provenance or {}),
+        },
+    }
+    ids = np.asarray([*items.ids, ""], object)
+    columns = {
+        "query_id": queries.ids,
+        "list_id": queries.list_ids,
+        "user_id": names,
+        "time": np.array([iso(time) for time in queries.times], object),
+        "query_item": ids[queries.items],  # -1 is the last, ""
+        "query_item_row": queries.items,
+        "candidates": sizes,
+        "relevant": relevant,
+    }
+    return Comparison(report, per_row, tied, queries.users, columns)
+
+
+def write_per_query(path: epath.PathLike, comparison: Comparison) -> None:
+    """One line for each query and row as Parquet: the query's columns, protocol, row, tied, and the metrics."""
+    rows = len(comparison.metrics)
+    table: dict[str, Any] = {name: pa.array(np.tile(values, rows)) for name, values in comparison.queries.items()}
+    count = len(comparison.clusters)
+    table["protocol"] = pa.array([comparison.report["protocol"]] * (rows * count))
+    table["row"] = pa.array([name for name in comparison.metrics for _ in range(count)])
+    table["tied"] = pa.array(np.concatenate([comparison.tied[name] for name in comparison.metrics]))
+    for metric in next(iter(comparison.metrics.values())):
+        values = np.concatenate([comparison.metrics[name][metric] for name in comparison.metrics])
+        table[metric] = pa.array(values, mask=np.isnan(values))
+    target = epath.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as file:
+        pq.write_table(pa.table(table), file)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    queries: Queries
+    history: profiles.History | None
+    counted: tuple[profiles.Pairs, np.ndarray] | None  # pairs, and which of them rows may learn from
+    training: str  # what those are, in words
+
+
+def _prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndarray) -> _Prepared:
+    """Queries of the protocol, with those items of the catalogue alone that are `kept` (bool [n])."""
+    if protocol in ("logged_lists", "retrieval"):
+        lists = protocol == "logged_lists"
+        queries = read_queries(log, query_item=options.query_item, lists=lists, since=window.since, until=window.until)
+        queries = queries.keep(~repeated_queries(queries), reason="the same as an earlier query")
+        queries = known_items(queries, items=log.items, rule=options.missing_items)
+        queries = queries.only_items(kept, reason="in the training split")
+        if lists:
+            queries = queries.keep(queries.lengths > 1, reason="fewer than two candidates")
+            if not len(queries):
+                raise UserError("log: no list with two items of the catalogue; nothing to rank")
+        if window.train_until is None:
+            return _Prepared(queries, None, None, "none")
+        pairs = profiles.read_pairs(log, until=window.train_until)
+        counted = np.ones(len(pairs), bool) if window.train_since is None else pairs.times >= window.train_since
+        any_worth = bool((counted & (pairs.gains > 0)).any())
+        begin = "the begin" if window.train_since is None else iso(window.train_since)
+        training = f"{begin} to {iso(window.train_until)}"
+        return _Prepared(queries, None, (pairs, counted) if any_worth else None, training)
+    if window.train_since is not None or (window.train_until is not None and window.train_until != window.since):
+        raise UserError(f"--train_from, --train_until: {protocol} learns from the users' histories; leave them out")
+    pairs = profiles.read_pairs(log, until=window.until)
+    pairs = pairs.only(kept[pairs.items])
+    if protocol == "leave_one_out":
+        queries, history, held_out = profiles.leave_one_out(pairs, profile=options.profile, since=window.since)
+        training = "all events but the held-out ones, of any time"
+        return _Prepared(queries, history, (pairs, ~held_out), training)
+    at = profiles.split_time(pairs) if window.since is None else window.since
+    queries, history, _ = profiles.time_split(pairs, at=at, profile=options.profile)
+    share = "the time before which 80 % of the events lie" if window.since is None else "as given"
+    return _Prepared(queries, history, (pairs, pairs.times < at), f"before {iso(at)} ({share})")
+
+
+def _rows_of_log(names: Sequence[str], counted: tuple[profiles.Pairs, np.ndarray] | None, n: int) -> dict[str, Row]:
+    """Those that the log before the queries can tell of; none where there is none."""
+    if counted is None:
+        return {}
+    pairs, chosen = counted
+    liked = pairs.only(chosen & (pairs.gains > 0))
+    made: dict[str, Row] = {
+        "popularity": PopularityRow(profiles.popularity(pairs, chosen, n)),
+        "item-to-item": CooccurrenceRow(liked.users, liked.items, n),
+    }
+    return {name: made[name] for name in names}
+
+
+def _query_slicings(
+    slicings: Sequence[Slicing], queries: Queries, counted: tuple[profiles.Pairs, np.ndarray] | None, n: int
+) -> list[Slicing]:
+    """By attributes of the query item, its popularity before, and how much its user asks; none for profiles."""
+    if not len(queries) or (queries.items < 0).any():
+        return []
+    found = [dataclasses.replace(slicing, codes=slicing.codes[queries.items]) for slicing in slicings]
+    if counted is not None:
+        found.append(by_popularity(profiles.popularity(*counted, n)[queries.items]))
+    return [*found, by_volume(queries.users)]
+
+
+class _Watch:
+    """Progress of a protocol, which tells how many queries are done."""
+
+    def __init__(self, label: str, total: int):
+        self._done, self._bar = 0, iter(progress(iter(int, 1), total=total, label=label, unit="queries"))
+
+    def __call__(self, done: int, _: int) -> None:
+        while self._done < done:
+            next(self._bar)
+            self._done += 1
+
+    def close(self) -> None:
+        self._bar.close()  # type: ignore[attr-defined]
+
+
+def _mean_over_users(values: np.ndarray, users: np.ndarray) -> float:
+    known = ~np.isnan(values)
+    _, code = np.unique(users[known], return_inverse=True)
+    return float((np.bincount(code, values[known]) / np.bincount(code)).mean()) if known.any() else float("nan")
