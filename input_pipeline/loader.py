@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -125,10 +126,12 @@ class Batches(Iterator[dict[str, Any]]):
     _num_workers: int
     _max_bad_fraction: float
     _next: int = dataclasses.field(default=0, init=False)
-    _iterator: grain.DatasetIterator | None = dataclasses.field(default=None, init=False)
+    _running: list[grain.DatasetIterator] = dataclasses.field(default_factory=list, init=False)  # one or none
 
     def __post_init__(self):
         self._budget = self._new_budget(before=0)
+        # At the end of the program too, while the modules are there that Grain needs to close its iterators.
+        weakref.finalize(self, _stop, self._running)
 
     def __enter__(self) -> Batches:
         return self
@@ -137,14 +140,13 @@ class Batches(Iterator[dict[str, Any]]):
         self.close()
 
     def __next__(self) -> dict[str, Any]:
-        if self._iterator is None:
-            self._iterator = self._start()
-        batch, replaced = next(self._iterator)
+        if not self._running:
+            self._running.append(self._start())
+        batch, replaced = next(self._running[0])
         self._next += 1
         self.replaced = [each.to_json() for each in replaced]
         self._budget.add(replaced, epochs=-(-self._next // self._plan.batches_per_epoch))  # begun
-        # Arrays from a worker are Grain's own kind, a view of shared memory.
-        return {key: tree_map(np.asarray, value) for key, value in batch.items()}
+        return {key: tree_map(_plain, value) for key, value in batch.items()}
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch, a small dict that JSON can hold.
@@ -187,14 +189,14 @@ class Batches(Iterator[dict[str, Any]]):
                 f"{plan.global_size} cannot continue from there: give the same product of batch size and processes, "
                 "or change it at the beginning of an epoch"
             )
-        self._stop_iterator()
+        _stop(self._running)
         self._next = epoch * plan.batches_per_epoch + within
         self.replaced = []
         self._budget = self._new_budget(before=replaced)
 
     def close(self) -> None:
         """Stops worker processes and threads, and frees their memory. Closing twice is fine."""
-        self._stop_iterator()
+        _stop(self._running)
         self._source.close()
 
     def _start(self) -> grain.DatasetIterator:
@@ -209,15 +211,20 @@ class Batches(Iterator[dict[str, Any]]):
             prepared = prepared.mp_prefetch(options, worker_init_fn=functools.partial(begin_worker, os.getpid()))
         return iter(prepared)
 
-    def _stop_iterator(self) -> None:
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
-
     def _new_budget(self, *, before: int) -> Budget:
         processes = self._plan.process_count
         share = len(self._plan.order) / processes
         return Budget(fraction=self._max_bad_fraction, share=share, processes=processes, before=before)
+
+
+def _stop(running: list[grain.DatasetIterator]) -> None:
+    while running:
+        running.pop().close()
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """An array of a worker copied out of shared memory, which there is little of, and which is freed by that."""
+    return array if type(array) is np.ndarray else np.array(array)
 
 
 def _make_batch(source: Source, plan: Plan, number: int) -> tuple[dict[str, Any], list[Replacement]]:

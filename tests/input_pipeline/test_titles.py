@@ -58,7 +58,6 @@ def test_parts_are_left_out_at_the_rate_asked_for():
     counts = collections.Counter(word for title in titles for word in title)
     for word in ("Nike", "Men", "Navy", "Shirt", "Sports"):
         assert counts[word] / 4000 == pytest.approx(0.7, abs=0.03)
-    words = ["Nike", "Men", "Navy", "Blue", "Shirt", "Sports"]
     whole = ["Nike", "Men", "Navy", "Blue", "Shirt", "Sports"]
     for title in titles:
         assert ("Navy" in title) == ("Blue" in title)  # one part
