@@ -1,5 +1,6 @@
 """One tiny catalogue, dataset, model and training run, each made once and read by many tests."""
 
+import importlib.util
 import os
 import pathlib
 import runpy
@@ -108,17 +109,24 @@ def trained_workdir(config_file, shop_dataset, tmp_path_factory) -> pathlib.Path
 
 @pytest.fixture(scope="session")
 def python():
-    """python(code, *arguments, devices=1, cwd=None) -> the finished process of a fresh interpreter."""
+    """python(code, *arguments, devices=1, cwd=None, path="", timeout=300) -> the finished process of a fresh
+    interpreter; `path` goes before its PYTHONPATH.
+    """
 
-    def run(code: str, *arguments, devices: int = 1, cwd=None) -> subprocess.CompletedProcess:
+    def run(
+        code: str, *arguments, devices: int = 1, cwd=None, path: str = "", timeout: float = 300
+    ) -> subprocess.CompletedProcess:
+        environment = _environment(devices)
+        if path:
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (path, environment.get("PYTHONPATH"))))
         return subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
-            env=_environment(devices),
+            env=environment,
             cwd=cwd,
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=timeout,
         )
 
     return run
@@ -138,6 +146,18 @@ def start_python():
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def libtpu() -> str:
+    """Folder for the PYTHONPATH of a process that compiles for TPU; "" where this environment has libtpu itself.
+
+    `make test` and `make test-tpu` put it there and name it.
+    """
+    folder = os.environ.get("SIGLIP_JAX_LIBTPU", "")
+    if not (pathlib.Path(folder or os.devnull) / "libtpu").is_dir() and importlib.util.find_spec("libtpu") is None:
+        pytest.skip("no libtpu: `make test` and `make test-tpu` install it on Linux x86-64, SIGLIP_JAX_LIBTPU names it")
+    return folder and str(pathlib.Path(folder).resolve())
 
 
 @pytest.fixture(scope="session")

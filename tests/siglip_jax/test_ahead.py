@@ -1,6 +1,5 @@
 """Steps compiled before there is a run, against hand counts; where parameters live, against the mesh."""
 
-import importlib.util
 import math
 import pathlib
 import re
@@ -219,11 +218,10 @@ def test_without_libtpu_one_line_names_the_extra(config_file, monkeypatch, capsy
 COMPILE_FOR_TPU = "import sys; from siglip_jax.cli import main; sys.exit(main(['compile', *sys.argv[1:]]))"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_a_tiny_config_for_a_tpu_slice(python, config_file):
+def test_a_tiny_config_for_a_tpu_slice(python, config_file, libtpu):
     """The configs of this repository are compiled by `make test-tpu`."""
     flags = [f"--config={config_file}", "--topology=v5e:2x4", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
-    done = python(COMPILE_FOR_TPU, *flags, "--config.batch_size=64", "--table")
+    done = python(COMPILE_FOR_TPU, *flags, "--config.batch_size=64", "--table", path=libtpu)
     assert done.returncode == 0, done.stderr
     assert "rematerialization" not in done.stderr
     assert done.stdout.startswith("parameter ")
