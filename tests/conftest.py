@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pathlib
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -158,6 +159,18 @@ def libtpu() -> str:
     if not (pathlib.Path(folder or os.devnull) / "libtpu").is_dir() and importlib.util.find_spec("libtpu") is None:
         pytest.skip("no libtpu: `make test` and `make test-tpu` install it on Linux x86-64, SIGLIP_JAX_LIBTPU names it")
     return folder and str(pathlib.Path(folder).resolve())
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """free_port() -> a port of this machine that nothing listens at."""
+
+    def find() -> int:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            return free.getsockname()[1]
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def main(values: flags.FlagValues) -> None:
     for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
         output = workdir / "embeddings" / folder
         encoder = workflow.image_encoder(model, name=name)
-        vectors[name] = workflow.embed(encoder, dataset=dataset, split=split, output=output).vectors
+        vectors[name] = workflow.embed(encoder, dataset=dataset, split=split, output=output, overwrite=True).vectors
 
     announce("ranking each held-out item against the others")
     report = comparison.rank(

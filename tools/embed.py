@@ -2,6 +2,8 @@
 
 siglip-jax embed --model=runs/fashion --dataset=data/fashion --output=runs/fashion/embeddings
 siglip-jax embed --model=mobilenet.tflite --dataset=data/fashion --output=runs/mobilenet/embeddings
+
+Started again after a stop it continues, finished shards kept. Several processes (docs/launch.md) share out the shards.
 """
 
 from __future__ import annotations
@@ -16,11 +18,28 @@ def define_flags(values: flags.FlagValues) -> None:
     options.define_dataset(values)
     options.define_output(values, "Folder of the embedding store.")
     flags.DEFINE_string("split", "test", "Split to embed.", flag_values=values)
+    flags.DEFINE_integer(
+        "rows_per_shard",
+        8192,
+        "Pictures of a shard, which is what a stop loses at most and what processes share out; a multiple of 256, or "
+        "less.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean("overwrite", False, "Replace a store of another model or dataset.", flag_values=values)
+    options.define_distributed(values)
 
 
 def main(values: flags.FlagValues) -> None:
+    options.start_distributed(values)
     from tools import workflow
 
-    encoder = workflow.load_encoder(values.model)
-    store = workflow.embed(encoder, dataset=values.dataset, split=values.split, output=values.output)
+    store = workflow.embed(
+        workflow.load_encoder(values.model),
+        dataset=values.dataset,
+        split=values.split,
+        output=values.output,
+        rows_per_shard=values.rows_per_shard,
+        overwrite=values.overwrite,
+    )
     print(f"{len(store.ids)} embeddings of {store.vectors.shape[1]} numbers in {values.output}")
