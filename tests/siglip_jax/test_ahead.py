@@ -169,7 +169,8 @@ def test_advice_is_the_cheapest_change_that_is_left(tiny_config):
         return ahead._advice(config, mesh, state=1, capacity=100.0)
 
     assert ahead._advice(config, mesh, state=40, capacity=100.0) == "--config.mesh.fsdp=4 --config.mesh.data=1"
-    assert advice() == "--config.model.remat=full"
+    assert advice() == "--config.model.remat=dots_no_batch"
+    assert advice(**{"model.remat": "dots_no_batch"}) == "--config.model.remat=full"
     assert advice(**{"model.remat": "full"}) == "--config.microbatch=2"
     assert advice(microbatch=2) == "--config.microbatch=1"
     assert advice(microbatch=1) == "more chips, or --config.batch_size=8"
@@ -218,10 +219,10 @@ def test_without_libtpu_one_line_names_the_extra(config_file, monkeypatch, capsy
 COMPILE_FOR_TPU = "import sys; from siglip_jax.cli import main; sys.exit(main(['compile', *sys.argv[1:]]))"
 
 
-def test_a_tiny_config_for_a_tpu_slice(python, config_file, libtpu):
+def test_a_tiny_config_for_a_tpu_slice(python, config_file, tpu_compiler):
     """The configs of this repository are compiled by `make test-tpu`."""
     flags = [f"--config={config_file}", "--topology=v5e:2x4", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
-    done = python(COMPILE_FOR_TPU, *flags, "--config.batch_size=64", "--table", path=libtpu)
+    done = python(COMPILE_FOR_TPU, *flags, "--config.batch_size=64", "--table", environment=tpu_compiler)
     assert done.returncode == 0, done.stderr
     assert "rematerialization" not in done.stderr
     assert done.stdout.startswith("parameter ")
