@@ -160,6 +160,7 @@ def tpu_compiler() -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "TPU_STDERR_LOG_LEVEL": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-256",
         "TPU_WORKER_HOSTNAMES": "localhost",
