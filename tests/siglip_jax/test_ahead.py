@@ -111,7 +111,23 @@ HLO = """HloModule by_hand
   %r = f32[128]{0} all-reduce(%x), replica_groups=mesh['a'=4,'b'=2] {'b'}, to_apply=%add
 }
 
+%hops (p: (bf16[64], u32[])) -> (bf16[64], u32[]) {
+  %two = u32[]{:T(128)} constant(2), metadata={op_name="with%percent"}
+  %seven = u32[]{:T(128)} constant(7)
+  %count = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %next = u32[]{:T(128)} add(%count, %two), backend_config={"x":[]}
+  %hop = bf16[32]{0} collective-permute(%y), channel_id=2
+  ROOT %both = (bf16[64], /*index=5*/u32[]) tuple(%hop, /*index=5*/%next)
+}
+
+%hopping (p: (bf16[64], u32[])) -> pred[] {
+  %end = u32[]{:T(128)} constant(7)
+  %at = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %below = pred[] compare(%at, %end), direction=LT
+}
+
 ENTRY %main (x: f32[16]) -> f32[] {
+  %loop3 = (bf16[64], u32[]) while(%t3), condition=%hopping, body=%hops
   %loop = (s32[], bf16[64]) while(%t0), condition=%condition, body=%body
   %loop2 = s32[] while(%t1), condition=%unknown, body=%unknown
   %f0 = f32[128]{0} fusion(%x), kind=kCustom, calls=%start
@@ -127,7 +143,7 @@ def test_a_text_by_hand():
         {
             "all-gather": 5 * 512 * 3 / 4 + 512 * 7 / 8,
             "all-reduce": 2 * 16 * 7 / 8,
-            "collective-permute": 5 * (128 + 4),
+            "collective-permute": 5 * (128 + 4) + 4 * 64,  # of 0, 2, 4, 6
             "reduce-scatter": 512 / 2,
         }
     )
