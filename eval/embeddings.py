@@ -22,10 +22,11 @@ import siglip_jax
 from siglip_jax.errors import UserError
 
 MANIFEST = "manifest.json"
+PLAN = "plan.json"  # of a store that is being written shard by shard (embedding_plan.py)
 FORMAT = "siglip-jax embeddings 1"
-_OWN_KEYS = ("format", "library_version", "dimension", "count", "shards")
+OWN_KEYS = ("format", "library_version", "dimension", "count", "shards")
 _SHARD_BYTES = 256 << 20
-_OWN_FILES = re.compile(r"(shard-[0-9]{5,}\.parquet|manifest\.json)(\.partial)?")
+_OWN_FILES = re.compile(r"(shard-[0-9]{5,}\.(parquet|json)|manifest\.json|plan\.json)(\.partial)?")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def write_store(
         raise UserError(f"rows_per_shard={rows_per_shard}: expected at least 1")
     folder = epath.Path(folder)
     _check_manifest(manifest)
-    earlier = _earlier_files(folder)
+    earlier = earlier_files(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # from here until the end the folder is no store
     for old in earlier:
@@ -94,7 +95,7 @@ def write_shard(folder: epath.PathLike, number: int, ids: Sequence[str], vectors
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
     content = sink.getvalue()
     name = f"shard-{number:05d}.parquet"
-    _write_whole(epath.Path(folder) / name, content.to_pybytes())
+    write_whole(epath.Path(folder) / name, content.to_pybytes())
     return {"file": name, "count": len(ids), "dimension": dimension, "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -114,7 +115,7 @@ def write_manifest(
         "count": sum(shard["count"] for shard in shards),
         "shards": [{key: shard[key] for key in ("file", "count", "sha256")} for shard in shards],
     }
-    _write_whole(epath.Path(folder) / MANIFEST, (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(epath.Path(folder) / MANIFEST, (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode())
     return whole
 
 
@@ -187,7 +188,7 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except ValueError:
         raise UserError(f"embedding store {folder}: {MANIFEST} is not JSON; embed again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not manifest.keys() >= set(_OWN_KEYS):
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not manifest.keys() >= set(OWN_KEYS):
         raise UserError(f"embedding store {folder}: {MANIFEST} is not of format {FORMAT!r}")
     for key in ("dimension", "count"):
         if not _is_count(manifest[key]) or manifest[key] == 0:
@@ -221,7 +222,7 @@ def _is_shard(value: Any) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
-def _earlier_files(folder: epath.Path) -> list[epath.Path]:
+def earlier_files(folder: epath.Path) -> list[epath.Path]:
     """Files of the store, complete or cut off, that is in the folder; UserError where it holds anything else."""
     if not folder.exists():
         return []
@@ -243,7 +244,7 @@ def _earlier_files(folder: epath.Path) -> list[epath.Path]:
 
 
 def _check_manifest(manifest: Mapping[str, Any]) -> None:
-    clash = [key for key in _OWN_KEYS if key in manifest]
+    clash = [key for key in OWN_KEYS if key in manifest]
     if clash:
         raise UserError(f"manifest key {clash[0]!r} is written by the store itself: leave it out")
     try:
@@ -313,7 +314,7 @@ def _checked_vectors(ids: Sequence[str], vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def _write_whole(path: epath.Path, content: bytes) -> None:
+def write_whole(path: epath.Path, content: bytes) -> None:
     """Under the final name only once complete (an object store does that by itself, a rename does it locally)."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)

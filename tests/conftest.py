@@ -1,8 +1,10 @@
 """One tiny catalogue, dataset, model and training run, each made once and read by many tests."""
 
+import importlib.util
 import os
 import pathlib
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -108,17 +110,21 @@ def trained_workdir(config_file, shop_dataset, tmp_path_factory) -> pathlib.Path
 
 @pytest.fixture(scope="session")
 def python():
-    """python(code, *arguments, devices=1, cwd=None) -> the finished process of a fresh interpreter."""
+    """python(code, *arguments, devices=1, cwd=None, environment={}, timeout=300) -> the finished process of a fresh
+    interpreter.
+    """
 
-    def run(code: str, *arguments, devices: int = 1, cwd=None) -> subprocess.CompletedProcess:
+    def run(
+        code: str, *arguments, devices: int = 1, cwd=None, environment: dict[str, str] | None = None, timeout=300.0
+    ) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
-            env=_environment(devices),
+            env={**_environment(devices), **(environment or {})},
             cwd=cwd,
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=timeout,
         )
 
     return run
@@ -138,6 +144,39 @@ def start_python():
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def tpu_compiler() -> dict[str, str]:
+    """The environment of a process that compiles for TPU: finds libtpu, asks no TPU, and shows the compiler's warnings,
+    which libtpu keeps to files of its own otherwise.
+
+    `make test` and `make test-tpu` install libtpu in a folder that SIGLIP_JAX_LIBTPU names.
+    """
+    folder = os.environ.get("SIGLIP_JAX_LIBTPU", "")
+    if not (pathlib.Path(folder or os.devnull) / "libtpu").is_dir() and importlib.util.find_spec("libtpu") is None:
+        pytest.skip("no libtpu: `make test` and `make test-tpu` install it on Linux x86-64, SIGLIP_JAX_LIBTPU names it")
+    paths = [folder and str(pathlib.Path(folder).resolve()), os.environ.get("PYTHONPATH", "")]
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "TPU_STDERR_LOG_LEVEL": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-256",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """free_port() -> a port of this machine that nothing listens at."""
+
+    def find() -> int:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            return free.getsockname()[1]
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 COMMANDS = {
     "loss": "the sigmoid loss with its gradients: dense, rematerialised, three plain products, PyTorch",
+    "step": "a training step beside transformers' SiglipModel in PyTorch; the largest exact batch of each",
     "finetune": "what fine-tuning gains on new data and loses on old, with the defaults and with naive settings",
     "encode": "Model.encode_image beside the bare jitted function",
     "rank": "ranking metrics of a million queries: pytrec_eval, and ir_measures and ranx where installed",

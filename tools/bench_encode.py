@@ -10,12 +10,10 @@ import statistics
 
 from absl import flags
 
-SMALL = "small"
-
 
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
-        "preset", SMALL, "Architecture, of random weights; small: 48 px, 192 x 3 layers.", flag_values=values
+        "preset", "small", "Architecture, of random weights; small: 48 px, 192 x 3 layers.", flag_values=values
     )
     flags.DEFINE_integer("count", 256, "Pictures of a call.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("repetitions", 9, "Timed calls of each.", lower_bound=1, flag_values=values)
@@ -26,20 +24,11 @@ def main(values: flags.FlagValues) -> None:
     import jax
     import numpy as np
 
-    from siglip_jax.errors import UserError
     from siglip_jax.model import init
-    from siglip_jax.models.architecture import Architecture, TowerSize
-    from siglip_jax.models.presets import PRESETS
     from siglip_jax.models.towers import TwoTowers
     from tools import measuring
 
-    tower = TowerSize(width=192, depth=3, mlp_dim=768, heads=3)
-    small = Architecture(image_size=(48, 48), patch_size=12, image=tower, text=tower, vocab_size=1000, text_length=16)
-    if values.preset != SMALL and values.preset not in PRESETS:
-        raise UserError(f"--preset={values.preset}: expected {SMALL} or a name that siglip-jax models lists")
-    architecture = small if values.preset == SMALL else PRESETS[values.preset].architecture
-    if architecture.naflex:
-        raise UserError(f"--preset={values.preset}: pictures of one size are compared; give another preset")
+    architecture = measuring.architecture_of(values.preset)
     model = init(TwoTowers(architecture, dtype=values.dtype), None, seed=0)
     images = np.random.default_rng(0).uniform(-1, 1, (values.count, *architecture.image_size, 3)).astype(np.float32)
     params = jax.device_put(model.params)

@@ -10,6 +10,7 @@ siglip-jax bench loss --batch=4096 --dtype=bfloat16 --accuracy      errors again
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import statistics
 from typing import Any
@@ -282,7 +283,6 @@ def largest_batches(values: flags.FlagValues, mesh: Any) -> None:
     limit = limit or (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     if not limit:
         raise UserError("--largest_batch: this device does not tell its memory; give --memory_gib")
-    step = 1024 * values.devices
 
     def fits(function, batch: int) -> bool:
         try:
@@ -297,12 +297,7 @@ def largest_batches(values: flags.FlagValues, mesh: Any) -> None:
     for name, function in functions(values, mesh).items():
         if name not in values.only or name == "floor":
             continue
-        low, high = 0, 1  # in steps: the largest that fits, the smallest that does not
-        while fits(function, high * step):
-            low, high = high, 2 * high
-        while high - low > max(1, low // 16):
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(function, middle * step) else (low, middle)
-        rows.append([TITLES[name], f"{low * step:,}"])
+        found = measuring.largest(functools.partial(fits, function), step=1024 * values.devices)
+        rows.append([TITLES[name], f"{found:,}"])
     print(f"largest global batch in {limit / 2**30:.1f} GiB a device, to 6 %")
     print(measuring.table(["", "rows"], rows))

@@ -85,7 +85,7 @@ def main(values: flags.FlagValues) -> None:
     for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
         output = workdir / "embeddings" / folder
         encoder = workflow.image_encoder(model, name=name)
-        vectors = workflow.embed(encoder, dataset=dataset, split=split, output=output).vectors
+        vectors = workflow.embed(encoder, dataset=dataset, split=split, output=output, overwrite=True).vectors
         compared[name] = VectorRow(name, vectors, ids=ids)
     fitted = workflow.embed(
         encoder,
@@ -93,6 +93,7 @@ def main(values: flags.FlagValues) -> None:
         split=config.data.train_split,
         output=workdir / "embeddings" / "training",
         most=FITTED_ON,
+        overwrite=True,
     )
     rungs = ladder_reductions(fitted.vectors, fitted_on=f"{len(fitted.ids)} training items")
 

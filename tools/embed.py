@@ -5,6 +5,8 @@ siglip-jax embed --model=mobilenet.tflite --dataset=data/fashion --output=runs/m
 siglip-jax embed --embeddings=mine.npy --dataset=data/fashion --output=runs/mine/embeddings
 
 --embeddings brings vectors made elsewhere, by id: .npy with .ids.txt beside it, .npz (ids, embeddings), .parquet, .csv.
+
+Started again after a stop it continues, finished shards kept. Several processes (docs/launch.md) share out the shards.
 """
 
 from __future__ import annotations
@@ -25,9 +27,20 @@ def define_flags(values: flags.FlagValues) -> None:
         "most", None, "At most so many items, spread over the split: enough to fit a PCA on.", lower_bound=1,
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_integer(
+        "rows_per_shard",
+        8192,
+        "Pictures of a shard, which is what a stop loses at most and what processes share out; a multiple of 256, or "
+        "less.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean("overwrite", False, "Replace a store of another model or dataset.", flag_values=values)
+    options.define_distributed(values)
 
 
 def main(values: flags.FlagValues) -> None:
+    options.start_distributed(values)
     from tools import workflow
 
     if (values.model is None) == (values.embeddings is None):
@@ -38,5 +51,11 @@ def main(values: flags.FlagValues) -> None:
     if values.embeddings is not None:
         store = workflow.import_embeddings(values.embeddings, **where)
     else:
-        store = workflow.embed(workflow.load_encoder(values.model), **where, most=values.most)
+        store = workflow.embed(
+            workflow.load_encoder(values.model),
+            **where,
+            most=values.most,
+            rows_per_shard=values.rows_per_shard,
+            overwrite=values.overwrite,
+        )
     print(f"{len(store.ids)} embeddings of {store.vectors.shape[1]} numbers in {values.output}")

@@ -1,4 +1,4 @@
-"""What the benches share: interleaved timing, the machine's name, a table."""
+"""What the benches share: architectures, timing in turn, the largest size that fits, the machine's name, a table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,42 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from siglip_jax.errors import UserError
+from siglip_jax.models.architecture import Architecture, TowerSize
+from siglip_jax.models.presets import PRESETS
+
+SMALL = "small"  # 48 px, 192 wide, 3 layers: seconds on a CPU
+
+
+def architecture_of(preset: str) -> Architecture:
+    """Of a preset's name, or SMALL.
+
+    Raises:
+      UserError: no such preset, or one whose pictures have no one size.
+    """
+    if preset == SMALL:
+        tower = TowerSize(width=192, depth=3, mlp_dim=768, heads=3)
+        return Architecture(
+            image_size=(48, 48), patch_size=12, image=tower, text=tower, vocab_size=1000, text_length=16
+        )
+    if preset not in PRESETS:
+        raise UserError(f"--preset={preset}: expected {SMALL} or a name that siglip-jax models lists")
+    architecture = PRESETS[preset].architecture
+    if architecture.naflex:
+        raise UserError(f"--preset={preset}: pictures of one size are compared; give another preset")
+    return architecture
+
+
+def largest(fits: Callable[[int], bool], *, step: int) -> int:
+    """The largest multiple of `step` that fits, to a sixteenth of it; 0 where none does."""
+    low, high = 0, 1  # in steps: the largest that fits, the smallest that does not
+    while fits(high * step):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * step) else (low, middle)
+    return low * step
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], *, repetitions: int) -> dict[str, list[float]]:

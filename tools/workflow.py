@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import math
+import operator
 import pathlib
 import tempfile
 import time
@@ -14,7 +17,8 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from eval.embeddings import EmbeddingStore, read_store, write_store
+from eval.embedding_plan import EmbeddingPlan
+from eval.embeddings import EmbeddingStore, read_store
 from input_pipeline.augment import Augmentation
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import attributes, build_dataset, dataset_fingerprint, open_split
@@ -25,6 +29,7 @@ from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 
 EMBED_BATCH = 256
+SHARD_ROWS = 32 * EMBED_BATCH  # 25 MB of 768 numbers
 PICTURES_CHECKED = 64  # of an export
 MAX_PIXELS_ERROR = 1e-5
 MIN_BYTES_COSINE = 0.9999
@@ -211,7 +216,13 @@ def image_encoder(model: Any, *, name: str) -> Encoder:
     def encode(images: Any) -> np.ndarray:
         return model.encode_image(preprocessing.to_float(images), batch_size=EMBED_BATCH)
 
-    return Encoder(encode, preprocessing, {"name": name, "architecture": model.architecture.to_json()})
+    description = {
+        "name": name,
+        "architecture": model.architecture.to_json(),
+        "dtype": np.dtype(model.module.dtype).name,
+        "image_tower_sha256": _checksum(model.params["img"]),
+    }
+    return Encoder(encode, preprocessing, description)
 
 
 def load_encoder(path: str) -> Encoder:
@@ -237,22 +248,51 @@ def load_encoder(path: str) -> Encoder:
 
 
 def embed(
-    encoder: Encoder, *, dataset: epath.PathLike, split: str, output: epath.PathLike, most: int | None = None
+    encoder: Encoder,
+    *,
+    dataset: epath.PathLike,
+    split: str,
+    output: epath.PathLike,
+    most: int | None = None,
+    rows_per_shard: int = SHARD_ROWS,
+    overwrite: bool = False,
 ) -> EmbeddingStore:
-    """Embeds the pictures of a split, or at most `most` spread over it, and writes them to an embedding store."""
+    """Embeds the pictures of a split into a store; continues one that was stopped, and keeps one that is complete.
+
+    Each of several processes embeds a stretch of the shards; all see the same folder, and all return the whole store.
+
+    Args:
+      most: at most so many items, spread evenly over the split; all of them when absent.
+      rows_per_shard: what a stop loses at most; a multiple of EMBED_BATCH, or a smaller batch itself.
+      overwrite: replace a store of another model or other data.
+
+    Raises:
+      UserError: `output` holds such a store, or no store.
+    """
+    from siglip_jax.training.distributed import first_process_first, is_first_process
+
     count = len(open_split(dataset, split))
-    rows = range(0, count, 1 if most is None else math.ceil(count / most))
-    batches = iterate_split(
-        dataset, split=split, preprocessing=encoder.preprocessing, batch_size=EMBED_BATCH, rows=rows
-    )
-    label = f"embedding ({encoder.description['name']})"
-    watched = progress(batches, total=len(rows), label=label, unit="images", step=EMBED_BATCH)
+    chosen = range(0, count, 1 if most is None else math.ceil(count / most))
+    batch_size = min(EMBED_BATCH, rows_per_shard)
+    if rows_per_shard < 1 or rows_per_shard % batch_size:
+        raise UserError(f"rows_per_shard={rows_per_shard}; expected a multiple of {EMBED_BATCH}, or 1 to {EMBED_BATCH}")
     manifest = {
         "model": encoder.description,
         "preprocessing": encoder.preprocessing.to_json(),
         "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
     }
-    write_store(output, ((batch["id"], encoder.encode(batch["image"])) for batch in watched), manifest=manifest)
+    if chosen.step > 1:
+        manifest["dataset"]["every"] = chosen.step
+    plan = EmbeddingPlan(folder=epath.Path(output), manifest=manifest, rows=len(chosen), rows_per_shard=rows_per_shard)
+    with first_process_first("the store is claimed"):
+        complete = plan.claim(overwrite=overwrite)
+    if not complete:
+        _embed_shards(encoder, plan, dataset=dataset, split=split, chosen=chosen, batch_size=batch_size)
+        with first_process_first("every shard is written"):
+            pass
+        with first_process_first("the store is complete"):
+            if is_first_process():
+                plan.complete()
     return read_store(output)
 
 
@@ -272,6 +312,57 @@ def import_embeddings(path: str, *, dataset: epath.PathLike, split: str, output:
     }
     write_store(output, [(ids, vectors)], manifest=manifest)
     return read_store(output)
+
+
+def _embed_shards(
+    encoder: Encoder,
+    plan: EmbeddingPlan,
+    *,
+    dataset: epath.PathLike,
+    split: str,
+    chosen: range,
+    batch_size: int,
+) -> None:
+    """Those of this process's stretch that are not finished; `chosen` are the rows of the split that are embedded."""
+    import jax
+
+    shards = plan.shards()
+    low, high = (len(shards) * (jax.process_index() + k) // jax.process_count() for k in (0, 1))
+    missing = [number for number in range(low, high) if not plan.is_finished(number)]
+    options: dict[str, Any] = dict(split=split, preprocessing=encoder.preprocessing, batch_size=batch_size)
+    batches = (
+        (number, batch)
+        for number in missing
+        for batch in iterate_split(dataset, rows=_part(chosen, shards[number]), **options)
+    )
+    watched = progress(
+        batches,
+        total=sum(len(shards[number]) for number in missing),
+        label=f"embedding ({encoder.description['name']})",
+        unit="images",
+        step=batch_size,
+        show=jax.process_index() == 0,
+    )
+    for number, group in itertools.groupby(watched, key=operator.itemgetter(0)):
+        pairs = [(batch["id"], encoder.encode(batch["image"])) for _, batch in group]
+        plan.write(number, [item for ids, _ in pairs for item in ids], np.concatenate([rows for _, rows in pairs]))
+
+
+def _part(rows: range, stretch: range) -> range:
+    return rows[stretch.start : stretch.stop]
+
+
+def _checksum(params: Any) -> str:
+    """sha256 of parameters, by name."""
+    import jax
+
+    from siglip_jax.training.rules import path_name
+
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
+        digest.update(f"{path_name(path)} {leaf.dtype} {leaf.shape}\n".encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -1,19 +1,12 @@
-"""The loss and every config compiled ahead of time for TPU slices, on any machine that has libtpu: `make test-tpu`."""
+"""The loss and every config compiled ahead of time for TPU slices, without a TPU: `make test-tpu`."""
 
-import importlib.util
 import json
-import os
 import pathlib
 import runpy
-import subprocess
-import sys
 
 import pytest
 
-pytestmark = [
-    pytest.mark.tpu_compile,
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (make test-tpu)"),
-]
+pytestmark = pytest.mark.tpu_compile
 
 COMPILE = """
 import dataclasses, json, sys
@@ -37,23 +30,21 @@ print(json.dumps({"devices": len(devices), "memory": memory(compiled), "collecti
 """
 
 
-def compile_loss(topology, batch, dtype="bfloat16", communication="ring"):
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-256", "TPU_WORKER_HOSTNAMES": "localhost"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, topology, str(batch), dtype, communication],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **quiet},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture
+def compile_loss(python, tpu_compiler):
+    """compile_loss(topology, batch, dtype="bfloat16", communication="ring") -> what the program prints."""
+
+    def compiled(topology, batch, dtype="bfloat16", communication="ring"):
+        done = python(COMPILE, topology, batch, dtype, communication, environment=tpu_compiler, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return compiled
 
 
 @pytest.mark.parametrize("batch", [32_768, 524_288])
 @pytest.mark.parametrize(("topology", "chips"), [("v5e:16x16", 256), ("v5p:8x8x8", 512)])
-def test_ring(topology, chips, batch):
+def test_ring(compile_loss, topology, chips, batch):
     found = compile_loss(topology, batch)
     print(f"{topology}, batch {batch}: bytes per chip {found['memory']}")
     for c in found["collectives"]:
@@ -75,13 +66,13 @@ def test_ring(topology, chips, batch):
     assert found["memory"]["temporary"] < 6 * gradients + 6 * tile * tile * 4 + 2**20
 
 
-def test_gather():
+def test_gather(compile_loss):
     found = compile_loss("v5e:4x4", 4096, communication="gather")
     assert {c["kind"] for c in found["collectives"]} <= {"all-gather", "reduce-scatter", "all-reduce", "all-to-all"}
     assert not any(c["kind"] == "collective-permute" for c in found["collectives"])
 
 
-def test_float32():
+def test_float32(compile_loss):
     """Products of float32 stay float32: six passes of the matrix unit, and a program that compiles."""
     assert compile_loss("v5e:2x2", 4096, dtype="float32")["memory"]["temporary"] > 0
 
@@ -92,23 +83,13 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FOR_TPU = [path for path in sorted(CONFIGS.glob("*.py")) if runpy.run_path(str(path))["get_config"]().topology]
 
 
-def compile_config(*flags):
-    code = "import sys; from siglip_jax.cli import main; sys.exit(main(['compile', *sys.argv[1:]]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *flags],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=3600,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "rematerialization" not in done.stderr
-    return done.stdout
+COMPILE_CONFIG = "import sys; from siglip_jax.cli import main; sys.exit(main(['compile', *sys.argv[1:]]))"
 
 
 @pytest.mark.parametrize("path", FOR_TPU, ids=lambda path: path.stem)
-def test_every_config_fits_its_slice(path):
-    printed = compile_config(f"--config={path}")
-    print(printed)
-    assert printed.splitlines()[-1].startswith("fits: ")
+def test_every_config_fits_its_slice(python, tpu_compiler, path):
+    done = python(COMPILE_CONFIG, f"--config={path}", environment=tpu_compiler, timeout=3600)
+    assert done.returncode == 0, done.stderr
+    assert "rematerialization" not in done.stderr
+    print(done.stdout)
+    assert done.stdout.splitlines()[-1].startswith("fits: ")

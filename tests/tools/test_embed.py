@@ -1,0 +1,178 @@
+"""Embedding that is stopped, continued, damaged and shared out, against a store written in one go."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import siglip_jax
+from eval.embedding_plan import EmbeddingPlan
+from eval.embeddings import read_manifest, read_store
+from siglip_jax import cli
+from siglip_jax.errors import UserError
+from tools.workflow import embed, load_encoder
+
+EMBED = """
+import os, signal, sys
+from eval import embedding_plan
+from siglip_jax.cli import main
+
+last, write = int(sys.argv[1]), embedding_plan.EmbeddingPlan.write
+
+def killed_after(self, number, ids, vectors):
+    write(self, number, ids, vectors)
+    if number == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+embedding_plan.EmbeddingPlan.write = killed_after
+sys.exit(main(["embed", *sys.argv[2:]]))
+"""
+NEVER = -1
+
+
+@pytest.fixture(scope="module")
+def flags(trained_workdir, shop_dataset):
+    return [f"--model={trained_workdir}", f"--dataset={shop_dataset}", "--split=train", "--rows_per_shard=16"]
+
+
+@pytest.fixture(scope="module")
+def in_one_go(flags, tmp_path_factory):
+    output = tmp_path_factory.mktemp("stores") / "whole"
+    assert cli.main(["embed", *flags, f"--output={output}"]) == 0
+    return output
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(flags, in_one_go, python, tmp_path, capsys):
+    output = tmp_path / "store"
+    done = python(EMBED, 2, *flags, f"--output={output}")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with pytest.raises(UserError, match=r"no manifest.json: not a store, or one whose writing was cut off"):
+        read_store(output)
+    kept = {k: (output / f"shard-{k:05d}.parquet").stat().st_ino for k in range(3)}
+    # One of the three is damaged; half of a fourth was written.
+    (output / "shard-00001.parquet").write_bytes(b"PAR1")
+    (output / "shard-00003.parquet.partial").write_bytes(b"PAR1")
+    assert cli.main(["embed", *flags, f"--output={output}"]) == 0
+    assert files_of(output) == files_of(in_one_go)
+    after = {k: (output / f"shard-{k:05d}.parquet").stat().st_ino for k in range(3)}
+    assert {k for k in kept if kept[k] == after[k]} >= {0, 2}
+    assert len(read_manifest(output)["shards"]) > 4
+
+
+def test_a_complete_store_is_left_as_it_is(flags, in_one_go, monkeypatch):
+    monkeypatch.setattr(EmbeddingPlan, "write", lambda *_: pytest.fail("embedded again"))
+    before = files_of(in_one_go)
+    assert cli.main(["embed", *flags, f"--output={in_one_go}"]) == 0
+    assert files_of(in_one_go) == before
+
+
+def test_a_complete_store_that_was_damaged_is_made_again(flags, in_one_go, trained_workdir, shop_dataset, tmp_path):
+    output = tmp_path / "store"
+    output.mkdir()
+    for name, content in files_of(in_one_go).items():
+        (output / name).write_bytes(content[:-1] if name == "shard-00002.parquet" else content)
+    assert cli.main(["embed", *flags, f"--output={output}"]) == 0
+    assert files_of(output) == files_of(in_one_go)
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["unfinished", "complete"])
+def test_another_model_or_dataset_is_refused(
+    flags, in_one_go, python, tiny_model, shop_dataset, tmp_path, capsys, stopped
+):
+    output, other = tmp_path / "store", tmp_path / "other"
+    if stopped:
+        python(EMBED, 0, *flags, f"--output={output}")
+    else:
+        output.mkdir()
+        for name, content in files_of(in_one_go).items():
+            (output / name).write_bytes(content)
+    before = files_of(output)
+    tiny_model.save(other)  # of the same shapes
+    state = "an unfinished" if stopped else "a"
+    for change, said in (
+        ([*flags, f"--model={other}"], "model.image_tower_sha256: '"),
+        ([*flags, "--split=test"], "dataset.split: 'test' here, 'train' there"),
+    ):
+        capsys.readouterr()
+        assert cli.main(["embed", *change, f"--output={output}"]) == 2
+        error = capsys.readouterr().err
+        assert f"holds {state} store of something else" in error
+        assert said in error
+        assert "--overwrite" in error
+        assert files_of(output) == before
+    assert cli.main(["embed", *flags, "--split=test", "--overwrite", f"--output={output}"]) == 0
+    assert read_manifest(output)["dataset"]["split"] == "test"
+    assert not list(output.glob("*.json.*")) + list(output.glob("plan.json"))
+
+
+def test_the_path_of_the_model_and_the_text_tower_do_not_matter(trained_workdir, shop_dataset, in_one_go, tmp_path):
+    """It is the image tower that is embedded with."""
+    model = siglip_jax.load(trained_workdir)
+    changed = model.replace(params={**model.params, "b": model.params["b"] + 1})
+    changed.save(tmp_path / "moved")
+    options = dict(dataset=shop_dataset, split="train", rows_per_shard=16)
+    store = embed(load_encoder(str(tmp_path / "moved")), output=in_one_go, **options)
+    assert store.manifest["model"]["name"] == str(trained_workdir)
+
+
+@pytest.mark.parametrize("rows", [0, 300, -1])
+def test_shards_that_batches_do_not_fill_are_refused(flags, shop_dataset, trained_workdir, tmp_path, rows):
+    with pytest.raises(UserError, match=f"rows_per_shard={rows}; expected a multiple of 256"):
+        embed(
+            load_encoder(str(trained_workdir)),
+            dataset=shop_dataset,
+            split="test",
+            output=tmp_path / "store",
+            rows_per_shard=rows,
+        )
+
+
+def test_two_processes_share_out_what_is_missing(
+    flags, in_one_go, python, free_port, process_environment, tmp_path, capsys
+):
+    """The store of one process, byte for byte; the shard that an earlier, killed process finished is kept."""
+    output = tmp_path / "store"
+    python(EMBED, 0, *flags, f"--output={output}")
+    first = (output / "shard-00000.parquet").stat().st_ino
+    group = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", EMBED, str(NEVER), *flags, f"--output={output}", *group, f"--process_id={index}"],
+            env=process_environment(2),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=400)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert files_of(output) == files_of(in_one_go)
+    assert (output / "shard-00000.parquet").stat().st_ino == first
+
+
+def test_a_folder_that_processes_do_not_share_is_said(tmp_path):
+    plan = EmbeddingPlan(folder=tmp_path / "store", manifest={"model": {}}, rows=10, rows_per_shard=4)
+    assert plan.shards() == [range(4), range(4, 8), range(8, 10)]
+    assert not plan.claim()
+    for number in (0, 2):
+        plan.write(number, [str(row) for row in plan.shards()[number]], np.ones((len(plan.shards()[number]), 2)))
+    assert [plan.is_finished(number) for number in range(3)] == [True, False, True]
+    with pytest.raises(UserError, match="1 of 3 shards are missing, the first of them 1; all processes must write to"):
+        plan.complete()
+    plan.write(1, [str(row) for row in plan.shards()[1]], np.full((4, 2), 2.0))
+    assert plan.complete()["count"] == 10
+    assert read_store(tmp_path / "store").ids == [str(row) for row in range(10)]
+    assert sorted(path.name for path in (tmp_path / "store").iterdir())[0] == "manifest.json"
+    assert json.loads((tmp_path / "store" / "manifest.json").read_text())["model"] == {}
