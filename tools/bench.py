@@ -9,5 +9,8 @@ from __future__ import annotations
 COMMANDS = {
     "loss": "the sigmoid loss with its gradients: dense, rematerialised, three plain products, PyTorch",
     "finetune": "what fine-tuning gains on new data and loses on old, with the defaults and with naive settings",
+    "input": "from JPEG files to batches: the decoder alone, a PIL loop, tf.data, the loader",
+    "pictures": "the JPEG decoders and resizers that are installed, beside PIL: time and difference",
+    "resize": "what each way of resizing does to the ranking of an encoder",
     "encode": "Model.encode_image beside the bare jitted function",
 }
