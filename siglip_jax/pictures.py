@@ -38,14 +38,14 @@ def decode_image(picture: bytes | PIL.Image.Image, *, at_least: tuple[int, int] 
     Raises:
       UserError: not a picture, truncated, or more than MAX_IMAGE_PIXELS; an opened JPEG with `at_least`.
     """
-    encoded = isinstance(picture, (bytes, bytearray, memoryview))
-    if encoded and (decoded := _decode_plain_jpeg(picture, at_least)) is not None:
+    encoded = picture if isinstance(picture, (bytes, bytearray, memoryview)) else None
+    if encoded is not None and (decoded := _decode_plain_jpeg(encoded, at_least)) is not None:
         return decoded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF or palette chunks are no reason for noise
-            if encoded:
-                picture = PIL.Image.open(io.BytesIO(picture))
+            if encoded is not None:
+                picture = PIL.Image.open(io.BytesIO(encoded))
                 _check_size(*picture.size)
                 if at_least is not None:
                     picture.draft(None, (at_least[1], at_least[0]))

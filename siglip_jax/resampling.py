@@ -10,6 +10,9 @@ The module takes a second to import, and a few more the first time on a machine:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -22,15 +25,17 @@ _PICTURE = numba.types.Array(numba.types.uint8, 3, "C", readonly=True)  # a writ
 _OUTPUT = numba.types.uint8[:, :, ::1]
 
 
-def _compiled(*signatures):
+def _compiled(*signatures: Any) -> Callable[[Any], Any]:
     """numba.njit, kept on disk where there is a folder to write to, next to the source or in the user's own cache."""
 
-    def decorate(function):
-        options = dict(nogil=True, boundscheck=False, error_model="numpy")
+    njit: Any = numba.njit
+    options = dict(nogil=True, boundscheck=False, error_model="numpy")
+
+    def decorate(function: Any) -> Any:
         try:
-            return numba.njit(*signatures, cache=True, **options)(function)
+            return njit(*signatures, cache=True, **options)(function)
         except RuntimeError:  # numba: no locator available
-            return numba.njit(*signatures, **options)(function)
+            return njit(*signatures, **options)(function)
 
     return decorate
 
@@ -182,15 +187,16 @@ def resample_no_antialias(image, out):
         v, u = down[y], one - down[y]
         if sparse:
             for x in range(out.shape[1]):
-                for start in (left[x], right[x]):
-                    for i in range(3 * start, 3 * start + 3):
-                        between[i] = np.float32(upper[i]) * u + np.float32(lower[i]) * v
+                for start in (3 * left[x], 3 * right[x]):
+                    for lane in range(start, start + 3):
+                        between[lane] = np.float32(upper[lane]) * u + np.float32(lower[lane]) * v
         else:  # whole rows, of which few pixels are not needed: one vector
-            for i in range(lanes):
-                between[i] = np.float32(upper[i]) * u + np.float32(lower[i]) * v
+            for lane in range(lanes):
+                between[lane] = np.float32(upper[lane]) * u + np.float32(lower[lane]) * v
         for x in range(out.shape[1]):
             # Unsigned, since numba looks for negative indices otherwise.
             i, j, k = np.uintp(3 * left[x]), np.uintp(3 * right[x]), np.uintp(3 * x)
             s, t = across[x], one - across[x]
-            for c in range(np.uintp(3)):
-                levels[k + c] = np.uint8(np.int32(between[i + c] * t + between[j + c] * s))
+            levels[k] = np.uint8(np.int32(between[i] * t + between[j] * s))
+            levels[k + np.uintp(1)] = np.uint8(np.int32(between[i + np.uintp(1)] * t + between[j + np.uintp(1)] * s))
+            levels[k + np.uintp(2)] = np.uint8(np.int32(between[i + np.uintp(2)] * t + between[j + np.uintp(2)] * s))

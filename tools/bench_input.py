@@ -158,7 +158,7 @@ def _threads(number: int) -> str:
 # --- what is compared -------------------------------------------------------------------------------------------------
 
 
-def decoding_alone(pictures: list[bytes], stack: Any, *, threads: int) -> Callable[[], None]:
+def decoding_alone(pictures: list[bytes], stack: Any, *, threads: int) -> Callable[[], Any]:
     import concurrent.futures
 
     import simplejpeg
@@ -206,7 +206,7 @@ def _preprocessing(records: Any, kind: str, size: int, fill: str) -> Any:
     return Preprocessing(image_size=(size, size), resize=kind, fill=fill, tokenizer=tokenizer)
 
 
-def _loader(dataset: Any, preprocessing: Any, values: flags.FlagValues, stack: Any, **options: int) -> Steady:
+def _loader(dataset: Any, preprocessing: Any, values: flags.FlagValues, stack: Any, **options: Any) -> Steady:
     from input_pipeline.loader import make_loader
 
     batches = make_loader(
@@ -258,16 +258,17 @@ def _tf_data(folder: pathlib.Path, batch: int, size: int) -> Iterator[Callable[[
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
-        assert process.stdin
-        assert process.stdout
-        if process.stdout.readline().strip() != "ready":
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin
+        assert stdout
+        if stdout.readline().strip() != "ready":
             raise UserError("tf.data: TensorFlow does not start; leave it out with --notf_data")
 
         def run(threads: int) -> float:
-            print(threads, file=process.stdin, flush=True)
-            return float(process.stdout.readline())
+            print(threads, file=stdin, flush=True)
+            return float(stdout.readline())
 
         try:
             yield run
         finally:
-            process.stdin.close()
+            stdin.close()

@@ -145,9 +145,8 @@ def resizers(size: tuple[int, int], kind: str) -> dict[str, Function]:
 
         cv2.setNumThreads(1)
         for name in ("INTER_LINEAR", "INTER_CUBIC") if kind == "bicubic" else ("INTER_LINEAR", "INTER_AREA"):
-            how_cv2 = getattr(cv2, name)
-            found[f"opencv {name}"] = lambda image, how_cv2=how_cv2: cv2.resize(
-                image, (width, height), interpolation=how_cv2
+            found[f"opencv {name}"] = functools.partial(
+                cv2.resize, dsize=(width, height), interpolation=getattr(cv2, name)
             )
     if importlib.util.find_spec("kornia_rs"):
         from kornia_rs import imgproc

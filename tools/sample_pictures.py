@@ -21,9 +21,9 @@ def reencode(picture: bytes, *, longer_side: int, quality: int, subsampling: int
     """The picture as a JPEG whose longer side has that many pixels."""
     image = PIL.Image.fromarray(decode_image(picture))
     scale = longer_side / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
     buffer = io.BytesIO()
-    resized = image.resize(size, PIL.Image.Resampling.BICUBIC)
+    resized = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
     resized.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return buffer.getvalue()
 
