@@ -209,6 +209,8 @@ def _preprocessing(records: Any, kind: str, size: int, fill: str) -> Any:
 def _loader(dataset: Any, preprocessing: Any, values: flags.FlagValues, stack: Any, **options: Any) -> Steady:
     from input_pipeline.loader import make_loader
 
+    if not flags.FLAGS.is_parsed():  # Grain's workers look into absl's own flags
+        flags.FLAGS.mark_as_parsed()
     batches = make_loader(
         dataset,
         split="train",
