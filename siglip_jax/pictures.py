@@ -1,6 +1,7 @@
 """Pictures: decoding to uint8 RGB, resizing to a fixed size or to a budget of patches, cutting into patches.
 
-Only numpy and PIL are imported: data workers load this module.
+JPEG files are decoded by simplejpeg and resized by `resampling`; both give PIL's own pixels in a third of its time.
+PIL reads what the first refuses, and every other format. JAX is not imported: data workers load this module.
 """
 
 from __future__ import annotations
@@ -12,40 +13,51 @@ import warnings
 
 import numpy as np
 import PIL.Image
+import simplejpeg
 
 from siglip_jax.errors import UserError
 
 MAX_IMAGE_PIXELS = 64_000_000  # larger pictures are refused before they are decoded
+FILLS = ("white", "grey", "edge")  # of what a picture leaves free, see pad_image
 
-_PIL_FILTERS = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
+_JPEG = b"\xff\xd8\xff"
+_DIVISORS = (8, 4, 2)  # libjpeg's scaled decoding, as far as every library has it
 _SMALLEST_SCALE, _LARGEST_SCALE, _SCALE_PRECISION = 1e-6, 100.0, 1e-5  # of the search for a NaFlex size
 
 
-def decode_image(picture: bytes | PIL.Image.Image) -> np.ndarray:
+def decode_image(picture: bytes | PIL.Image.Image, *, at_least: tuple[int, int] | None = None) -> np.ndarray:
     """An encoded or opened picture -> uint8 [H, W, 3].
 
     Alpha is dropped without blending, EXIF rotation is ignored, an animation gives its first frame, 16-bit levels
     keep their upper byte, CMYK is converted by PIL's formula without colour profiles.
 
+    Args:
+      at_least: (height, width) that suffice: an encoded JPEG is decoded at 1/8, 1/4 or 1/2 of its size, the smallest
+        that reaches both, by leaving out frequencies. Others are decoded whole.
+
     Raises:
-      UserError: not a picture, truncated, or more than MAX_IMAGE_PIXELS.
+      UserError: not a picture, truncated, or more than MAX_IMAGE_PIXELS; an opened JPEG with `at_least`.
     """
+    encoded = picture if isinstance(picture, (bytes, bytearray, memoryview)) else None
+    if encoded is not None and (decoded := _decode_plain_jpeg(encoded, at_least)) is not None:
+        return decoded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF or palette chunks are no reason for noise
-            if isinstance(picture, (bytes, bytearray, memoryview)):
-                picture = PIL.Image.open(io.BytesIO(picture))
+            if encoded is not None:
+                picture = PIL.Image.open(io.BytesIO(encoded))
+                _check_size(*picture.size)
+                if at_least is not None:
+                    picture.draft(None, (at_least[1], at_least[0]))
+            elif at_least is not None and getattr(picture, "format", None) in ("JPEG", "MPO"):
+                raise UserError("an opened JPEG cannot be decoded at a reduced size any more; pass the file's bytes")
             if not isinstance(picture, PIL.Image.Image):
                 given = type(picture).__name__
                 raise UserError(f"a {given} is no picture; expected a PIL image, or encoded bytes (read the file)")
-            width, height = picture.size
-            if not width or not height:
-                raise UserError(f"picture of {width}x{height} pixels; expected at least one")
-            if width * height > MAX_IMAGE_PIXELS:
-                raise UserError(f"picture of {width}x{height} pixels; the limit is {MAX_IMAGE_PIXELS} pixels")
+            _check_size(*picture.size)
             if picture.mode.startswith("I;16"):  # PIL would clip 16-bit values to 255 instead of scaling them
                 return np.repeat((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
     except UserError:
         raise
     except PIL.UnidentifiedImageError as error:  # its text names an object by its address, another one in each run
@@ -54,33 +66,93 @@ def decode_image(picture: bytes | PIL.Image.Image) -> np.ndarray:
         raise UserError(f"not a readable picture ({type(error).__name__}: {str(error)[:100]})") from error
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int], *, method: str) -> np.ndarray:
+def _decode_plain_jpeg(encoded: bytes | bytearray | memoryview, at_least: tuple[int, int] | None) -> np.ndarray | None:
+    """A sound JPEG of colour or grey; None for all that PIL has to look at, which also says what is wrong with it."""
+    if bytes(encoded[: len(_JPEG)]) != _JPEG:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        if colours not in ("YCbCr", "Gray", "RGB"):
+            return None
+        _check_size(width, height)
+        divisor = 1 if at_least is None else _divisor((height, width), at_least)
+        smaller = dict(min_height=-(-height // divisor), min_width=-(-width // divisor), min_factor=divisor)
+        return simplejpeg.decode_jpeg(encoded, "RGB", **(smaller if divisor > 1 else {}))
+    except ValueError:
+        return None
+
+
+def _check_size(width: int, height: int) -> None:
+    if not width or not height:
+        raise UserError(f"picture of {width}x{height} pixels; expected at least one")
+    if width * height > MAX_IMAGE_PIXELS:
+        raise UserError(f"picture of {width}x{height} pixels; the limit is {MAX_IMAGE_PIXELS} pixels")
+
+
+def _divisor(size: tuple[int, int], at_least: tuple[int, int]) -> int:
+    fits = min(side // least for side, least in zip(size, at_least, strict=True))
+    return next((divisor for divisor in _DIVISORS if divisor <= fits), 1)
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int], *, method: str, out: np.ndarray | None = None) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [h, w, 3], squashed to `size` = (h, w).
 
-    `method` is "bilinear" or "bicubic" (both PIL's, antialiased) or "bilinear_no_antialias" (big_vision's).
+    Args:
+      method: "bilinear" or "bicubic" (both PIL's, antialiased) or "bilinear_no_antialias" (big_vision's).
+      out: where to write, uint8 [h, w, 3] in row-major order, such as a row of a batch; returned.
     """
+    if out is None:
+        if image.shape[:2] == tuple(size):
+            return np.ascontiguousarray(image)
+        out = np.empty((*size, 3), np.uint8)
+    elif out.shape != (*size, 3) or out.dtype != np.uint8 or not out.flags.c_contiguous:
+        raise UserError(f"out is {out.dtype} {list(out.shape)}; expected uint8 {[*size, 3]} in row-major order")
     if image.shape[:2] == tuple(size):
-        return np.ascontiguousarray(image)
-    if method in _PIL_FILTERS:
-        return np.asarray(PIL.Image.fromarray(image).resize((size[1], size[0]), _PIL_FILTERS[method]))
-    rows, columns = (_bilinear_taps(old, new) for old, new in zip(image.shape, size, strict=False))
-    # Only the pixels that are looked at: a strip of millions of pixels must not become floats as a whole.
-    left, right = (
-        image[np.ix_(rows[0], side)] * (1 - rows[2])[:, None, None]
-        + image[np.ix_(rows[1], side)] * rows[2][:, None, None]
-        for side in columns[:2]
-    )
-    resized = left * (1 - columns[2])[:, None] + right * columns[2][:, None]
-    return resized.clip(0, 255).astype(np.uint8)  # truncated, as tf.cast does in big_vision's resize
+        out[...] = image
+        return out
+    from siglip_jax import resampling
+
+    image = np.ascontiguousarray(image)
+    if method == "bilinear_no_antialias":
+        resampling.resample_no_antialias(image, out)
+    else:
+        resampling.resample(image, out, method == "bicubic")
+    return out
 
 
-@functools.lru_cache(maxsize=256)
-def _bilinear_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower index, upper index and the upper one's weight for each of `new` half-pixel-centred samples."""
-    position = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5)
-    floor = np.floor(position)
-    lower, upper = (np.clip(floor + step, 0, old - 1).astype(np.int64) for step in (0, 1))
-    return lower, upper, (position - floor).astype(np.float32)
+def pad_image(image: np.ndarray, size: tuple[int, int], *, fill: str, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [h, w, 3]: resized to fit, bilinear and antialiased, in the middle of a plain ground.
+
+    Args:
+      fill: "white" (255), "grey" (128) or "edge", the mean colour of the two edges that touch the ground.
+      out: see `resize_image`.
+    """
+    height, width = fitting_size(image.shape[:2], size)
+    if (height, width) == tuple(size):
+        return resize_image(image, size, method="bilinear", out=out)
+    inner = resize_image(image, (height, width), method="bilinear")
+    out = np.empty((*size, 3), np.uint8) if out is None else out
+    out[...] = edge_mean(inner, rows=height < size[0]) if fill == "edge" else {"white": 255, "grey": 128}[fill]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    out[top : top + height, left : left + width] = inner
+    return out
+
+
+def fitting_size(old: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+    """The largest (height, width) of the ratio of `old` within `size`, rounded half up, at least one pixel.
+
+    In whole numbers, so that the exported graph comes to the same.
+    """
+    if old[0] * size[1] >= old[1] * size[0]:  # the height decides
+        return size[0], max(1, (2 * old[1] * size[0] + old[0]) // (2 * old[0]))
+    return max(1, (2 * old[0] * size[1] + old[1]) // (2 * old[1])), size[1]
+
+
+def edge_mean(image: np.ndarray, *, rows: bool) -> np.ndarray:
+    """uint8 [3]: the mean, rounded half up, of the first and last row, or else column."""
+    edges = image[[0, -1]] if rows else image[:, [0, -1]]
+    edges = edges.reshape(-1, 3).astype(np.int64)
+    return ((2 * edges.sum(axis=0) + len(edges)) // (2 * len(edges))).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,8 +1,8 @@
 """How a picture becomes pixels and a title becomes token ids: one value, saved with every model.
 
 Training, embedding, evaluation and export read the same value, since wrong preprocessing is the commonest reason for
-ruined SigLIP results (big_vision issues 166, 186, 187). Only numpy, PIL and tokenizer libraries are imported here and
-in `pictures`, `patches` and `tokenizer`: data workers load this module and must not load JAX.
+ruined SigLIP results (big_vision issues 166, 186, 187). Only numpy, picture and tokenizer libraries are imported here
+and in `pictures`, `patches` and `tokenizer`: data workers load this module and must not load JAX.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from etils import epath
 from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.patches import Patches
-from siglip_jax.pictures import MAX_IMAGE_PIXELS, cut_patches, decode_image, naflex_size, resize_image
+from siglip_jax.pictures import (
+    FILLS,
+    MAX_IMAGE_PIXELS,
+    cut_patches,
+    decode_image,
+    naflex_size,
+    pad_image,
+    resize_image,
+)
 from siglip_jax.tokenizer import EOS_ID, SENTINELS, TOKENIZER_FILES, Tokenizer, file_name, open_tokenizer
 
 __all__ = [
@@ -30,6 +38,8 @@ __all__ = [
     "MAX_IMAGE_PIXELS",
     "MAX_TITLE_CHARACTERS",
     "NAFLEX",
+    "PAD",
+    "SCALED_DECODE",
     "Patches",
     "Preprocessing",
     "decode_image",
@@ -40,9 +50,11 @@ __all__ = [
 MAX_TEXT_LENGTH = 2**16
 MAX_TITLE_CHARACTERS = 10_000  # characters beyond are cut before tokenising: they could never fit a text length
 NAFLEX = "naflex"
+PAD = "bilinear_pad"
+SCALED_DECODE = "bilinear_scaled_decode"
 
 _FIELD_CHOICES = {
-    "resize": ("bilinear", "bicubic", "bilinear_no_antialias", NAFLEX),
+    "resize": ("bilinear", "bicubic", "bilinear_no_antialias", SCALED_DECODE, PAD, NAFLEX),
     "lowercase": ("none", "ascii", "unicode"),
     "punctuation": ("keep", "delete"),
 }
@@ -63,8 +75,11 @@ class Preprocessing:
       image_size: (height, width) in pixels; pictures are squashed to it. With "naflex": the nominal size of the
         position grid, grid * patch_size, which does not change the pictures.
       resize: "bilinear" (antialiased, SigLIP 2 on Hugging Face), "bicubic" (antialiased, SigLIP 1 on Hugging Face),
-        "bilinear_no_antialias" (big_vision's own) or "naflex" (SigLIP 2, arXiv 2502.14786: the aspect ratio is kept,
-        bilinear and antialiased, to at most `max_patches` patches).
+        "bilinear_no_antialias" (big_vision's own), "bilinear_scaled_decode" (bilinear of a JPEG decoded at 1/2, 1/4 or
+        1/8 where that is no smaller than `image_size`: faster, other pixels), "bilinear_pad" (bilinear, the aspect
+        ratio kept, `fill` around) or "naflex" (SigLIP 2, arXiv 2502.14786: the aspect ratio is kept, bilinear and
+        antialiased, to at most `max_patches` patches).
+      fill: of "bilinear_pad", "white", "grey" or "edge" (the mean colour of the picture's edges there); "" for others.
       value_range: what 0 and 255 are mapped to.
       patch_size, max_patches: of "naflex", pixels per side of a patch and patches per picture; 0 for other kinds.
       tokenizer: serialised SentencePiece model or tokenizer.json, or None for a model of arrays and ids only.
@@ -76,6 +91,7 @@ class Preprocessing:
 
     image_size: tuple[int, int]
     resize: str = "bilinear"
+    fill: str = ""
     value_range: tuple[float, float] = (-1.0, 1.0)
     patch_size: int = 0
     max_patches: int = 0
@@ -100,6 +116,12 @@ class Preprocessing:
         if sides[0] * sides[1] > MAX_IMAGE_PIXELS:
             raise UserError(f"preprocessing: image_size={sides!r}; the limit is {MAX_IMAGE_PIXELS} pixels")
         self._check_patches()
+        if self.resize == PAD and self.fill not in FILLS:
+            raise UserError(
+                f"preprocessing: resize={PAD!r} with fill={self.fill!r}; expected one of {', '.join(FILLS)}"
+            )
+        if self.resize != PAD and self.fill != "":
+            raise UserError(f"preprocessing: fill={self.fill!r} belongs to resize={PAD!r}; leave it out")
         if type(self.text_length) is not int or not 1 <= self.text_length <= MAX_TEXT_LENGTH:
             raise UserError(f"preprocessing: text_length={self.text_length!r}; expected 1 to {MAX_TEXT_LENGTH}")
         if type(self.pad_id) is not int or not 0 <= self.pad_id < 2**31:
@@ -165,16 +187,28 @@ class Preprocessing:
             return self.max_patches, self.patch_size**2 * 3
         return *self.image_size, 3
 
-    def image(self, picture: bytes | PIL.Image.Image) -> np.ndarray:
+    def image(self, picture: bytes | PIL.Image.Image, *, out: np.ndarray | None = None) -> np.ndarray:
         """One encoded (JPEG, PNG, ...) or opened picture -> uint8 [height, width, 3].
 
         With "naflex" height and width are multiples of `patch_size` and differ between pictures.
+
+        Args:
+          out: where to write instead of a new array, such as a row of a batch: uint8 `row_shape`; not for "naflex".
+
+        Raises:
+          UserError: what is no readable picture, or too large a one; `out` of another shape; an opened JPEG with
+            "bilinear_scaled_decode", which needs the encoded bytes.
         """
-        array = decode_image(picture)
+        array = decode_image(picture, at_least=self.image_size if self.resize == SCALED_DECODE else None)
         if self.resize == NAFLEX:
+            if out is not None:
+                raise UserError("NaFlex pictures differ in size; leave out= away and pass them to batch()")
             size = naflex_size(*array.shape[:2], patch_size=self.patch_size, max_patches=self.max_patches)
             return resize_image(array, size, method="bilinear")
-        return resize_image(array, self.image_size, method=self.resize)
+        if self.resize == PAD:
+            return pad_image(array, self.image_size, fill=self.fill, out=out)
+        method = "bilinear" if self.resize == SCALED_DECODE else self.resize
+        return resize_image(array, self.image_size, method=method, out=out)
 
     def batch(self, images: Sequence[np.ndarray]) -> np.ndarray | Patches:
         """What `image` gave -> uint8 [n, height, width, 3], or for NaFlex `Patches` padded with zeros."""
@@ -275,8 +309,10 @@ class Preprocessing:
     # --- storage --------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """Every field as plain JSON; the tokenizer as its sha256."""
+        """Every field in use as plain JSON; the tokenizer as its sha256."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tokenizer"}
+        if not self.fill:  # as in files written before there was one, to which stored values are compared
+            del fields["fill"]
         fields |= {"image_size": list(self.image_size), "value_range": list(self.value_range)}
         return {**fields, "tokenizer_sha256": hashlib.sha256(self.tokenizer).hexdigest() if self.tokenizer else None}
 

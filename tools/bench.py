@@ -11,6 +11,9 @@ COMMANDS = {
     "loss": "the sigmoid loss with its gradients: dense, rematerialised, three plain products, PyTorch",
     "step": "a training step beside transformers' SiglipModel in PyTorch; the largest exact batch of each",
     "finetune": "what fine-tuning gains on new data and loses on old, with the defaults and with naive settings",
+    "input": "from JPEG files to batches: the decoder alone, a PIL loop, tf.data, the loader",
+    "pictures": "the JPEG decoders and resizers that are installed, beside PIL: time and difference",
+    "resize": "what each way of resizing does to the ranking of an encoder",
     "encode": "Model.encode_image beside the bare jitted function",
     "rank": "ranking metrics of a million queries: pytrec_eval, and ir_measures and ranx where installed",
 }

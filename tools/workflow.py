@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from eval.embedding_plan import EmbeddingPlan
-from eval.embeddings import EmbeddingStore, read_store
+from eval.embeddings import EmbeddingStore, read_store, write_store
 from input_pipeline.augment import Augmentation
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import attributes, build_dataset, dataset_fingerprint, open_split

@@ -21,7 +21,7 @@ import numpy as np
 
 from siglip_jax import __version__
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import NAFLEX, Preprocessing
+from siglip_jax.preprocessing import NAFLEX, PAD, SCALED_DECODE, Preprocessing
 
 if TYPE_CHECKING:  # a process that only serves has no JAX
     from siglip_jax.model import Model
@@ -153,41 +153,101 @@ def _tensorflow() -> Any:
 
 def _decode_and_resize(tf: Any, encoded: Any, preprocessing: Preprocessing) -> Any:
     """Scalar string -> float32 [h, w, 3] of whole numbers 0 to 255, as `Preprocessing.image` gives."""
+    size = preprocessing.image_size
     image = tf.cond(
         tf.io.is_jpeg(encoded),
-        # PIL's decoder; TensorFlow's default is off by up to 5 grey levels.
-        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: _decode_jpeg(tf, encoded, at_least=size if preprocessing.resize == SCALED_DECODE else None),
         lambda: tf.io.decode_png(encoded, channels=3),
     )
     image = tf.cast(image, tf.float32)
-    shape = tf.shape(image)
-    antialias = preprocessing.resize != "bilinear_no_antialias"
-    kernel = "bicubic" if preprocessing.resize == "bicubic" else "bilinear"
-    rows, columns = (
-        _resampling_matrix(tf, shape[axis], new, kernel=kernel, antialias=antialias)
-        for axis, new in enumerate(preprocessing.image_size)
-    )
-    if not antialias:  # big_vision truncates once, at the end; equal sizes are left alone
+    if preprocessing.resize == PAD:
+        return tf.ensure_shape(_pad(tf, image, size, fill=preprocessing.fill), [*size, 3])
+    if preprocessing.resize == "bilinear_no_antialias":  # truncated once, at the end; equal sizes are left alone
+        rows, columns = (
+            _resampling_matrix(tf, tf.shape(image)[axis], new, kernel="bilinear", antialias=False)
+            for axis, new in enumerate(size)
+        )
         return tf.floor(tf.clip_by_value(tf.einsum("hH,wW,HWc->hwc", rows, columns, image), 0, 255))
+    return _resize(tf, image, size, kernel="bicubic" if preprocessing.resize == "bicubic" else "bilinear")
+
+
+def _decode_jpeg(tf: Any, encoded: Any, *, at_least: tuple[int, int] | None) -> Any:
+    """uint8 [H, W, 3], at 1/8, 1/4 or 1/2 of the size where that reaches `at_least`, see `pictures.decode_image`."""
+
+    def decode(ratio: int) -> Any:
+        # PIL's decoder; TensorFlow's default is off by up to 5 grey levels.
+        return tf.io.decode_jpeg(encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+
+    if at_least is None:
+        return decode(1)
+    fits = tf.reduce_min(tf.io.extract_jpeg_shape(encoded)[:2] // tf.constant(at_least))
+    return tf.case(
+        [(fits >= ratio, lambda ratio=ratio: decode(ratio)) for ratio in (8, 4, 2)],
+        default=lambda: decode(1),
+    )
+
+
+def _pad(tf: Any, image: Any, size: tuple[int, int], *, fill: str) -> Any:
+    """float32 [H, W, 3] of whole numbers -> [h, w, 3], as `pictures.pad_image` does."""
+    old_height, old_width = (tf.cast(tf.shape(image)[axis], tf.int64) for axis in (0, 1))
+
+    def half_up(side: Any, new: int, other: Any) -> Any:
+        return tf.maximum((2 * side * new + other) // (2 * other), 1)
+
+    height, width = tf.cond(
+        old_height * size[1] >= old_width * size[0],
+        lambda: (tf.constant(size[0], tf.int64), half_up(old_width, size[0], old_height)),
+        lambda: (half_up(old_height, size[1], old_width), tf.constant(size[1], tf.int64)),
+    )
+    height, width = tf.cast(height, tf.int32), tf.cast(width, tf.int32)
+    inner = _resize(tf, image, (height, width), kernel="bilinear")
+    if fill == "edge":
+        edges = tf.cond(
+            height < size[0],
+            lambda: tf.concat([inner[0], inner[-1]], axis=0),
+            lambda: tf.concat([inner[:, 0], inner[:, -1]], axis=0),
+        )
+        edges = tf.cast(edges, tf.int64)
+        count = tf.shape(edges, tf.int64)[0]
+        ground = tf.cast((2 * tf.reduce_sum(edges, axis=0) + count) // (2 * count), tf.float32)
+    else:
+        ground = tf.fill([3], {"white": 255.0, "grey": 128.0}[fill])
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    around = [[top, size[0] - height - top], [left, size[1] - width - left], [0, 0]]
+    return tf.pad(inner - ground, around) + ground
+
+
+def _resize(tf: Any, image: Any, size: tuple[Any, Any], *, kernel: str) -> Any:
+    """float32 [H, W, 3] of whole numbers -> [h, w, 3], antialiased, in the order of `resampling.resample`."""
+    old = tf.shape(image)
+    rows, columns = (
+        _resampling_matrix(tf, old[axis], new, kernel=kernel, antialias=True) for axis, new in enumerate(size)
+    )
 
     def to_grey_levels(x: Any) -> Any:
         return tf.clip_by_value(tf.floor(x + 0.5), 0, 255)
 
-    # PIL resizes along the width first and rounds to uint8 in between.
-    image = to_grey_levels(tf.einsum("wW,HWc->Hwc", columns, image))
-    return to_grey_levels(tf.einsum("hH,Hwc->hwc", rows, image))
+    def along_height(x: Any) -> Any:
+        return to_grey_levels(tf.einsum("hH,HWc->hWc", rows, x))
+
+    def along_width(x: Any) -> Any:
+        return to_grey_levels(tf.einsum("wW,HWc->Hwc", columns, x))
+
+    height_first = (old[0] > size[0]) & (old[0] - size[0] > 2 * (old[1] - size[1]))
+    return tf.cond(height_first, lambda: along_width(along_height(image)), lambda: along_height(along_width(image)))
 
 
-def _resampling_matrix(tf: Any, old: Any, new: int, *, kernel: str, antialias: bool) -> Any:
+def _resampling_matrix(tf: Any, old: Any, new: Any, *, kernel: str, antialias: bool) -> Any:
     """float32 [new, old]: PIL's resampling (Resample.c, precompute_coeffs) along one axis as a matrix.
 
     tf.image.resize differs from PIL by up to 5 grey levels with bicubic and antialias; written as a matrix both agree.
     """
-    scale = tf.cast(old, tf.float64) / new
+    old, new = tf.cast(old, tf.float64), tf.cast(new, tf.float64)
+    scale = old / new
     stretch = tf.maximum(scale, 1.0) if antialias else tf.constant(1.0, tf.float64)
     reach = (2.0 if kernel == "bicubic" else 1.0) * stretch
     center = (tf.range(new, dtype=tf.float64) + 0.5)[:, None] * scale
-    source = tf.range(tf.cast(old, tf.float64), dtype=tf.float64)[None, :]
+    source = tf.range(old, dtype=tf.float64)[None, :]
     first, last = tf.floor(center - reach + 0.5), tf.floor(center + reach + 0.5)
     distance = tf.abs((source - center + 0.5) / stretch)
     if kernel == "bicubic":  # Keys' cubic with a = -0.5

@@ -54,6 +54,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.preprocessing = ml_collections.ConfigDict()
     config.preprocessing.image_size = (224, 224)  # height, width
     config.preprocessing.resize = "bilinear"  # or "naflex": any aspect ratio, image_size then is the position grid's
+    config.preprocessing.fill = ""  # of bilinear_pad: white, grey or edge
     config.preprocessing.max_patches = 0  # of naflex: the budget that every picture is resized to
     config.preprocessing.text_length = 64
     config.preprocessing.vocab_size = 32_000  # of the tokenizer trained on the titles, unless one is given

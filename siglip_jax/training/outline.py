@@ -32,6 +32,7 @@ def preprocessing_of(config: ml_collections.ConfigDict) -> Preprocessing:
     return Preprocessing(
         image_size=tuple(fields.image_size),
         resize=fields.resize,
+        fill=fields.fill,
         patch_size=patch_size if fields.resize == NAFLEX else 0,
         max_patches=fields.max_patches,
         text_length=fields.text_length,

@@ -19,7 +19,7 @@ from etils import epath
 
 from siglip_jax import files
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import EOS_ID, NAFLEX, Preprocessing
+from siglip_jax.preprocessing import EOS_ID, NAFLEX, PAD, SCALED_DECODE, Preprocessing
 from siglip_jax.tokenizer import SENTINELS, Tokenizer, is_json, open_tokenizer
 
 PICTURE_FILES = ("processor_config.json", "preprocessor_config.json")  # the first one that describes pictures counts
@@ -28,6 +28,11 @@ SPIECE = "spiece.model"
 TOKENIZER_FILES = (SPIECE, "tokenizer.model", "tokenizer.json")  # SentencePiece first: it needs no further library
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_INSTEAD = {  # what it does with the others
+    "bilinear_no_antialias": "antialias",
+    SCALED_DECODE: "decode JPEG files whole",
+    PAD: "squash pictures to the size, which gives other embeddings of all that are not square",
+}
 _FIXED, _FLEXIBLE = "SiglipImageProcessor", "Siglip2ImageProcessor"
 _IMAGE_PROCESSORS = {f"{name}{variant}": name for name in (_FIXED, _FLEXIBLE) for variant in ("", "Fast", "Pil")} | {
     "SiglipFeatureExtractor": _FIXED
@@ -285,8 +290,8 @@ def _write_picture(preprocessing: Preprocessing) -> tuple[dict[str, Any], list[s
         kinds = {"image_processor_type": _FLEXIBLE, "processor_class": "Siglip2Processor"}
         flexible = {"patch_size": preprocessing.patch_size, "max_num_patches": preprocessing.max_patches}
         return settings | kinds | flexible | {"resample": 2}, notes
-    if preprocessing.resize == "bilinear_no_antialias":
-        notes.append("resize: bilinear_no_antialias is unknown to transformers; it will antialias (resample=2)")
+    if instead := _INSTEAD.get(preprocessing.resize):
+        notes.append(f"resize: {preprocessing.resize} is unknown to transformers; it will {instead} (resample=2)")
     height, width = preprocessing.image_size
     return settings | {
         "image_processor_type": _FIXED,

@@ -8,15 +8,17 @@ from fractions import Fraction
 import numpy as np
 import PIL.Image
 import pytest
+import simplejpeg
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from siglip_jax.errors import UserError
-from siglip_jax.pictures import cut_patches, naflex_size
+from siglip_jax.pictures import cut_patches, decode_image, naflex_size
 from siglip_jax.preprocessing import Patches, Preprocessing
 
 FIXED = {kind: Preprocessing(image_size=(20, 28), resize=kind) for kind in ("bilinear", "bicubic")}
 NO_ANTIALIAS = Preprocessing(image_size=(20, 28), resize="bilinear_no_antialias")
+SCALED = Preprocessing(image_size=(20, 28), resize="bilinear_scaled_decode")
 NAFLEX = Preprocessing(image_size=(16, 16), resize="naflex", patch_size=4, max_patches=20)
 
 
@@ -63,6 +65,18 @@ def animated(kind: str) -> tuple[bytes, np.ndarray]:
     return picture, np.broadcast_to(np.array([204, 0, 0], np.uint8), (9, 11, 3))
 
 
+def jpeg(pixels=None, *, mode="RGB", **options) -> tuple[bytes, np.ndarray]:
+    """A JPEG file and PIL's own reading of it."""
+    picture = encoded(PIL.Image.fromarray(noise(37, 53) if pixels is None else pixels).convert(mode), "JPEG", **options)
+    return picture, np.asarray(PIL.Image.open(io.BytesIO(picture)).convert("RGB"))
+
+
+def srgb_profile() -> bytes:
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
 DEEP, DEEP_ALPHA = noise(17, 6, dtype=np.uint16), noise(5, 16, bands=4, dtype=np.uint16)
 ODD = {
     "1x7": (encoded(noise(1, 7)), noise(1, 7)),
@@ -77,11 +91,162 @@ ODD = {
     "grey and alpha": (encoded(PIL.Image.fromarray(noise(8, 9, 2), "LA")), noise(8, 9, 2)[..., [0, 0, 0]]),
     "rotation is ignored": rotated_by_exif(),
     "CMYK JPEG": cmyk("JPEG"),
+    "grey JPEG": jpeg(mode="L"),
+    "RGB JPEG": jpeg(keep_rgb=True),
+    "progressive JPEG": jpeg(progressive=True, quality=50),
+    "full chroma JPEG": jpeg(subsampling=0),
+    "4:2:2 JPEG": jpeg(subsampling=1, quality=30),
+    "4:2:0 JPEG of odd sides": jpeg(noise(41, 55), subsampling=2),
+    "JPEG with a profile": jpeg(icc_profile=srgb_profile(), comment=b"shop"),
+    "JPEG with restarts": jpeg(restart_marker_rows=1),
+    "JPEG with bytes behind": (jpeg()[0] + bytes(100), jpeg()[1]),
     "CMYK TIFF": cmyk("TIFF"),
     "animated GIF": animated("GIF"),
     "animated WebP": animated("WEBP"),
     "animated PNG": animated("PNG"),
 }
+
+
+JPEGS = [name for name in ODD if "JPEG" in name or name == "rotation is ignored"]
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_jpeg_is_decoded_as_pil_does(name):
+    picture, pixels = ODD[name]
+    for given_as in (bytes, bytearray, memoryview):
+        np.testing.assert_array_equal(decode_image(given_as(picture)), pixels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    quality=st.integers(1, 100),
+    subsampling=st.sampled_from([0, 1, 2]),
+    progressive=st.booleans(),
+    grey=st.booleans(),
+)
+def test_any_jpeg_is_decoded_as_pil_does(height, width, quality, subsampling, progressive, grey):
+    options = dict(quality=quality, subsampling=subsampling, progressive=progressive)
+    picture, pixels = jpeg(noise(height, width), mode="L" if grey else "RGB", **options)
+    np.testing.assert_array_equal(decode_image(picture), pixels)
+
+
+def test_sound_jpegs_do_not_pass_through_pil(monkeypatch):
+    monkeypatch.setattr(PIL.Image, "open", lambda *_: pytest.fail("PIL"))
+    for name in JPEGS:
+        if "CMYK" not in name:
+            decode_image(ODD[name][0])
+
+
+@pytest.mark.parametrize("cut", [2, 20, 300, 900])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_jpeg_is_a_user_error(cut, progressive):
+    picture, _ = jpeg(progressive=progressive)
+    for kind in (*FIXED.values(), SCALED):
+        with pytest.raises(UserError, match="not a readable picture"):
+            kind.image(picture[:-cut])
+
+
+def test_a_jpeg_bomb_is_refused_before_it_is_decoded(monkeypatch):
+    bomb = encoded(PIL.Image.new("L", (9000, 9000)), "JPEG")
+    assert len(bomb) < 2_000_000
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
+    for value in (FIXED["bilinear"], SCALED):
+        with pytest.raises(UserError, match="picture of 9000x9000 pixels; the limit is 64000000"):
+            value.image(bomb)
+
+
+# --- scaled decoding --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 300), width=st.integers(1, 300), subsampling=st.sampled_from([0, 1, 2]))
+@example(height=160, width=224, subsampling=2)  # an eighth exactly
+@example(height=159, width=224, subsampling=2)
+@example(height=80, width=112, subsampling=1)
+@example(height=60, width=300, subsampling=2)  # 3/8 would reach the size, too
+def test_scaled_decode_is_what_pil_drafts(height, width, subsampling):
+    picture, _ = jpeg(noise(height, width), subsampling=subsampling)
+    opened = PIL.Image.open(io.BytesIO(picture))
+    opened.draft(None, (28, 20))
+    divisor = max(d for d in (1, 2, 4, 8) if d == 1 or (height >= 20 * d and width >= 28 * d))
+    assert opened.size == (-(-width // divisor), -(-height // divisor))
+    expected = FIXED["bilinear"].image(PIL.Image.fromarray(np.asarray(opened)))
+    np.testing.assert_allclose(SCALED.image(picture).astype(int), expected, atol=1)
+
+
+def test_scaled_decode_of_other_files():
+    for name, (picture, pixels) in ODD.items():
+        if "JPEG" not in name and name != "rotation is ignored":
+            np.testing.assert_array_equal(SCALED.image(picture), FIXED["bilinear"].image(PIL.Image.fromarray(pixels)))
+    picture = encoded(PIL.Image.fromarray(noise(200, 300, bands=4), "CMYK"), "JPEG")
+    opened = PIL.Image.open(io.BytesIO(picture))
+    opened.draft(None, (28, 20))
+    np.testing.assert_array_equal(SCALED.image(picture), FIXED["bilinear"].image(opened.convert("RGB")))
+    with pytest.raises(UserError, match="an opened JPEG cannot be decoded at a reduced size"):
+        SCALED.image(PIL.Image.open(io.BytesIO(jpeg()[0])))
+    with pytest.raises(UserError, match="expected a PIL image"):
+        SCALED.image(7)
+
+
+# --- padding ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(height=st.integers(1, 300), width=st.integers(1, 300), fill=st.sampled_from(["white", "grey", "edge"]))
+@example(height=20, width=28, fill="edge")
+@example(height=40, width=56, fill="grey")
+@example(height=1, width=300, fill="edge")
+@example(height=300, width=1, fill="white")
+def test_padding(height, width, fill):
+    """Against PIL and exact fractions: the picture in the middle, as large as fits, the ground around it."""
+    image = noise(height, width)
+    found = Preprocessing(image_size=(20, 28), resize="bilinear_pad", fill=fill).image(PIL.Image.fromarray(image))
+    scale = min(Fraction(20, height), Fraction(28, width))
+    h, w = (max(1, int(side * scale + Fraction(1, 2))) for side in (height, width))
+    assert h == 20 or w == 28
+    top, left = (20 - h) // 2, (28 - w) // 2
+    inner = np.asarray(PIL.Image.fromarray(image).resize((w, h), PIL.Image.Resampling.BILINEAR)).astype(int)
+    np.testing.assert_allclose(found[top : top + h, left : left + w], inner, atol=1)
+    around = np.ones((20, 28), bool)
+    around[top : top + h, left : left + w] = False
+    edges = np.concatenate([inner[0], inner[-1]] if h < 20 else [inner[:, 0], inner[:, -1]])
+    ground = {"white": np.full(3, 255), "grey": np.full(3, 128), "edge": edges.mean(axis=0)}[fill]
+    np.testing.assert_allclose(found[around], np.broadcast_to(ground, (around.sum(), 3)), atol=1.0)
+
+
+@pytest.mark.parametrize("kind", [*FIXED, "bilinear_no_antialias", "bilinear_pad", "bilinear_scaled_decode"])
+def test_a_picture_is_written_into_its_row(kind):
+    value = Preprocessing(image_size=(20, 28), resize=kind, fill="edge" if kind == "bilinear_pad" else "")
+    batch = np.zeros((len(ODD), 20, 28, 3), np.uint8)
+    for row, (picture, _) in zip(batch, ODD.values(), strict=True):
+        assert value.image(picture, out=row) is row
+    np.testing.assert_array_equal(batch, value.batch([value.image(picture) for picture, _ in ODD.values()]))
+    with pytest.raises(UserError, match=r"expected uint8 \[20, 28, 3\]"):
+        value.image(ODD["grey JPEG"][0], out=np.zeros((20, 20, 3), np.uint8))
+
+
+def test_naflex_is_not_written_into_a_row():
+    with pytest.raises(UserError, match="leave out= away"):
+        NAFLEX.image(ODD["1x7"][0], out=np.zeros((20, 20, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"resize": "bilinear_pad"}, "fill=''; expected one of white, grey, edge"),
+        ({"resize": "bilinear_pad", "fill": "pink"}, "fill='pink'; expected one of"),
+        ({"resize": "bilinear", "fill": "white"}, "fill='white' belongs to resize='bilinear_pad'"),
+        ({"resize": "naflex", "patch_size": 4, "max_patches": 9, "fill": "white"}, "belongs to"),
+    ],
+)
+def test_fill_goes_with_padding(fields, message):
+    with pytest.raises(UserError, match=message):
+        Preprocessing(**{"image_size": (16, 16), **fields})
+
+
+# --- patches ----------------------------------------------------------------------------------------------------------
 
 
 def exact_naflex_patches(height, width, patch, budget, largest=Fraction(100)):

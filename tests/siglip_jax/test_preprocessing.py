@@ -279,6 +279,19 @@ def test_saved_value_comes_back(tmp_path):
     assert Preprocessing.load(tmp_path / "arrays") == arrays_only
 
 
+@pytest.mark.parametrize("fields", [{"resize": "bilinear_pad", "fill": "edge"}, {"resize": "bilinear_scaled_decode"}])
+def test_saved_resizes_come_back(tmp_path, fields):
+    value = PLAIN.replace(**fields)
+    value.save(tmp_path)
+    assert Preprocessing.load(tmp_path) == value
+    assert value.to_json() != PLAIN.to_json()
+
+
+def test_values_without_a_fill_are_stored_as_before():
+    """Manifests of embeddings and runs are compared with them."""
+    assert "fill" not in PLAIN.to_json()
+
+
 def test_another_tokenizer_is_refused(tmp_path):
     PLAIN.save(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(train_tokenizer([*TITLES, "one more"], vocab_size=330))

@@ -199,6 +199,21 @@ def test_what_transformers_cannot_follow_is_said(tmp_path):
     assert read_processor(tmp_path, **SIZES) == expected
 
 
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"resize": "bilinear_pad", "fill": "white"}, "it will squash"),
+        ({"resize": "bilinear_scaled_decode"}, "it will decode JPEG files whole"),
+    ],
+)
+def test_other_resizes_are_said(tmp_path, fields, note):
+    value = Preprocessing(image_size=(8, 8), **fields)
+    notes = write_processor(value, tmp_path)
+    assert len(notes) == 1
+    assert note in notes[0]
+    assert read_processor(tmp_path, **SIZES) == Preprocessing(image_size=(8, 8), text_length=SIZES["text_length"])
+
+
 def gemma_like() -> bytes:
     """A tokenizer.json that puts no space before the first word."""
     tokenizers = pytest.importorskip("tokenizers")

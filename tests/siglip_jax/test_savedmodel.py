@@ -11,7 +11,13 @@ from siglip_jax.errors import UserError
 from siglip_jax.export import savedmodel
 
 tf = pytest.importorskip("tensorflow")
-RESIZE = ("bilinear", "bicubic", "bilinear_no_antialias")
+RESIZE = {
+    "bilinear": {"resize": "bilinear"},
+    "bicubic": {"resize": "bicubic"},
+    "bilinear_no_antialias": {"resize": "bilinear_no_antialias"},
+    "scaled decode": {"resize": "bilinear_scaled_decode"},
+    **{f"pad, {fill}": {"resize": "bilinear_pad", "fill": fill} for fill in ("white", "grey", "edge")},
+}
 
 
 def smooth(height, width, bands=3, seed=0) -> np.ndarray:
@@ -36,6 +42,9 @@ PICTURES = {
     "tall JPEG": encoded(smooth(121, 33, seed=1), "JPEG"),
     "grey JPEG": encoded(smooth(40, 25, bands=1)[..., 0], "JPEG"),
     "progressive JPEG": encoded(smooth(64, 47, seed=2), "JPEG", progressive=True),
+    "much shrunk JPEG": encoded(smooth(301, 203, seed=7), "JPEG", quality=92),
+    "very tall JPEG": encoded(smooth(400, 39, seed=8), "JPEG"),
+    "very wide JPEG": encoded(smooth(21, 333, seed=9), "JPEG", subsampling=1),
     "full chroma JPEG": encoded(smooth(50, 50, seed=3), "JPEG", subsampling=0),
     "PNG": encoded(smooth(29, 31, seed=4), "PNG"),
     "small PNG": encoded(smooth(7, 5, seed=5), "PNG"),
@@ -81,7 +90,7 @@ def test_signatures(tiny_model, exported):
 @pytest.mark.parametrize("resize", RESIZE)
 @pytest.mark.parametrize("size", [(16, 16), (24, 10)])
 def test_the_graph_decodes_and_resizes_as_the_preprocessing(tiny_model, resize, size):
-    preprocessing = tiny_model.preprocessing.replace(resize=resize, image_size=size)
+    preprocessing = tiny_model.preprocessing.replace(**RESIZE[resize], image_size=size)
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def graph(data):
@@ -93,9 +102,9 @@ def test_the_graph_decodes_and_resizes_as_the_preprocessing(tiny_model, resize, 
         np.testing.assert_allclose(found, expected, atol=1, err_msg=name)
 
 
-@pytest.mark.parametrize("resize", RESIZE[1:])
+@pytest.mark.parametrize("resize", ["bicubic", "bilinear_no_antialias", "scaled decode", "pad, edge"])
 def test_every_resize_and_range_is_exported(tiny_model, tmp_path, resize):
-    preprocessing = tiny_model.preprocessing.replace(resize=resize, value_range=(0.0, 1.0))
+    preprocessing = tiny_model.preprocessing.replace(**RESIZE[resize], value_range=(0.0, 1.0))
     model = tiny_model.replace(preprocessing=preprocessing)
     savedmodel.export_saved_model(model, tmp_path / "export")
     pictures = list(PICTURES.values())

@@ -130,3 +130,57 @@ def test_rank(capsys):
     assert all(any(line.startswith(name) for line in lines) for name in names)
     assert cli.main(["bench", "rank", "--metrics=ERR@5"]) == 2
     assert "trec_eval has no such metric" in capsys.readouterr().err
+
+
+def test_input(capsys, shop_dataset):
+    options = ["--count=8", "--batch=4", "--repetitions=1", "--shortest=40", "--longest=90", "--size=32", "--notf_data"]
+    kinds = ["--resize=bilinear_no_antialias", "--resize=bilinear_pad"]
+    assert cli.main(["bench", "input", f"--dataset={shop_dataset}", "--workers=0", *options, *kinds]) == 0
+    out = capsys.readouterr().out
+    rows = {title: line.split() for line in out.splitlines() for title in [line.split("  ")[0]]}
+    assert rows["libjpeg-turbo, decoding alone"][-2] == "1.00"
+    for kind in ("bilinear_no_antialias", "bilinear_pad"):
+        assert rows[f"decode + resize, {kind}"][-1] == "-"
+        for title in (f"loader, {kind}, 1 thread", "PIL loop, bilinear"):
+            assert float(rows[title][-2]) > 0
+        assert f"loader, {kind}, 1 thread: " in out  # the waiting
+    for wrong, message in (
+        ("--batch=5", "--count=8 is not a multiple of --batch=5"),
+        ("--longest=20", "--shortest=40 exceeds --longest=20"),
+        ("--count=4000", r"--count=4000: split train"),
+    ):
+        assert cli.main(["bench", "input", f"--dataset={shop_dataset}", *options, wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_input_beside_tf_data_and_with_workers(capsys):
+    pytest.importorskip("tensorflow")
+    options = ["--count=16", "--batch=4", "--repetitions=1", "--size=32", "--workers=1", "--resize=bilinear"]
+    assert cli.main(["bench", "input", *options]) == 0
+    out = capsys.readouterr().out
+    assert "tf.data, 1 thread" in out
+    assert "loader, bilinear, 1 workers" in out
+
+
+def test_pictures(capsys, shop_dataset):
+    assert cli.main(["bench", "pictures", f"--dataset={shop_dataset}", "--count=3", "--repetitions=1"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    ours = [row for row in rows if "(ours)" in row]
+    assert [row[0] for row in ours] == ["simplejpeg", "numba", "numba"]
+    assert all(row[-2:] == ["0", "0.000"] for row in ours)  # equal to PIL
+
+
+def test_resize(capsys, shop_dataset, trained_workdir, config_file):
+    options = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--model={trained_workdir}", "--enlarge=3"]
+    kinds = ["--resize=bilinear", "--resize=bilinear_scaled_decode", "--resize=bilinear_pad:edge"]
+    assert cli.main(["bench", "resize", *options, *kinds]) == 0
+    out = capsys.readouterr().out
+    assert all(kind.removeprefix("--resize=") in out for kind in kinds)
+    for wrong, message in (
+        ("nearest", "resize='nearest'; expected one of"),
+        ("bilinear_pad", "fill=''; expected one of white, grey, edge"),
+        ("naflex", "one fixed size"),
+    ):
+        assert cli.main(["bench", "resize", *options, f"--resize={wrong}"]) == 2
+        assert message in capsys.readouterr().err
