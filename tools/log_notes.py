@@ -91,8 +91,8 @@ def of_heavy(queries: Queries, heavy: Mapping[str, int]) -> list[str]:
     more = ", ..." if len(heavy) > 5 else ""
     return [
         (
-            f"Users far above the others, kept: {named}{more}; the busiest user has {100 * share:.1f} % of the queries. "
-            "Intervals draw whole users."
+            f"Users far above the others, kept: {named}{more}; the busiest user has {100 * share:.1f} % of the "
+            "queries. Intervals draw whole users."
         )
     ]
 
