@@ -14,7 +14,8 @@ from siglip_jax.errors import UserError
 
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_CONSTANT = re.compile(r"= s\d+\[\]\S* constant\((\d+)\)")
+_CONSTANT = re.compile(r"%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
+_COUNTER = re.compile(r"= [su]\d+\[\]\S* get-tuple-element\(.*index=(\d+)")
 _BRACES = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\].*?\{((?:'[^']*',?)+)\}")
@@ -92,8 +93,10 @@ def _times(computations: dict[str, list[str]]) -> dict[str, float]:
         for line in lines:
             loop = _WHILE.search(line)
             for called in hlo.called(line):
-                inside = loop is not None and called == loop[2]
-                callers[called].append((name, _trips(line, computations.get(loop[1], [])) if loop and inside else 1.0))
+                trips = 1.0
+                if loop is not None and called == loop[2]:
+                    trips = _trips(line, *(computations.get(loop[k], []) for k in (1, 2)))
+                callers[called].append((name, trips))
     found: dict[str, float] = {}
 
     def times(name: str) -> float:
@@ -104,9 +107,29 @@ def _times(computations: dict[str, list[str]]) -> dict[str, float]:
     return {name: times(name) for name in computations}
 
 
-def _trips(line: str, condition: list[str]) -> float:
-    """Of `while i < n`, i from 0: what XLA worked out, or the one constant of the condition."""
+def _trips(line: str, condition: list[str], body: list[str]) -> float:
+    """Of `while i < n`, i from 0: what XLA worked out, or the one constant of the condition by the step of the body."""
     if match := _KNOWN_TRIPS.search(line):
         return float(match[1])
-    constants = {int(match[1]) for text in condition if (match := _CONSTANT.search(text))}
-    return float(constants.pop()) if len(constants) == 1 else math.nan
+    constants = {int(match[2]) for text in condition if (match := _CONSTANT.search(text))}
+    if len(constants) != 1:
+        return math.nan
+    counters = {int(match[1]) for text in condition if (match := _COUNTER.search(text))}
+    return float(math.ceil(constants.pop() / (_step(body, counters.pop()) if len(counters) == 1 else 1)))
+
+
+def _step(body: list[str], place: int) -> int:
+    """What a body adds to element `place` of its tuple; 1 where it does not say. TPU's products that gather or scatter
+    as they go have two hops a trip, and step by 2.
+    """
+    constants = {match[1]: int(match[2]) for text in body if (match := _CONSTANT.search(text))}
+    named = {match[1]: match for text in body if (match := hlo.OPERATION.match(text))}
+    results = next(
+        (re.findall(r"%([\w.\-]+)", text.split(" tuple(")[1]) for text in body if "ROOT" in text and " tuple(" in text),
+        [],
+    )
+    counter = named.get(results[place]) if place < len(results) else None
+    if counter is None or counter[3] != "add":
+        return 1
+    added = [constants[name] for name in re.findall(r"%([\w.\-]+)", counter[4].split(")")[0]) if name in constants]
+    return added[0] if len(added) == 1 else 1
