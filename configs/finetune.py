@@ -15,8 +15,11 @@ def get_config(argument: str = "google/siglip2-base-patch16-256"):
     config.model.dtype = "bfloat16"
     config.model.remat = "dots_no_batch"
     config.topology = "v5e:2x4"
+    config.mesh.data, config.mesh.fsdp = 1, -1
     config.batch_size = 1024
-    config.microbatch = 64
+    config.microbatch = (
+        128  # all rows of one of eight chips; eight times as many pass through one GPU, one after another
+    )
     config.steps = 2000
     config.optimizer.warmup_steps = 200
     return config.lock()

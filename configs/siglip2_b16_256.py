@@ -16,7 +16,7 @@ def get_config(argument: str = ""):
 
     config.init = "google/siglip2-base-patch16-256"
     config.model.dtype = "bfloat16"
-    config.model.remat = "full"
+    config.model.remat = "dots_no_batch"
 
     config.batch_size = 32_768
     config.steps = 10_000

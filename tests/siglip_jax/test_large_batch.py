@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from siglip_jax.flops import dot_flops
 from siglip_jax.losses.reference import dense_sigmoid_loss
 from siglip_jax.training.large_batch import value_and_grad_in_microbatches
 
@@ -78,6 +79,16 @@ def test_activations_of_one_microbatch_are_all_there_is():
     sizes = [f.lower(params, batch).compile().memory_analysis().temp_size_in_bytes / 2**20 for f in (whole, cut)]
     assert sizes[0] > 8
     assert sizes[1] < 2.5  # and the gradients of the parameters, 0.35
+
+
+def test_one_microbatch_costs_no_second_forward_pass():
+    params, batch = small_towers(np.random.default_rng(0))
+    whole = dot_flops(jax.value_and_grad(lambda p, b: loss(p, encode(p, b, None), b)), params, batch)
+    flops = [
+        dot_flops(value_and_grad_in_microbatches(encode, loss, microbatch=rows), params, batch)
+        for rows in (ROWS, MICRO)
+    ]
+    assert flops[0] == whole < flops[1]
 
 
 # Eight devices: the same gradients, and rows that never leave their device.
