@@ -110,19 +110,16 @@ def trained_workdir(config_file, shop_dataset, tmp_path_factory) -> pathlib.Path
 
 @pytest.fixture(scope="session")
 def python():
-    """python(code, *arguments, devices=1, cwd=None, path="", timeout=300) -> the finished process of a fresh
-    interpreter; `path` goes before its PYTHONPATH.
+    """python(code, *arguments, devices=1, cwd=None, environment={}, timeout=300) -> the finished process of a fresh
+    interpreter.
     """
 
     def run(
-        code: str, *arguments, devices: int = 1, cwd=None, path: str = "", timeout: float = 300
+        code: str, *arguments, devices: int = 1, cwd=None, environment: dict[str, str] | None = None, timeout=300.0
     ) -> subprocess.CompletedProcess:
-        environment = _environment(devices)
-        if path:
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (path, environment.get("PYTHONPATH"))))
         return subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
-            env=environment,
+            env={**_environment(devices), **(environment or {})},
             cwd=cwd,
             capture_output=True,
             text=True,
@@ -150,15 +147,24 @@ def start_python():
 
 
 @pytest.fixture(scope="session")
-def libtpu() -> str:
-    """Folder for the PYTHONPATH of a process that compiles for TPU; "" where this environment has libtpu itself.
+def tpu_compiler() -> dict[str, str]:
+    """The environment of a process that compiles for TPU: finds libtpu, asks no TPU, and shows the compiler's warnings,
+    which libtpu keeps to files of its own otherwise.
 
-    `make test` and `make test-tpu` put it there and name it.
+    `make test` and `make test-tpu` install libtpu in a folder that SIGLIP_JAX_LIBTPU names.
     """
     folder = os.environ.get("SIGLIP_JAX_LIBTPU", "")
     if not (pathlib.Path(folder or os.devnull) / "libtpu").is_dir() and importlib.util.find_spec("libtpu") is None:
         pytest.skip("no libtpu: `make test` and `make test-tpu` install it on Linux x86-64, SIGLIP_JAX_LIBTPU names it")
-    return folder and str(pathlib.Path(folder).resolve())
+    paths = [folder and str(pathlib.Path(folder).resolve()), os.environ.get("PYTHONPATH", "")]
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "TPU_STDERR_LOG_LEVEL": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-256",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
 
 
 @pytest.fixture(scope="session")

@@ -55,9 +55,10 @@ def tpu_devices(topology: str) -> list:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compiling for TPU needs libtpu, which is not installed; pip install siglip-jax[tpu]")
-    # No metadata server is asked, and no chip: this may well be a laptop.
+    # No metadata server is asked, and no chip: this may well be a laptop. So no lock is needed either, by which libtpu
+    # keeps a second process off the chips: several may compile at once, and beside a run.
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-256", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for name, value in {"JAX_PLATFORMS": "cpu", **quiet}.items():
+    for name, value in {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", **quiet}.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 

@@ -111,7 +111,23 @@ HLO = """HloModule by_hand
   %r = f32[128]{0} all-reduce(%x), replica_groups=mesh['a'=4,'b'=2] {'b'}, to_apply=%add
 }
 
+%hops (p: (bf16[64], u32[])) -> (bf16[64], u32[]) {
+  %two = u32[]{:T(128)} constant(2), metadata={op_name="with%percent"}
+  %seven = u32[]{:T(128)} constant(7)
+  %count = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %next = u32[]{:T(128)} add(%count, %two), backend_config={"x":[]}
+  %hop = bf16[32]{0} collective-permute(%y), channel_id=2
+  ROOT %both = (bf16[64], /*index=5*/u32[]) tuple(%hop, /*index=5*/%next)
+}
+
+%hopping (p: (bf16[64], u32[])) -> pred[] {
+  %end = u32[]{:T(128)} constant(7)
+  %at = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %below = pred[] compare(%at, %end), direction=LT
+}
+
 ENTRY %main (x: f32[16]) -> f32[] {
+  %loop3 = (bf16[64], u32[]) while(%t3), condition=%hopping, body=%hops
   %loop = (s32[], bf16[64]) while(%t0), condition=%condition, body=%body
   %loop2 = s32[] while(%t1), condition=%unknown, body=%unknown
   %f0 = f32[128]{0} fusion(%x), kind=kCustom, calls=%start
@@ -127,7 +143,7 @@ def test_a_text_by_hand():
         {
             "all-gather": 5 * 512 * 3 / 4 + 512 * 7 / 8,
             "all-reduce": 2 * 16 * 7 / 8,
-            "collective-permute": 5 * (128 + 4),
+            "collective-permute": 5 * (128 + 4) + 4 * 64,  # of 0, 2, 4, 6
             "reduce-scatter": 512 / 2,
         }
     )
@@ -169,7 +185,8 @@ def test_advice_is_the_cheapest_change_that_is_left(tiny_config):
         return ahead._advice(config, mesh, state=1, capacity=100.0)
 
     assert ahead._advice(config, mesh, state=40, capacity=100.0) == "--config.mesh.fsdp=4 --config.mesh.data=1"
-    assert advice() == "--config.model.remat=full"
+    assert advice() == "--config.model.remat=dots_no_batch"
+    assert advice(**{"model.remat": "dots_no_batch"}) == "--config.model.remat=full"
     assert advice(**{"model.remat": "full"}) == "--config.microbatch=2"
     assert advice(microbatch=2) == "--config.microbatch=1"
     assert advice(microbatch=1) == "more chips, or --config.batch_size=8"
@@ -218,10 +235,10 @@ def test_without_libtpu_one_line_names_the_extra(config_file, monkeypatch, capsy
 COMPILE_FOR_TPU = "import sys; from siglip_jax.cli import main; sys.exit(main(['compile', *sys.argv[1:]]))"
 
 
-def test_a_tiny_config_for_a_tpu_slice(python, config_file, libtpu):
+def test_a_tiny_config_for_a_tpu_slice(python, config_file, tpu_compiler):
     """The configs of this repository are compiled by `make test-tpu`."""
     flags = [f"--config={config_file}", "--topology=v5e:2x4", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
-    done = python(COMPILE_FOR_TPU, *flags, "--config.batch_size=64", "--table", path=libtpu)
+    done = python(COMPILE_FOR_TPU, *flags, "--config.batch_size=64", "--table", environment=tpu_compiler)
     assert done.returncode == 0, done.stderr
     assert "rematerialization" not in done.stderr
     assert done.stdout.startswith("parameter ")

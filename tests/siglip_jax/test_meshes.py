@@ -42,6 +42,31 @@ for sizes in ((1, 1, 1), tuple(map(int, sys.argv[2:]))):
 """
 
 
+REMATERIALISED = """
+import sys
+import jax, numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+devices = jax.devices()
+if sys.argv[1] == "tpu":
+    from tools.compile import tpu_devices
+    devices = tpu_devices("v5e:2x4")
+mesh = Mesh(np.asarray(devices).reshape(2, 2, 2), ("a", "b", "c"), axis_types=(AxisType.Auto,) * 3)
+rows, columns = NamedSharding(mesh, P("a", None)), NamedSharding(mesh, P(None, ("c", "a")))
+x = jax.ShapeDtypeStruct((64, 64), "float32", sharding=rows)
+jax.jit(lambda x: jax.lax.with_sharding_constraint(2 * x, columns)).lower(x).compile()
+"""
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_the_warning_that_other_tests_look_for_is_seen(python, request, platform):
+    """A program that XLA can only serve by gathering the whole array, which it says on stderr."""
+    environment = request.getfixturevalue("tpu_compiler") if platform == "tpu" else {}
+    done = python(REMATERIALISED, platform, devices=8, environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Involuntary full rematerialization" in done.stderr
+
+
 # The tiny model has more norms and biases than a real one (test_ahead.py), and tensor leaves the embedding whole.
 @pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "share"), [((8, 1, 1), 1), ((1, 8, 1), 0.25), ((2, 2, 2), 0.45)], ids=str)

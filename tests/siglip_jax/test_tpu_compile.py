@@ -31,14 +31,11 @@ print(json.dumps({"devices": len(devices), "memory": memory(compiled), "collecti
 
 
 @pytest.fixture
-def compile_loss(python, libtpu, monkeypatch):
+def compile_loss(python, tpu_compiler):
     """compile_loss(topology, batch, dtype="bfloat16", communication="ring") -> what the program prints."""
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-256", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for name, value in quiet.items():
-        monkeypatch.setenv(name, value)
 
     def compiled(topology, batch, dtype="bfloat16", communication="ring"):
-        done = python(COMPILE, topology, batch, dtype, communication, path=libtpu, timeout=600)
+        done = python(COMPILE, topology, batch, dtype, communication, environment=tpu_compiler, timeout=600)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -90,8 +87,8 @@ COMPILE_CONFIG = "import sys; from siglip_jax.cli import main; sys.exit(main(['c
 
 
 @pytest.mark.parametrize("path", FOR_TPU, ids=lambda path: path.stem)
-def test_every_config_fits_its_slice(python, libtpu, path):
-    done = python(COMPILE_CONFIG, f"--config={path}", path=libtpu, timeout=3600)
+def test_every_config_fits_its_slice(python, tpu_compiler, path):
+    done = python(COMPILE_CONFIG, f"--config={path}", environment=tpu_compiler, timeout=3600)
     assert done.returncode == 0, done.stderr
     assert "rematerialization" not in done.stderr
     print(done.stdout)
