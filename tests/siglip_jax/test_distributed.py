@@ -1,6 +1,6 @@
-"""Several processes of one run: when they are started, who feeds what, and that they learn as one."""
+"""Several processes of one run: when they are started, who feeds what, and that they learn and measure as one."""
 
-import socket
+import json
 import subprocess
 import sys
 import types
@@ -141,11 +141,8 @@ def named_leaves(tree):
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def train_in_processes(count, environment_of, *flags):
+def train_in_processes(count, environment_of, port, *flags):
     """Runs `train` in `count` processes of 8 / count devices each; asserts that all end well."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     processes = []
     for index in range(count):
         group = [f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={index}"]
@@ -169,13 +166,13 @@ def train_in_processes(count, environment_of, *flags):
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_learn_as_one(
-    count, trained_workdir, config_file, tiny_config, shop_dataset, process_environment, tmp_path
+    count, trained_workdir, config_file, tiny_config, shop_dataset, process_environment, free_port, tmp_path
 ):
     """And one process reads the checkpoint of several."""
     workdir = tmp_path / "run"
     mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
     flags = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={workdir}", *mesh]
-    train_in_processes(count, process_environment, *flags)
+    train_in_processes(count, process_environment, free_port(), *flags)
     losses, expected = ([line["loss"] for line in read_metrics(w)] for w in (workdir, trained_workdir))
     assert len(losses) == 20
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -184,3 +181,44 @@ def test_processes_learn_as_one(
     for name in ours.keys() | theirs.keys():
         if not name.endswith("key/bias"):  # no gradient but rounding, and Adam makes steps of that
             np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_processes_fit_t_and_b_and_measure_as_one(
+    trained_workdir, config_file, tiny_config, shop_dataset, process_environment, free_port, tmp_path
+):
+    """From a loaded start: the fit, the evaluation before the first step and those while training."""
+    changes = {
+        "init": str(trained_workdir),
+        "refit_temperature": "both",
+        "steps": 4,
+        "checkpoint_every": 2,
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.weight_decay": 0.0,
+        "evaluation.while_training": ("retrieval", "ranking"),
+    }
+    tiny_config.update_from_flattened_dict(changes)
+    train(tiny_config, dataset=shop_dataset, workdir=tmp_path / "one")
+    flags = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={tmp_path / 'two'}"]
+    flags += [f"--config.{name}={value}" for name, value in changes.items()]
+    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    train_in_processes(2, process_environment, free_port(), *flags, *mesh)
+
+    fitted, expected = (json.loads((tmp_path / run / "start.json").read_text()) for run in ("two", "one"))
+    assert fitted["rows"] == expected["rows"] == 8 * 16
+    assert expected["after"]["t"] != expected["before"]["t"]
+    for record in ("before", "after"):
+        for name, value in expected[record].items():
+            np.testing.assert_allclose(fitted[record][name], value, rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(fitted["constant_loss"], expected["constant_loss"], rtol=1e-4)
+    # The rows of a batch are the same, their order goes by process, and so does which title a picture is shuffled to.
+    np.testing.assert_allclose(fitted["shuffled_loss"], expected["shuffled_loss"], rtol=0.05)
+
+    measured, alone = (
+        {line["step"]: line for line in read_metrics(tmp_path / run) if "ranking/nDCG_exp@5" in line}
+        for run in ("two", "one")
+    )
+    assert measured.keys() == alone.keys() == {0, 2, 4}
+    for step, line in alone.items():
+        assert measured[step].keys() == line.keys() > {"image_to_text/recall@1", "text_to_image/MRR"}
+        for name, value in line.items():
+            np.testing.assert_allclose(measured[step][name], value, atol=1e-6, err_msg=f"{step} {name}")
