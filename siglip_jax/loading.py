@@ -37,7 +37,7 @@ def load(
     *,
     weights: epath.PathLike | None = None,
     tokenizer: epath.PathLike | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | str | None = None,
     image_size: tuple[int, int] | None = None,
     position_resize: str = "linear",
     dtype: str | None = None,
@@ -54,7 +54,8 @@ def load(
       weights: where a preset's weights are: a Hugging Face folder or an .npz. Without it: the folder that the
         environment variable SIGLIP_JAX_WEIGHTS names, then huggingface_hub.
       tokenizer: a SentencePiece file or a Hugging Face tokenizer.json, for weights that come without one (.npz).
-      preprocessing: takes the place of what the format says.
+      preprocessing: takes the place of what the format says. A preset's name stands for what its big_vision weights
+        were trained with, at the model's own picture size and text length: for weights like them in an .npz.
       image_size: (height, width) other than the checkpoint's; the position embedding is resized.
       position_resize: "linear" (big_vision) or "bicubic" (Hugging Face).
       dtype: of computing; as saved, or float32, when absent.
@@ -93,6 +94,11 @@ def load(
         raise UserError(
             f"{source}: not the weights of {preset.name}: {_differences(model.architecture, preset.architecture)}"
         )
+    if isinstance(preprocessing, str):
+        if (preset := PRESETS.get(preprocessing)) is None:
+            raise UserError(f"load: preprocessing={preprocessing!r}; expected a preset's name (siglip-jax models)")
+        own = {name: getattr(model.architecture, name) for name in ("image_size", "text_length")}
+        preprocessing = preset.preprocessing("big_vision").replace(**own)
     if preprocessing is not None:
         model = model.replace(preprocessing=preprocessing)
     if tokenizer is not None:
@@ -287,7 +293,7 @@ def _with_tokenizer(model: Model, preset: Preset | None, path: epath.Path) -> Pr
     if model.preprocessing is None:
         raise UserError(
             f"load: {path} alone does not tell how titles are prepared; load by the preset's name with weights=, "
-            "or pass preprocessing= as well"
+            "or pass preprocessing= as well, such as the name of a preset"
         )
     try:
         serialised = path.read_bytes()

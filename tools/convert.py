@@ -27,7 +27,10 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("weights", None, "Where a preset's weights are (see siglip_jax.load).", flag_values=values)
     flags.DEFINE_string(
-        "preprocessing", None, "Folder with the preprocessing.json to use, such as a saved model.", flag_values=values
+        "preprocessing",
+        None,
+        "Folder with the preprocessing.json to use, such as a saved model; or a preset, as big_vision trained it.",
+        flag_values=values,
     )
     flags.DEFINE_string("tokenizer", None, "Tokenizer file, for weights without one.", flag_values=values)
     flags.DEFINE_integer("image_size", 0, "Another side in pixels; positions are resized.", flag_values=values)
@@ -41,6 +44,7 @@ def main(values: flags.FlagValues) -> None:
 
     from siglip_jax.errors import UserError
     from siglip_jax.loading import load
+    from siglip_jax.models.presets import PRESETS
     from siglip_jax.preprocessing import Preprocessing
 
     output = epath.Path(values.output)
@@ -48,10 +52,13 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(f"--output={output} exists; give a new path")
     if values.image_size < 0:
         raise UserError(f"--image_size={values.image_size}; expected the side of a square in pixels")
+    preprocessing = values.preprocessing or None
+    if preprocessing and preprocessing not in PRESETS:
+        preprocessing = Preprocessing.load(preprocessing)
     model = load(
         values.model,
         weights=values.weights,
-        preprocessing=Preprocessing.load(values.preprocessing) if values.preprocessing else None,
+        preprocessing=preprocessing,
         tokenizer=values.tokenizer,
         image_size=(values.image_size,) * 2 if values.image_size else None,
         position_resize=values.position_resize,

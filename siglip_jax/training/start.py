@@ -7,6 +7,7 @@ the same pictures with titles shuffled.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import warnings
@@ -19,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from siglip_jax.model import Model
+from siglip_jax.training import config as configs
 from siglip_jax.training import temperature
 from siglip_jax.training.config import unsuited_to_loaded_weights
 from siglip_jax.training.encoding import make_encoder
@@ -77,6 +79,11 @@ def prepare(
                 f"config.init is set with {', '.join(unsuited)}, which is for random weights and makes a loaded model "
                 "forget; in brackets the value of training.config.finetune_config (docs/finetuning.md)"
             )
+        if ignored := not_of_the_loaded_model(config, model):
+            messages.append(
+                f"a loaded model keeps its own preprocessing and towers, so {'; '.join(ignored)}; "
+                "siglip-jax convert --image_size makes a model for another picture size"
+            )
         for message in messages:
             warnings.warn(message, StartWarning, stacklevel=2)
     return model, record
@@ -89,6 +96,30 @@ def compare_with_shuffled(pairs: Sequence[temperature.Labelled], *, scale: float
     gain = shuffled - true
     error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
     return {"shuffled_loss": float(shuffled.mean()), "gain": float(gain.mean()), "standard_error": float(error)}
+
+
+def not_of_the_loaded_model(config: ml_collections.ConfigDict, model: Model) -> list[str]:
+    """Such as "config.preprocessing.image_size=(384, 384) is not used, (256, 256) is": what a config asks for, beyond
+    the defaults, of a model from random weights, and a loaded one has otherwise.
+    """
+    assert model.preprocessing is not None
+    usual = configs.default_config()
+    preprocessing = ("image_size", "resize", "max_patches", "text_length", "lowercase", "punctuation")
+    own = {("preprocessing", name): getattr(model.preprocessing, name) for name in preprocessing}
+    own |= {("model", "patch_size"): model.architecture.patch_size}
+    own |= {("model", name): dataclasses.asdict(getattr(model.architecture, name)) for name in ("image", "text")}
+    found: list[str] = []
+    for (group, name), value in own.items():
+        asked, default = (_plain(each[group][name]) for each in (config, usual))
+        if asked not in (default, _plain(value)):
+            found.append(f"config.{group}.{name}={asked} is not used, {value} is")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ml_collections.ConfigDict):
+        return value.to_dict()
+    return tuple(value) if isinstance(value, list) else value
 
 
 def complaints(record: dict[str, Any], *, refit: str) -> list[str]:

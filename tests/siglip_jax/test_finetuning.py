@@ -560,6 +560,30 @@ def test_a_loaded_start_is_looked_at_fitted_and_recorded_once(tiny_model, tiny_c
     jax.tree.map(np.testing.assert_array_equal, again.params, trained.params)
 
 
+def test_what_a_loaded_model_does_not_take_from_the_config_is_said(tiny_model, tiny_config):
+    assert start.not_of_the_loaded_model(tiny_config, tiny_model) == []
+    assert start.not_of_the_loaded_model(default_config(), tiny_model) == []  # asks for nothing in particular
+    tiny_config.preprocessing.image_size = (24, 16)
+    tiny_config.preprocessing.lowercase = "ascii"
+    tiny_config.model.text.width = 32
+    said = start.not_of_the_loaded_model(tiny_config, tiny_model)
+    assert said[:2] == [
+        "config.preprocessing.image_size=(24, 16) is not used, (16, 16) is",
+        "config.preprocessing.lowercase=ascii is not used, unicode is",
+    ]
+    assert said[2].startswith("config.model.text={")
+    assert len(said) == 3
+
+
+def test_a_run_says_so(tiny_model, tiny_config, tmp_path):
+    tiny_config.init, tiny_config.steps = "somewhere", 3
+    tiny_config.preprocessing.image_size = (24, 24)
+    with pytest.warns(
+        start.StartWarning, match=r"image_size=\(24, 24\) is not used, \(16, 16\) is; siglip-jax convert"
+    ):
+        loop.train(tiny_config, model=tiny_model, batches=Batches(tiny_model), workdir=tmp_path / "run")
+
+
 def test_loaded_t_and_b_are_kept(tiny_model, tiny_config, tmp_path):
     params = {**tiny_model.params, "t": np.float32([1.25]), "b": np.float32([-3.5])}
     tiny_model.replace(params=params).save(tmp_path / "model")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import siglip_jax
-from siglip_jax import loading
+from siglip_jax import cli, loading
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model, parameter_shapes
 from siglip_jax.models import presets, verify
@@ -206,6 +206,23 @@ def test_a_preprocessing_that_does_not_fit_is_refused(tiny, tmp_path):
         value = presets.PRESETS[NAME].preprocessing("big_vision").replace(**changes)
         with pytest.raises(UserError, match=message):
             siglip_jax.load(tmp_path / "w.npz", preprocessing=value)
+
+
+def test_an_npz_with_the_preprocessing_of_a_preset(tiny, tmp_path, tokenizer_file):
+    """Asked for by name; the pictures and titles are those of the model's own size."""
+    tiny.save(tmp_path / "mine.npz", format="big_vision")
+    other = "google/siglip-base-patch16-224"
+    model = siglip_jax.load(tmp_path / "mine.npz", preprocessing=other)
+    expected = presets.PRESETS[other].preprocessing("big_vision").replace(image_size=(16, 16), text_length=6)
+    assert model.preprocessing == expected
+    assert expected.resize == "bilinear_no_antialias"
+    with pytest.raises(UserError, match=r"sha256 is .*, that of SigLIP is 1e5036be"):
+        siglip_jax.load(tmp_path / "mine.npz", preprocessing=other, tokenizer=tokenizer_file)
+    with pytest.raises(UserError, match="preprocessing='siglip9'; expected a preset's name"):
+        siglip_jax.load(tmp_path / "mine.npz", preprocessing="siglip9")
+    flags = [f"--model={tmp_path / 'mine.npz'}", f"--output={tmp_path / 'native'}", f"--preprocessing={other}"]
+    assert cli.main(["convert", *flags]) == 0
+    assert siglip_jax.load(tmp_path / "native").preprocessing == expected
 
 
 def test_shapes_find_the_published_resolution():
