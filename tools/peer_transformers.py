@@ -85,7 +85,7 @@ class Step:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), CLIP_NORM)
         self._optimizer.step()
-        return float(loss)  # waits for the device
+        return loss.item()  # waits for the device
 
     def fits(self, batch: dict[str, Any]) -> bool:
         """Whether a step of this batch runs."""

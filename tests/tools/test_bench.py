@@ -3,7 +3,7 @@
 import pytest
 
 from siglip_jax import cli
-from tools import measuring
+from tools import measuring, peer_transformers
 
 FLOPS = {
     "sigmoid_loss": "1.000",
@@ -61,6 +61,49 @@ def test_all_run_in_turn():
     runs = {name: lambda name=name: called.append(name) for name in "ab"}
     assert {name: len(times) for name, times in measuring.interleaved(runs, repetitions=3).items()} == {"a": 3, "b": 3}
     assert called == ["a", "b"] * 4
+
+
+@pytest.mark.parametrize("limit", [1, 17, 100, 999])
+def test_the_largest_that_fits(limit):
+    found = measuring.largest(lambda size: size <= limit * 8, step=8)
+    assert found % 8 == 0
+    assert limit * 8 * 15 / 16 <= found <= limit * 8
+    assert measuring.largest(lambda size: False, step=8) == 0
+
+
+STEP = ["bench", "step", "--preset=small", "--dtype=float32"]
+
+
+def test_step(capsys, monkeypatch):
+    """Micro-batches give the loss of the whole batch; without PyTorch there is a line that says so."""
+    monkeypatch.setattr(peer_transformers.importlib.util, "find_spec", lambda name: None)
+    assert cli.main([*STEP, "--batch=8", "--microbatch=2", "--repetitions=1"]) == 0
+    out = capsys.readouterr().out
+    assert "transformers left out: torch and transformers not installed\n" in out
+    rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
+    ours, micro = rows["siglip-jax"], rows["siglip-jax, micro-batches of 2"]
+    assert ours[-1] == micro[-1]  # loss
+    assert ours[-5] == "1.00"  # x ours
+    assert float(micro[-2]) <= float(ours[-2])  # GiB
+    assert cli.main([*STEP, "--batch=8", "--microbatch=3"]) == 2
+    assert "--microbatch=3 does not divide --batch=8" in capsys.readouterr().err
+
+
+def test_step_beside_transformers(capsys):
+    """Where both are installed: the same loss from the same weights and batch."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    assert cli.main([*STEP, "--batch=8", "--repetitions=1", "--only=ours", "--only=torch"]) == 0
+    ours, theirs = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert (ours[0], theirs[0]) == ("siglip-jax", "transformers")
+    assert float(theirs[-1]) == pytest.approx(float(ours[-1]), abs=2e-3)
+
+
+def test_step_largest_batch(capsys):
+    options = ["--largest_batch", "--memory_gib=0.2", "--only=ours", "--only=microbatched", "--microbatch=16"]
+    assert cli.main([*STEP, *options]) == 0
+    whole, cut = (int(line.split()[-1].replace(",", "")) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert 8 <= whole < cut / 4
 
 
 def test_encode(capsys):
