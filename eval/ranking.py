@@ -164,9 +164,10 @@ def compare_rows(
 
     Returns:
         {"queries", "clusters", "samples", "confidence", "seed", "metrics": [name],
-         "rows": [{"name", "tie_rate", "metrics": {name: {"mean", "low", "high", "queries", "left_out"}}}],
-         "differences": [{"a", "b", "metric", "mean", "low", "high", "p", "relative", "queries", "left_out"}]}, one per
-        pair and metric; "relative" is the mean of a - b over the mean of b on the queries both have.
+         "rows": [{"name", "tie_rate", "metrics": {name: {"mean", "low", "high", "queries", "left_out",
+            "effective_clusters", "standard_error"}}}],
+         "differences": [{"a", "b", "metric", "p", "relative", and what a metric of a row has}]}, one per pair and
+        metric; "relative" is the mean of a - b over the mean of b on the queries both have.
 
     Raises:
         UserError: no row, no metric, rows of other metrics or lengths, an unknown row in `pairs` or `tied`.

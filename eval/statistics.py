@@ -209,14 +209,17 @@ class _Columns:
     def groups(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Columns missing the same queries: (column index, cluster sums [cluster, column], cluster sizes [cluster])."""
         missing = np.isnan(self.values)
-        patterns, back = np.unique(missing.T, axis=0, return_inverse=True)
-        for i, pattern in enumerate(patterns):
-            index = np.flatnonzero(back.reshape(-1) == i)
-            kept = self.values[~pattern][:, index]
-            _, cluster = np.unique(self.clusters[~pattern], return_inverse=True)
-            cluster = cluster.reshape(-1)
-            counts = np.bincount(cluster).astype(np.float64)
-            sums = np.stack([np.bincount(cluster, column, minlength=len(counts)) for column in kept.T], axis=1)
+        alike: dict[bytes, list[int]] = {}
+        for column in range(missing.shape[1]):
+            alike.setdefault(missing[:, column].tobytes(), []).append(column)
+        for index in map(np.asarray, alike.values()):
+            known = ~missing[:, index[0]]
+            cluster = self.clusters[known]
+            size = np.bincount(cluster)
+            there = size > 0
+            counts = size[there].astype(np.float64)
+            columns = (self.values[known, column] for column in index)
+            sums = np.stack([np.bincount(cluster, values)[there] for values in columns], axis=1)
             yield index, sums, counts
 
 

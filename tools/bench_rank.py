@@ -6,10 +6,12 @@ siglip-jax bench rank --queries=50000 --ties=expected
 pytrec_eval gets dicts, made chunk by chunk so that they fit; its time is given with and without making them. Where ranx
 and ir_measures are installed, they get the first chunk, and their time is scaled to all queries. The metrics are those
 that trec_eval has, the tie rule its own (docid) unless --ties says otherwise; values of the first chunk are compared.
+Before, the bootstrap of a paired difference in all of these metrics is timed, by query and by user.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import resource
 import sys
@@ -29,6 +31,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("candidates", 30, "Candidates of each.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("chunk", 20_000, "Queries whose dicts are held at once.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("levels", 1 << 24, "Different scores: few make many ties.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "samples", 2000, "Bootstrap samples and sign flips of the comparison.", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_enum("ties", "docid", ["docid", "expected", "stable"], "Our tie rule.", flag_values=values)
     flags.DEFINE_multi_string("metrics", list(METRICS), "Of those trec_eval has; repeat for several.", values)
 
@@ -37,6 +42,7 @@ def main(values: flags.FlagValues) -> None:
     import numpy as np
 
     from eval.metrics import docid_ranks, has_ties, rank_metrics, trec_name
+    from eval.statistics import difference_columns
     from siglip_jax.errors import UserError
     from tools import measuring
 
@@ -56,6 +62,13 @@ def main(values: flags.FlagValues) -> None:
 
     ours, seconds = _timed(lambda: rank_metrics(scores, labels, metrics=values.metrics, ties=values.ties, docids=ranks))
     peak = f"{_peak_mib():.0f}"
+    other = rank_metrics(scores[:, ::-1], labels, metrics=values.metrics, ties=values.ties, docids=ranks)
+    users = random.integers(0, max(1, values.queries // 4), values.queries)
+    columns = np.stack([ours[name] - other[name] for name in values.metrics], axis=1)
+    print(f"paired difference to another ranking, {values.samples:,} bootstrap samples and as many sign flips:")
+    for clusters, title in ((None, "queries"), (users, "users, 4 queries each")):
+        compare = functools.partial(difference_columns, columns, clusters=clusters, samples=values.samples)
+        print(f"  by {title}: {_timed(compare)[1]:.2f} s")
     rows = [["rank_metrics", f"{seconds:.2f}", "1.0", f"{values.queries / seconds:,.0f}", peak]]
     peers: dict[str, Callable[..., tuple[dict[str, Any], float, float]]] = {
         "pytrec_eval": _pytrec_eval,
