@@ -23,7 +23,7 @@ What follows may be absent:
   rows: also "bytes_per_item": int
   differences: also "relative", "p", "p_holm": float; above 0.05 the latter leaves a difference undecided
   columns: [{"name", "note", "values": {row name: number or estimate}}], more columns of the first table
-  beyond: {"metrics": [name], "rows": {row name: {metric: number or estimate}}, "notes": {metric: str}}, coverage, say
+  beyond: {"metrics": [name], "rows": {row name: {metric: number or estimate}}, "notes": {what: str}}, coverage, say
   ladders: what `eval.ladder.measure_ladder` gives, a list
   slices: what `eval.slices.measure_slices` gives, with "new", "base", "metric": names
   gains, losses: as grid, each also "values": {row name: the primary metric of this query}

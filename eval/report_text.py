@@ -45,9 +45,9 @@ def format_table(report: dict[str, Any]) -> str:
     if has_scann:
         extra.append(["ScaNN", *(number((row["scann"] or {}).get(primary, {}).get("mean")) for row in data["rows"])])
         extra.append(["recall@10", *(number(scann_recall(row)) for row in data["rows"])])
+    extra.append(["ties", *(percent(row.get("tie_rate")) for row in data["rows"])])
     for metric in metric_names(data)[1:]:
         extra.append([metric, *(number(row["exact"].get(metric, {}).get("mean")) for row in data["rows"])])
-    extra.append(["ties", *(percent(row.get("tie_rate")) for row in data["rows"])])
     table = [header, *lines]
     for column in extra:  # as many as fit; the page and the JSON have them all
         wider = [[*cells, cell] for cells, cell in zip(table, column, strict=True)]

@@ -14,7 +14,7 @@ from eval.statistics import bootstrap_columns, paired_bootstrap
 BEYOND_NOTES = {
     "coverage": "share of the items that any list shows",
     "gini": "how unevenly items are shown, 0 all alike to 1",
-    "diversity": "mean dissimilarity of two items of a list",
+    "diversity": "chance that two items of a list differ, in an attribute where one is named",
     "novelty": "mean surprise of the items shown, in bits",
 }
 
@@ -85,7 +85,5 @@ def beyond_table(
             else:
                 rows[name][metric] = value
     names = list(next(iter(rows.values())))
-    notes = {
-        name: next(note for key, note in BEYOND_NOTES.items() if name.startswith(key)) for name in names
-    }  # fmt: skip
+    notes = {key: note for key, note in BEYOND_NOTES.items() if any(name.startswith(key) for name in names)}
     return {"metrics": names, "rows": rows, "notes": notes}

@@ -113,9 +113,10 @@ def read_rows(values: flags.FlagValues, *, split: str, over_logs: bool = False) 
         if over_logs:
             baselines = ["random", *OF_LOG, *(["title TF-IDF", "raw pixels"] if dataset else [])]
     of_log = [name for name in baselines if over_logs and name in OF_LOG]
-    named = {name.partition(":")[0] for name in baselines} | ({LOGGED_ORDER} if over_logs else set())
-    if taken := named & stores.keys():
-        raise UserError(f"--store: row {taken.pop()!r} is named twice, a baseline has this name; choose another")
+    known = {name.partition(":")[0] for name in (*BASELINES, *OF_LOG)}
+    own = {name.partition(":")[0] for name in baselines} & known | ({LOGGED_ORDER} if over_logs else set())
+    if taken := own & stores.keys():
+        raise UserError(f"row {taken.pop()!r} is named twice: a baseline has this name; choose another")
     reduced = [(name, Spec.parse(text)) for name, text in options.pairs(values.reduce, flag="reduce")]
     fitted = options.named_paths(values.fit, flag="fit")
     for flag, names in (("reduce", [name for name, _ in reduced]), ("fit", fitted), ("ladder", values.ladder)):
@@ -132,9 +133,7 @@ def read_rows(values: flags.FlagValues, *, split: str, over_logs: bool = False) 
 
     def add(name: str, row: Row, size: int | None = None) -> None:
         if name in rows:
-            raise UserError(
-                f"row {name!r} is named twice, as a --baseline, a --store or a reduction; choose another name"
-            )
+            raise UserError(f"row {name!r} is named twice; choose another name")
         rows[name] = row
         if size is not None:
             sizes[name] = size

@@ -130,7 +130,7 @@ def test_embeddings_from_a_file_become_a_store(stores, config_file, shop_dataset
         (["--slice=type:bands"], "expected a number"),
         (["--baseline=popularity:sales"], "no attribute 'sales'"),
         (["--baseline=popularity"], "expected one of random"),
-        (["--baseline=new"], "a baseline has this name"),
+        (["--baseline=new"], "expected one of random"),
         (["--against=old"], "no such row"),
         (["--new=new", "--against=new"], "no other to be compared with"),
         (["--store=random={}/new"], "a baseline has this name"),
