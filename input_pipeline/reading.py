@@ -17,6 +17,13 @@ FEATURES = ("id", "title", "image", "image_sha256", "title_group", "attributes")
 READ_ROWS = 1024  # at a time
 
 
+class KeepBytes(tfds.decode.SkipDecoding):
+    """Leaves pictures encoded, those of sequences too, for which TFDS's own has no NumPy method."""
+
+    def decode_batch_example_np(self, example: Any) -> list[bytes]:
+        return list(example)
+
+
 class Split(Sequence):
     """Rows of one split, read from disk on demand; can be pickled for worker processes and shared by threads.
 
@@ -66,7 +73,7 @@ def open_split(dataset_dir: str | os.PathLike, split: str) -> Split:
         raise UserError(f"{folder}: no split {split}; splits are {', '.join(names)}")
     pictures = [name for name in ("image", "more_images") if name in features]
     try:
-        source = builder.as_data_source(split=split, decoders=dict.fromkeys(pictures, tfds.decode.SkipDecoding()))
+        source = builder.as_data_source(split=split, decoders={name: KeepBytes() for name in pictures})
     except Exception as error:
         raise UserError(f"{folder}: split {split} cannot be opened ({_one_line(error)}); build it again") from error
     rows = Split(folder, split, source)

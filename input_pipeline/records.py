@@ -20,7 +20,7 @@ from input_pipeline.progress import progress as show_progress
 from input_pipeline.staging import Stage
 from siglip_jax.errors import UserError
 
-NAME, VERSION = "catalogue", "1.0.0"
+NAME, VERSION, MODULE = "catalogue", "1.0.0", "input_pipeline.dataset"
 SHARD_BYTES = 512 * 2**20
 _SEVERAL = ("more_images", "more_titles")  # features of datasets in which some item has several
 
@@ -155,13 +155,11 @@ def write_info(
     }
     kinds = {"more_images": tfds.features.Image(), "more_titles": text()}
     features |= {name: tfds.features.Sequence(kinds[name]) for name in _several(columns)}
+    identity = tfds.core.DatasetIdentity(
+        name=NAME, version=tfds.core.Version(VERSION), data_dir=os.fspath(folder), module_name=MODULE
+    )
     info = tfds.core.DatasetInfo(
-        builder=tfds.core.DatasetIdentity(
-            name=NAME,
-            version=tfds.core.Version(VERSION),
-            data_dir=os.fspath(folder),
-            module_name="input_pipeline.dataset",
-        ),
+        builder=identity,
         description="Items of a shop's catalogue: pictures as they came, titles and attributes.",
         features=tfds.features.FeaturesDict(features),
         disable_shuffling=True,

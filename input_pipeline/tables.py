@@ -90,6 +90,17 @@ def check_names(columns: list[str], name: str) -> None:
         known.add(column)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether text can be stored: no surrogates, which stand for bytes that were not UTF-8."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def mend_text(text: str) -> str:
     """Text in which bytes that are not UTF-8 stand as surrogates, with the replacement mark for each of them."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -120,7 +131,7 @@ def _open_delimited(open_file: Callable[[], IO[bytes]], name: str, suffix: str, 
     split = _csv_rows if suffix == "csv" else _tsv_rows
     with open_file() as file:
         _, columns = next(split(file, name), (0, []))
-        if any(not _is_utf8(column) for column in columns):
+        if any(not is_utf8(column) for column in columns):
             raise UserError(f"{name} line 1: not UTF-8; save the table as UTF-8")
     if not columns:
         raise UserError(f"{name}: empty; expected a first line with column names")
@@ -134,7 +145,7 @@ def _open_delimited(open_file: Callable[[], IO[bytes]], name: str, suffix: str, 
                 if len(row) != len(columns):
                     given = f"{len(row)} fields; expected {len(columns)} ({', '.join(columns)})"
                     raise UserError(f"{name} line {line}: {given}; mend the line")
-                if all(map(_is_utf8, row)):
+                if all(map(is_utf8, row)):
                     yield dict(zip(columns, row, strict=True)), ""
                 else:
                     yield dict(zip(columns, map(mend_text, row), strict=True)), _not_utf8(name, line)
@@ -187,7 +198,7 @@ def _open_jsonl(open_file: Callable[[], IO[bytes]], name: str, sha256: str) -> T
 
 def _record(line: str, name: str, number: int) -> Row:
     problem = ""
-    if not _is_utf8(line):
+    if not is_utf8(line):
         line, problem = mend_text(line), _not_utf8(name, number)
     try:  # numbers stay as they were written
         record = json.loads(
@@ -239,16 +250,6 @@ def _bounded(text: io.TextIOWrapper, name: str) -> Iterator[str]:
             yield line
     except (OSError, EOFError) as error:  # a damaged member of a zip raises while it is read
         raise UserError(f"{name}: the table cannot be read after line {number} ({error}); copy it again") from error
-
-
-def _is_utf8(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _not_utf8(name: str, line: int) -> str:

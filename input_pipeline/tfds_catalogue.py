@@ -12,7 +12,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from input_pipeline.catalogue import PARTS, Catalogue, Item, as_text, title_texts
-from input_pipeline.files import local_path
+from input_pipeline.files import FileProblem, local_path
+from input_pipeline.reading import KeepBytes
+from input_pipeline.tables import is_utf8, mend_text
 from siglip_jax.errors import UserError
 
 # Where the parts of well-known datasets are; --keys says it for others.
@@ -88,16 +90,12 @@ class TfdsCatalogue(Catalogue):
             name: feature for name, feature in features.items() if name not in used and _is_plain(feature)
         }
         self.attribute_names = [*self._attributes, SPLIT_ATTRIBUTE]
-        wanted: dict[str, Any] = dict.fromkeys(self._attributes, True)
-        for path in paths.values():
-            inside = wanted
-            for step in path[:-1]:
-                inside = inside.setdefault(step, {})
-            inside[path[-1]] = True
-        decoders = {paths["image"][0]: _skip(features[paths["image"][0]], paths["image"][1:])}
-        partial = tfds.decode.PartialDecoding(wanted, decoders=decoders)
+        skipped: dict[str, Any] = {  # pictures nobody asked for are not decoded either
+            name: KeepBytes() for name, feature in features.items() if isinstance(_inner(feature), tfds.features.Image)
+        }
+        skipped[paths["image"][0]] = _skip(features[paths["image"][0]], paths["image"][1:])
         try:
-            sources = builder.as_data_source(split={split: split for split in splits}, decoders=partial)
+            sources = builder.as_data_source(split={split: split for split in splits}, decoders=skipped)
         except Exception as error:
             raise UserError(f"tfds:{name}: cannot be opened ({' '.join(str(error).split())[:160]})") from error
         self._sources = sources
@@ -134,6 +132,11 @@ class TfdsCatalogue(Catalogue):
             pictures["/".join(self._paths["image"]) + (f"[{k}]" if k > 1 else "")] = data
         names = list(pictures)
         attributes = {name: _text(record[name], feature) for name, feature in self._attributes.items()}
+        problem = None
+        if not all(map(is_utf8, (*ids, *titles, *attributes.values()))):
+            ids, titles = [mend_text(text) for text in ids], [mend_text(text) for text in titles]
+            attributes = {name: mend_text(text) for name, text in attributes.items()}
+            problem = FileProblem("not UTF-8", f"{self.table} row {row}: text that is not UTF-8; prepare it as UTF-8")
         return Item(
             row=row,
             id=ids[0] if ids else "",
@@ -143,6 +146,7 @@ class TfdsCatalogue(Catalogue):
             more_images=tuple(names[1:]),
             more_titles=tuple(titles[1:]),
             pictures=pictures,
+            problem=problem,
         )
 
     def _texts(self, part: str, record: Mapping[str, Any]) -> list[str]:
@@ -188,7 +192,7 @@ def _is_plain(feature: Any) -> bool:
 
 def _skip(feature: Any, path: tuple[str, ...]) -> Any:
     """Decoders that leave the pictures as bytes."""
-    return {path[0]: _skip(_members(feature)[path[0]], path[1:])} if path else tfds.decode.SkipDecoding()
+    return {path[0]: _skip(_members(feature)[path[0]], path[1:])} if path else KeepBytes()
 
 
 def _dig(record: Any, path: tuple[str, ...]) -> Any:
@@ -207,5 +211,5 @@ def _text(value: Any, feature: Any) -> str:
     if isinstance(feature, tfds.features.ClassLabel):
         return feature.int2str(int(value)) if int(value) >= 0 else ""
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return value.decode("utf-8", "surrogateescape")
     return as_text(value.item() if isinstance(value, (np.ndarray, np.generic)) else value)

@@ -2,6 +2,7 @@
 
 siglip-jax bench loss --batch=8192 --dim=768
 siglip-jax bench encode
+siglip-jax bench build --rows=20000
 """
 
 from __future__ import annotations
@@ -9,5 +10,6 @@ from __future__ import annotations
 COMMANDS = {
     "loss": "the sigmoid loss with its gradients: dense, rematerialised, three plain products, PyTorch",
     "finetune": "what fine-tuning gains on new data and loses on old, with the defaults and with naive settings",
+    "build": "a dataset of many rows built from repeated pictures: rows/s, memory at each tenth",
     "encode": "Model.encode_image beside the bare jitted function",
 }

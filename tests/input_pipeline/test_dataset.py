@@ -177,9 +177,10 @@ def test_existing_folders(catalogue, tmp_path):
 def test_an_interrupted_build_leaves_what_was_there(catalogue, tmp_path, monkeypatch, capsys):
     build(catalogue, tmp_path / "out")
     before = dataset_fingerprint(tmp_path / "out")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("input_pipeline.building.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("input_pipeline.building.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
         build(catalogue, tmp_path / "out", seed=9, overwrite=True)
+    monkeypatch.undo()
     assert dataset_fingerprint(tmp_path / "out") == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.partial", "shop"]
     assert "out.partial: 30 rows are done and kept; the same command goes on" in capsys.readouterr().err
