@@ -85,15 +85,15 @@ def build_dataset(
     out_dir = pathlib.Path(os.path.realpath(local_path(out_dir)))
     stage = Stage(out_dir)
     with _telling_what_cannot_be_written(out_dir):
-        if not stage.is_finished():
+        if stage.dataset.exists() or not stage.is_finished():  # else it is in its place already
             _check_writable(out_dir, overwrite)
     only = {name: list(values) for name, values in (only or {}).items()}
     chosen = choose_items(catalogue, only)
     options = {"fractions": dict(fractions), "seed": seed, "only": only, "min_image_size": min_image_size}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_keeping_finished_work(stage))
         with _telling_what_cannot_be_written(out_dir):
             stack.enter_context(stage.opened({"source": chosen.identity(), "options": options}))
-        stack.enter_context(_keeping_finished_work(stage))
         if not stage.is_finished():
             done = stage.rows()
             checked = check_items(
@@ -287,9 +287,12 @@ def _keeping_finished_work(stage: Stage) -> Iterator[None]:
     try:
         yield
     except UserError:
-        stage.remove()
+        if stage.is_ours:
+            stage.remove()
         raise
     except BaseException:
+        if not stage.is_ours:
+            raise
         if not stage.is_finished() and not (rows := stage.rows()):
             stage.remove()
         else:

@@ -36,11 +36,13 @@ class Stage:
     Attributes:
       folder: `<dataset>.partial`.
       dataset: the finished dataset, before it moves to its place.
+      is_ours: whether this process has its lock, and the work in it is of the same plan.
     """
 
     def __init__(self, out_dir: pathlib.Path):
         self.folder = out_dir.with_name(f"{out_dir.name}.partial")
         self.dataset = self.folder / "dataset"
+        self.is_ours = False
 
     @contextlib.contextmanager
     def opened(self, plan: Mapping[str, Any]) -> Iterator[Stage]:
@@ -99,7 +101,17 @@ class Stage:
         self._remove("part-*")
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Removes the folder; what tells that the build is finished goes last."""
+        last = [self.folder / name for name in ("finished", _PLAN, "lock")]
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path not in last:
+                path.unlink(missing_ok=True)
+        for path in last:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def _write_part(self, number: int, rows: Iterator[Checked]) -> bool:
         """False where there was no row left."""
@@ -136,7 +148,9 @@ class Stage:
                     f"{self.folder}: an unfinished build of another kind ({difference}); give the same source and "
                     "options to go on with it, or delete the folder to begin anew"
                 )
+            self.is_ours = True
             return
+        self.is_ours = True
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(plan), encoding="utf-8")
         sync(unfinished)

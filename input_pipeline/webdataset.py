@@ -163,7 +163,8 @@ def _samples(shard: pathlib.Path) -> Iterator[_Sample]:
     """Runs of members with one key: the path up to the first dot of the file's name."""
     sample: _Sample | None = None
     try:
-        with _open_tar(shard) as archive:
+        source = _open(shard)
+        with source, tarfile.open(str(shard), "r:", source, errors="surrogateescape") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
                 if member.isdir():
@@ -183,6 +184,8 @@ def _samples(shard: pathlib.Path) -> Iterator[_Sample]:
                     where = f"{shard.name}: {_replaced(member.name)}"
                     told = f"{where}: not UTF-8 ({' '.join(str(error).split()[-3:])}); write it as UTF-8"
                     sample.problem = sample.problem or FileProblem("not UTF-8", told)
+            if len(source.last) < tarfile.BLOCKSIZE or any(source.last):  # tarfile takes a damaged header for the end
+                raise tarfile.ReadError("no end-of-archive mark where the headers end")
     except _ERRORS as error:
         after = f"after {_replaced(sample.key)}" if sample else "at its beginning"
         raise UserError(f"{shard}: damaged or cut short {after} ({error}); copy it again or leave it out") from error
@@ -197,25 +200,31 @@ def _clean(sample: _Sample) -> _Sample:
     return sample
 
 
-def _open_tar(shard: pathlib.Path) -> tarfile.TarFile:
+def _open(shard: pathlib.Path) -> _Bounded:
     size = shard.stat().st_size
     compressed = not shard.name.endswith(".tar")
     file: Any = gzip.open(shard) if compressed else shard.open("rb")  # noqa: SIM115
     limit = FREE_BYTES + MAX_EXPANSION * size if compressed else size
-    return tarfile.open(name=str(shard), mode="r:", fileobj=_Bounded(file, limit), errors="surrogateescape")
+    return _Bounded(file, limit)
 
 
 class _Bounded(io.RawIOBase):
-    """A file that refuses to be read beyond `limit`, and in pieces that would fill the memory."""
+    """A file that refuses to be read beyond `limit`, and in pieces that would fill the memory.
+
+    Attributes:
+      last: what was read last.
+    """
 
     def __init__(self, file: Any, limit: int):
         self._file, self._limit = file, limit
+        self.last = b""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_READ_BYTES:
             raise tarfile.ReadError(f"a header asks for {size} bytes")
         self._check(self._file.tell() + size - tarfile.BLOCKSIZE)
-        return self._file.read(size)
+        self.last = self._file.read(size)
+        return self.last
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._check(offset)
