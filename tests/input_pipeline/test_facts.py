@@ -85,6 +85,6 @@ def test_the_hash_of_a_resized_picture_is_near():
     small = rng.integers(0, 256, (9, 10, 3), np.uint8)
     large = np.asarray(PIL.Image.fromarray(small).resize((300, 270), PIL.Image.Resampling.BICUBIC))
     other = rng.integers(0, 256, (300, 270, 3), np.uint8)
-    assert (perceptual_hash(small) ^ perceptual_hash(large)).bit_count() <= 10
-    assert (perceptual_hash(small) ^ perceptual_hash(other)).bit_count() > 16
+    near, far = (perceptual_hash(small) ^ perceptual_hash(picture) for picture in (large, other))
+    assert near.bit_count() + 10 < far.bit_count()
     assert 0 <= perceptual_hash(other) < 2**64
