@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from input_pipeline.files import FileProblem, Files, Folder, check_picture_size, local_path, open_files
-from input_pipeline.tables import FORMATS, Table, open_table
+from input_pipeline.files import FileProblem, Files, Folder, check_picture_size, expand_shards, local_path, open_files
+from input_pipeline.tables import FORMATS, ChainedTable, Table, open_table
 from siglip_jax.errors import UserError
 
 MAX_TABLE_BYTES = 2**36  # of a table in a zip, which may unpack to anything
@@ -173,7 +174,7 @@ def read_catalogue(
 
     Args:
       path: a folder or .zip that holds `items.tsv|csv|jsonl|parquet` (one of them), or such a table itself, whatever
-        its name, with the pictures beside it or inside; WebDataset tars (`shard-{000..123}.tar`, or a folder of
+        its name, or several (`part-{000..123}.parquet`), with the pictures beside it or inside; WebDataset tars (`shard-{000..123}.tar`, or a folder of
         tars); or `tfds:NAME`, `tfds:FOLDER`.
       columns: which column plays the part of "id", "title" or "image", where it has another name. Further pictures and
         titles stand in columns of that name with _2, _3, ...; without a column `image`, the pictures are
@@ -196,6 +197,8 @@ def read_catalogue(
 
     if shards := find_shards(text):
         return open_webdataset(shards, columns=columns)
+    if text.rpartition(".")[2].lower() in FORMATS and (parts := expand_shards(text)):
+        return _open_tables(Folder(parts[0].parent), [part.name for part in parts], columns)
     place = local_path(path)
     if place.is_file() and place.suffix[1:].lower() in FORMATS:
         files: Files = Folder(place.parent)
@@ -203,12 +206,18 @@ def read_catalogue(
     else:
         files = open_files(place)
         table = _find_table(files, place)
-    try:
-        files.open(table, limit=MAX_TABLE_BYTES).close()
-        source = open_table(lambda: files.open(table, limit=MAX_TABLE_BYTES), name=table)
-    except FileProblem as problem:
-        raise UserError(f"{path}: the table cannot be read: {problem}") from problem
-    parts = _assign(source, columns)
+    return _open_tables(files, [table], columns)
+
+
+def _open_tables(files: Files, names: Sequence[str], columns: Mapping[str, str]) -> Catalogue:
+    tables: list[Table] = []
+    for name in names:
+        try:
+            tables.append(open_table(functools.partial(files.open, name, limit=MAX_TABLE_BYTES), name=name))
+        except FileProblem as problem:
+            raise UserError(f"the table cannot be read: {problem}") from problem
+    source = tables[0] if len(tables) == 1 else ChainedTable(tables)
+    parts, table = _assign(source, columns), source.name
     by_id = None
     if not parts.images:
         by_id = _pictures_by_id(files)

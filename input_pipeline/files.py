@@ -7,6 +7,7 @@ import lzma
 import os
 import pathlib
 import posixpath
+import re
 import stat
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from typing import IO, Any, Protocol
 from siglip_jax.errors import UserError
 
 MAX_FILE_BYTES = 32 * 2**20  # of one picture; tables pass their own limit
+MAX_SHARDS = 10**6
 ZIP_ERRORS = (  # what zipfile raises on damaged, encrypted or unknown members
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, NotImplementedError, EOFError, ValueError,
 )  # fmt: skip
@@ -51,6 +53,25 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
     if "://" in os.fspath(path):
         raise UserError(f"{path}: catalogues and datasets are read from local disk; copy it there first")
     return pathlib.Path(path).expanduser()
+
+
+def expand_shards(path: str) -> list[pathlib.Path]:
+    """The files that `name-{000..123}.suffix` stands for; [] for a path without braces.
+
+    Raises:
+      UserError: a range that is none, or files that are not there.
+    """
+    match = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path, re.DOTALL)
+    if not match:
+        return []
+    before, first, last, after = match.groups()
+    if int(first) > int(last) or int(last) - int(first) >= MAX_SHARDS:
+        raise UserError(f"{path}: expected the smaller number first, and fewer than {MAX_SHARDS} files")
+    shards = [local_path(f"{before}{k:0{len(first)}d}{after}") for k in range(int(first), int(last) + 1)]
+    if missing := [shard for shard in shards if not shard.is_file()]:
+        of_all = f"of the {len(shards)} in {path} {len(missing)} are missing"
+        raise UserError(f"{missing[0]}: no such file; {of_all}")
+    return shards
 
 
 def open_files(path: pathlib.Path) -> Files:

@@ -124,6 +124,48 @@ class TextTable:
         return rows
 
 
+@dataclasses.dataclass(frozen=True)
+class ChainedTable:
+    """Tables of the same columns one after the other."""
+
+    tables: list[Table]
+
+    def __post_init__(self):
+        first = self.tables[0]
+        for table in self.tables[1:]:
+            if sorted(table.columns) != sorted(first.columns) or table.pictures != first.pictures:
+                raise UserError(
+                    f"{table.name}: columns are {', '.join(table.columns)}; expected those of {first.name}, "
+                    f"{', '.join(first.columns)}: build files of other columns apart"
+                )
+
+    @property
+    def name(self) -> str:
+        return f"{self.tables[0].name} ... {self.tables[-1].name}"
+
+    @property
+    def columns(self) -> list[str]:
+        return self.tables[0].columns
+
+    @property
+    def pictures(self) -> frozenset[str]:
+        return self.tables[0].pictures
+
+    @property
+    def count(self) -> int:
+        return sum(table.count for table in self.tables)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256("".join(table.sha256 for table in self.tables).encode()).hexdigest()
+
+    def rows(self, start: int = 0, *, pictures: bool = True) -> Iterator[Row]:
+        for table in self.tables:
+            if start < table.count:
+                yield from table.rows(start, pictures=pictures)
+            start = max(0, start - table.count)
+
+
 # --- tsv and csv ------------------------------------------------------------------------------------------------------
 
 

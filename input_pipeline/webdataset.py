@@ -11,14 +11,13 @@ import hashlib
 import io
 import json
 import pathlib
-import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from input_pipeline.catalogue import PICTURE_SUFFIXES, Catalogue, Item, as_text, title_texts
-from input_pipeline.files import MAX_FILE_BYTES, FileProblem, local_path, safe_name
+from input_pipeline.files import MAX_FILE_BYTES, FileProblem, expand_shards, local_path, safe_name
 from siglip_jax.errors import UserError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -34,15 +33,7 @@ def find_shards(path: str) -> list[pathlib.Path]:
     """The tars that `path` names: one, `name-{000..123}.tar`, or a folder of tars without a table; [] for no tars."""
     if "://" in path:
         return []
-    if match := re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path, re.DOTALL):
-        before, first, last, after = match.groups()
-        if not after.endswith(SUFFIXES):
-            raise UserError(f"{path}: expected {{000..123}} in the name of .tar, .tar.gz or .tgz files")
-        if int(first) > int(last) or int(last) - int(first) >= 10**6:
-            raise UserError(f"{path}: expected the smaller number first, and fewer than a million shards")
-        shards = [local_path(f"{before}{k:0{len(first)}d}{after}") for k in range(int(first), int(last) + 1)]
-        if missing := [shard for shard in shards if not shard.is_file()]:
-            raise UserError(f"{missing[0]}: no such file; of the {len(shards)} in {path} {len(missing)} are missing")
+    if path.endswith(SUFFIXES) and (shards := expand_shards(path)):
         return shards
     place = local_path(path)
     if place.is_dir():

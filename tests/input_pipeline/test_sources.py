@@ -77,6 +77,14 @@ def parquet_huggingface(folder):
     return folder / "shop.parquet"
 
 
+def parquet_parts(folder):
+    path = parquet_bytes(folder)
+    table = pq.read_table(path)
+    for part, (first, last) in enumerate([(0, 4), (4, 5), (5, 14)]):
+        pq.write_table(table.slice(first, last - first), folder / f"part-{part + 8:02d}.parquet")
+    return f"{folder}/part-{{08..10}}.parquet"
+
+
 def zipped(folder):
     source = folder / "source"
     source.mkdir()
@@ -125,7 +133,7 @@ def gzipped_tars(folder):
 
 
 SOURCES = [
-    tsv, csv, jsonl, parquet_bytes, parquet_huggingface, zipped, parquet_in_zip, tars, tar_folder, gzipped_tars,
+    tsv, csv, jsonl, parquet_bytes, parquet_huggingface, parquet_parts, zipped, parquet_in_zip, tars, tar_folder, gzipped_tars,
 ]  # fmt: skip
 
 
@@ -221,6 +229,13 @@ def test_json_members_named_by_columns(tmp_path, names):
         assert (item.id, item.title, item.more_titles, item.attributes) == ("7", "a", ("b",), {"price": "1.50"})
     else:
         assert (item.id, item.title, item.attributes) == ("0", "c", {})
+
+
+def test_parts_of_other_columns(tmp_path):
+    for part, columns in enumerate(["id,title,image", "id,title,photo"]):
+        (tmp_path / f"part-{part}.csv").write_text(f"{columns}\n1,a,b\n")
+    with pytest.raises(UserError, match=r"part-1.csv: columns are id, title, photo; expected those of part-0.csv"):
+        read_catalogue(f"{tmp_path}/part-{{0..1}}.csv")
 
 
 def test_shards_that_are_missing(tmp_path):
