@@ -91,6 +91,7 @@ def build_dataset(
     chosen = choose_items(catalogue, only)
     options = {"fractions": dict(fractions), "seed": seed, "only": only, "min_image_size": min_image_size}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_returning_memory())
         stack.enter_context(_keeping_finished_work(stage))
         with _telling_what_cannot_be_written(out_dir):
             stack.enter_context(stage.opened({"source": chosen.identity(), "options": options}))
@@ -279,6 +280,17 @@ def _telling_what_cannot_be_written(out_dir: pathlib.Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{out_dir}: cannot be written ({reason}); give another folder") from error
+
+
+@contextlib.contextmanager
+def _returning_memory() -> Iterator[None]:
+    """Arrow's own pools keep what columns of a million rows took; the system's gives it back."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 @contextlib.contextmanager

@@ -174,8 +174,8 @@ def read_catalogue(
 
     Args:
       path: a folder or .zip that holds `items.tsv|csv|jsonl|parquet` (one of them), or such a table itself, whatever
-        its name, or several (`part-{000..123}.parquet`), with the pictures beside it or inside; WebDataset tars (`shard-{000..123}.tar`, or a folder of
-        tars); or `tfds:NAME`, `tfds:FOLDER`.
+        its name, or several (`part-{000..123}.parquet`), with the pictures beside it or inside; WebDataset tars
+        (`shard-{000..123}.tar`, or a folder of tars); or `tfds:NAME`, `tfds:FOLDER`.
       columns: which column plays the part of "id", "title" or "image", where it has another name. Further pictures and
         titles stand in columns of that name with _2, _3, ...; without a column `image`, the pictures are
         `images/<id>.jpg|jpeg|png|webp`.

@@ -21,6 +21,7 @@ _SIGNATURES = (
     (0, b"\x89PNG\r\n\x1a\n", "PNG"), (8, b"WEBP", "WEBP"), (4, b"ftypavif", "AVIF"), (0, b"GIF8", "GIF"),
     (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"\xff\xd8\xff", "JPEG"), (0, b"BM", "BMP"),
 )  # fmt: skip
+_KEY = 32  # hexadecimal digits of a hash by which equal pictures are found: 128 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
     facts |= {"image_sha256": sha256, "image_phash": _perceptual_hash(pixels), "height": height, "width": width}
     facts |= {"bytes": len(data), "format": image_format(data)}
     del pixels
-    images, keys, problems = [], [sha256], []
+    images, keys, problems = [], [sha256[:_KEY]], []
     for name in item.more_images:
         try:
             more = catalogue.read_picture(item, name)
@@ -70,7 +71,7 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
             problems.append(f"{problem.kind}: {problem}")
         else:
             images.append(more)
-            keys.append(hashlib.sha256(more).hexdigest())
+            keys.append(hashlib.sha256(more).hexdigest()[:_KEY])
     record = _record(item, data, sha256, images)
     facts |= {"image_keys": keys, "more_problems": problems, "record_bytes": len(record)}
     return Checked(facts, record)

@@ -28,7 +28,7 @@ def normalise_title(title: str) -> str:
 
 def title_groups(titles: Sequence[str]) -> np.ndarray:
     """int64 [n]: equal numbers for equal normalised titles, 0, 1, 2, ... in order of first appearance."""
-    return _codes(pa.array([normalise_title(title) for title in titles], pa.string()))[0]
+    return _codes(pa.array([normalise_title(title) for title in titles], pa.string()))[0].astype(np.int64)
 
 
 def connected_groups(titles: Sequence[str], image_hashes: Sequence[str]) -> np.ndarray:
@@ -37,7 +37,7 @@ def connected_groups(titles: Sequence[str], image_hashes: Sequence[str]) -> np.n
     The number of a group is the index of its first row.
     """
     titles = [normalise_title(title) for title in titles]
-    return _linked([pa.array(titles, pa.string()), pa.array(list(image_hashes), pa.string())])
+    return _linked([_edges(pa.array(titles, pa.string())), _edges(pa.array(list(image_hashes), pa.string()))])
 
 
 def split_groups(
@@ -78,9 +78,8 @@ def split_rows(
       first row).
     """
     check_fractions(fractions)
-    titles = columns["title"]
-    groups = _linked([titles, columns["image"]])
-    codes, rows, distinct = _codes(titles)
+    codes, rows, distinct = _codes(columns["title"])
+    groups = _linked([(codes, rows, len(distinct)), _edges(columns["image"])])
     # Byte order of UTF-8 is the order of code points, so that these ranks are those of Python's strings.
     order = pc.array_sort_indices(distinct).to_numpy()
     rank = np.empty(len(order), np.int64)
@@ -98,30 +97,37 @@ def split_rows(
 
 
 def _codes(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, pa.Array]:
-    """Every value's number in order of first appearance (int64 [m]), its row (int64 [m]), the distinct values."""
+    """Every value's number in order of first appearance (int32 [m]), its row (int32 [m]), the distinct values."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if pa.types.is_list(column.type):
-        rows, column = pc.list_parent_indices(column).to_numpy(), pc.list_flatten(column)
+        rows, column = pc.list_parent_indices(column).to_numpy().astype(np.int32), pc.list_flatten(column)
     else:
-        rows = np.arange(len(column))
+        rows = np.arange(len(column), dtype=np.int32)
     encoded = column.dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64), rows, encoded.dictionary
+    return encoded.indices.to_numpy(), rows, encoded.dictionary
 
 
-def _linked(columns: Sequence[pa.Array | pa.ChunkedArray]) -> np.ndarray:
-    """int64 [n]: rows with a value of a column in common, directly or through others, get the index of the first."""
+def _edges(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, int]:
+    codes, rows, distinct = _codes(column)
+    return codes, rows, len(distinct)
+
+
+def _linked(columns: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> np.ndarray:
+    """int64 [n]: rows with a value of a column in common, directly or through others, get the index of the first.
+
+    `columns` are those of `_edges`; every row has a value in each of them.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    count = len(columns[0])
-    edges, nodes = [], count  # one node for each row, then one for each distinct value
-    for column in columns:
-        codes, rows, distinct = _codes(column)
-        edges.append((rows, codes + nodes))
-        nodes += len(distinct)
-    ends = [np.concatenate(side).astype(np.int32) for side in zip(*edges, strict=True)]
-    graph = coo_array((np.ones(len(ends[0]), bool), tuple(ends)), shape=(nodes, nodes))
+    count = int(columns[0][1].max(initial=-1)) + 1
+    starts = np.cumsum([count, *(distinct for _, _, distinct in columns)])  # a node for each row and distinct value
+    ends = [
+        np.concatenate([rows for _, rows, _ in columns]),
+        np.concatenate([codes + np.int32(start) for (codes, _, _), start in zip(columns, starts[:-1], strict=True)]),
+    ]
+    graph = coo_array((np.ones(len(ends[0]), bool), tuple(ends)), shape=(starts[-1], starts[-1]))
     labels = connected_components(graph, directed=False)[1][:count]
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return first[inverse].astype(np.int64)

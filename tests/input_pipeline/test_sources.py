@@ -133,7 +133,8 @@ def gzipped_tars(folder):
 
 
 SOURCES = [
-    tsv, csv, jsonl, parquet_bytes, parquet_huggingface, parquet_parts, zipped, parquet_in_zip, tars, tar_folder, gzipped_tars,
+    tsv, csv, jsonl, zipped, parquet_bytes, parquet_huggingface, parquet_parts, parquet_in_zip, tars, tar_folder,
+    gzipped_tars,
 ]  # fmt: skip
 
 
