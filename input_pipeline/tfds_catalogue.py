@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from input_pipeline.catalogue import PARTS, Catalogue, Item, as_text, title_texts
 from input_pipeline.files import FileProblem, local_path
@@ -38,21 +39,18 @@ def open_tfds(name: str, *, keys: Mapping[str, str]) -> Catalogue:
     Raises:
       UserError: no such dataset, not prepared, not in ArrayRecord files, or a key that is no fitting feature.
     """
+    place = local_path(name)
     try:
-        place = local_path(name)
-        builder = tfds.builder_from_directory(os.fspath(place)) if place.is_dir() else tfds.builder(name, try_gcs=False)
+        # From the files alone: the builders' code would import TensorFlow.
+        builder = tfds.builder_from_directory(os.fspath(place)) if place.is_dir() else builder_from_files(name)
         splits = {split: info.num_examples for split, info in builder.info.splits.items()}
-    except UserError:
-        raise
+        if not splits:
+            raise ValueError("no split in it")
     except Exception as error:  # TFDS raises many types
         raise UserError(
-            f"tfds:{name}: {' '.join(str(error).split())[:120]}; expected a dataset of tfds.list_builders() or a folder"
+            f"tfds:{name}: no prepared dataset ({' '.join(str(error).split())[:160]}); give the folder of one, or run "
+            "`tfds build NAME --file_format=array_record` where there is TensorFlow and a network, and copy what it made"
         ) from error
-    if not splits:
-        raise UserError(
-            f"tfds:{name}: not prepared in {builder.data_dir}; run `tfds build {name} --file_format=array_record` "
-            "where there is a network and TensorFlow, and copy the folder here"
-        )
     if "array_record" not in {format_.value for format_ in builder.info.available_file_formats()}:
         raise UserError(
             f"tfds:{name}: its files are {builder.info.file_format.value}, which only TensorFlow reads; prepare it "
