@@ -1,30 +1,41 @@
-"""A catalogue as shops keep it: a table of items (tsv, csv, jsonl, parquet) and their pictures, in a folder or zip."""
+"""A catalogue as shops keep it, read row by row: items with titles, pictures and attributes.
+
+`read_catalogue` opens a table with pictures beside it or inside, WebDataset tars or a TFDS dataset. What comes out is
+the same for all: `Item`s in a fixed order, again from any row on, with memory that does not grow with their number.
+"""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-import hashlib
+import functools
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from input_pipeline.files import FileProblem, Files, Folder, local_path, open_files
-from input_pipeline.tables import FORMATS, read_table
+from input_pipeline.files import FileProblem, Files, Folder, check_picture_size, expand_shards, local_path, open_files
+from input_pipeline.tables import FORMATS, ChainedTable, Table, open_table
 from siglip_jax.errors import UserError
 
-MAX_TABLE_BYTES = 2 * 2**30
+MAX_TABLE_BYTES = 2**36  # of a table in a zip, which may unpack to anything
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # in this order where an id has several
 REQUIRED = ("id", "title")
+PARTS = (*REQUIRED, "image")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """One row of the table.
+    """One row of a catalogue.
 
     Attributes:
       row: 0 for the first row below the header.
       id, title: as written.
       image: path of the picture inside the catalogue; "" where there is none.
       attributes: every other column, "" where a value is absent.
+      more_images, more_titles: the further pictures and titles, in order.
+      pictures: {name: bytes} of pictures that came with the row, by the names in `image` and `more_images`.
+      problem: why the row cannot be used, where reading already shows it.
     """
 
     row: int
@@ -32,96 +43,293 @@ class Item:
     title: str
     image: str
     attributes: dict[str, str]
+    more_images: tuple[str, ...] = ()
+    more_titles: tuple[str, ...] = ()
+    pictures: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    problem: FileProblem | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Catalogue:
+class Catalogue(abc.ABC):
     """What `read_catalogue` found.
 
     Attributes:
-      table: name of the table file.
-      sha256: of the table file.
-      rows: the items, in the table's order.
-      attribute_names: the columns that are neither id, title nor image.
+      table: name of the table file, of the tars or of the TFDS dataset.
+      sha256: of the table file; of tars, TFDS datasets and tables with pictures inside, of what tells them apart.
+      attribute_names: what is neither id, title nor picture; None where only reading all rows tells.
+      total: rows, or None where only reading all rows tells.
     """
 
     table: str
     sha256: str
-    rows: list[Item]
-    attribute_names: list[str]
-    files: Files = dataclasses.field(repr=False)
+    attribute_names: list[str] | None
+    total: int | None
 
-    def read_image(self, item: Item) -> bytes:
-        """The encoded picture of one item. Safe to call from several threads.
+    @abc.abstractmethod
+    def items(self, start: int = 0, *, pictures: bool = True) -> Iterator[Item]:
+        """The items in order, from row `start` on; without pictures that lie inside the rows, if not asked for."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a build to go on where an earlier one stopped."""
+        return {"table": self.table, "sha256": self.sha256}
+
+    def read_file(self, name: str) -> bytes:
+        """The bytes of a picture that does not come with its row."""
+        raise FileProblem("missing image", f"{name} is not in {self.table}")
+
+    def read_picture(self, item: Item, name: str) -> bytes:
+        """The encoded picture that an item has under this name. Safe to call from several threads.
 
         Raises:
-          FileProblem (a UserError): its `kind` is "missing image", "unsafe path", "too large" or "unreadable image".
+          FileProblem (a UserError): its `kind` is "missing image", "unsafe path", "too large", "empty file" or
+            "unreadable image".
         """
+        if name in item.pictures:
+            data = item.pictures[name]
+            check_picture_size(name, len(data))
+        else:
+            data = self.read_file(name)
+        if not data:
+            raise FileProblem("empty file", f"{name} has 0 bytes")
+        return data
+
+    def read_image(self, item: Item) -> bytes:
+        """The encoded first picture of one item; see `read_picture`."""
         if not item.image:
             raise FileProblem("missing image", f"item {item.id} has no picture")
-        return self.files.read(item.image)
+        return self.read_picture(item, item.image)
+
+    @property
+    def rows(self) -> list[Item]:
+        """All items at once, for small catalogues."""
+        return list(self.items())
 
 
-def read_catalogue(path: str | os.PathLike, *, columns: Mapping[str, str] | None = None) -> Catalogue:
-    """Reads the table of a catalogue; pictures are read later, one by one.
+@dataclasses.dataclass(frozen=True)
+class TableCatalogue(Catalogue):
+    """A table with its pictures in files beside it or in its own cells."""
+
+    source: Table = dataclasses.field(repr=False)
+    files: Files = dataclasses.field(repr=False)
+    columns: Columns
+    by_id: Mapping[str, str] | None = dataclasses.field(repr=False)  # {id: path} where no column names the pictures
+
+    @property
+    def table(self) -> str:  # type: ignore[override]
+        return self.source.name
+
+    @property
+    def sha256(self) -> str:  # type: ignore[override]
+        return self.source.sha256
+
+    @property
+    def attribute_names(self) -> list[str]:  # type: ignore[override]
+        return self.columns.attributes
+
+    @property
+    def total(self) -> int:  # type: ignore[override]
+        return self.source.count
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | self.files.identity() | {"columns": dataclasses.asdict(self.columns)}
+
+    def read_file(self, name: str) -> bytes:
+        return self.files.read(name)
+
+    def items(self, start: int = 0, *, pictures: bool = True) -> Iterator[Item]:
+        columns = self.columns
+        for number, (values, problem) in enumerate(self.source.rows(start, pictures=pictures), start):
+            id_ = as_text(values[columns.id])
+            titles = [text for column in columns.titles for text in title_texts(values[column])]
+            if self.by_id is None:
+                names, inside = gather_pictures({column: values.get(column, "") for column in columns.images})
+            else:
+                names, inside = [self.by_id[id_]] if id_ in self.by_id else [], {}
+            yield Item(
+                row=number,
+                id=id_,
+                title=titles[0] if titles else "",
+                image=names[0] if names else "",
+                attributes={name: as_text(values[name]) for name in columns.attributes},
+                more_images=tuple(names[1:]),
+                more_titles=tuple(titles[1:]),
+                pictures=inside,
+                problem=FileProblem("not UTF-8", problem) if problem else None,
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which column plays which part; `images` and `titles` in order, the further ones after the first."""
+
+    id: str
+    titles: list[str]
+    images: list[str]
+    attributes: list[str]
+
+
+def read_catalogue(
+    path: str | os.PathLike, *, columns: Mapping[str, str] | None = None, keys: Mapping[str, str] | None = None
+) -> Catalogue:
+    """Opens a catalogue; its rows are read later, in order, and pictures as they are asked for.
 
     Args:
       path: a folder or .zip that holds `items.tsv|csv|jsonl|parquet` (one of them), or such a table itself, whatever
-        its name, with the pictures beside it.
-      columns: which column plays the part of "id", "title" or "image", where it has another name. Without a column
-        `image`, the pictures are `images/<id>.jpg|jpeg|png|webp`.
+        its name, or several (`part-{000..123}.parquet`), with the pictures beside it or inside; WebDataset tars
+        (`shard-{000..123}.tar`, or a folder of tars); or `tfds:NAME`, `tfds:FOLDER`.
+      columns: which column plays the part of "id", "title" or "image", where it has another name. Further pictures and
+        titles stand in columns of that name with _2, _3, ...; without a column `image`, the pictures are
+        `images/<id>.jpg|jpeg|png|webp`.
+      keys: {"id", "title", "image": path of a feature} of a TFDS dataset.
 
     Raises:
-      UserError: no table, several, or one that `read_table` refuses; a column that is not there.
+      UserError: no table, several, or one that `open_table` refuses; a column that is not there.
     """
-    path = local_path(path)
-    if path.is_file() and path.suffix[1:].lower() in FORMATS:
-        files: Files = Folder(path.parent)
-        table = path.name
+    text, columns = os.fspath(path), {part: name for part, name in (columns or {}).items() if name}
+    if unknown := columns.keys() - set(PARTS):
+        raise UserError(f"columns: {', '.join(sorted(unknown))} given; only id, title and image can be named")
+    if text.startswith("tfds:"):
+        from input_pipeline.tfds_catalogue import open_tfds
+
+        return open_tfds(text.removeprefix("tfds:"), keys=keys or {})
+    if keys:
+        raise UserError(f"{path}: keys are for tfds:NAME catalogues; name a table's columns with --title_column")
+    from input_pipeline.webdataset import find_shards, open_webdataset
+
+    if shards := find_shards(text):
+        return open_webdataset(shards, columns=columns)
+    if text.rpartition(".")[2].lower() in FORMATS and (parts := expand_shards(text)):
+        return _open_tables(Folder(parts[0].parent), [part.name for part in parts], columns)
+    place = local_path(path)
+    if place.is_file() and place.suffix[1:].lower() in FORMATS:
+        files: Files = Folder(place.parent)
+        table = place.name
     else:
-        files = open_files(path)
-        table = _find_table(files, path)
-    try:
-        data = files.read(table, limit=MAX_TABLE_BYTES)
-    except FileProblem as problem:
-        raise UserError(f"{path}: the table cannot be read: {problem}") from problem
-    names, rows = read_table(data, name=table)
-    place = _places(names, columns or {}, table)
-    pictures = None
-    if "image" not in place:
-        pictures = _pictures_by_id(files)
-        if not pictures:
+        files = open_files(place)
+        table = _find_table(files, place)
+    return _open_tables(files, [table], columns)
+
+
+def _open_tables(files: Files, names: Sequence[str], columns: Mapping[str, str]) -> Catalogue:
+    tables: list[Table] = []
+    for name in names:
+        try:
+            tables.append(open_table(functools.partial(files.open, name, limit=MAX_TABLE_BYTES), name=name))
+        except FileProblem as problem:
+            raise UserError(f"the table cannot be read: {problem}") from problem
+    source = tables[0] if len(tables) == 1 else ChainedTable(tables)
+    parts, table = _assign(source, columns), source.name
+    by_id = None
+    if not parts.images:
+        by_id = _pictures_by_id(files)
+        if not by_id:
             raise UserError(
-                f"{table}: no column image; columns are {', '.join(names)}; name the image column with --image_column "
-                "or put the pictures into images/<id>.jpg"
+                f"{table}: no column image; columns are {', '.join(source.columns)}; name the image column with "
+                "--image_column or put the pictures into images/<id>.jpg"
             )
-    others = [(name, index) for index, name in enumerate(names) if index not in place.values()]
-    items = []
-    for number, row in enumerate(rows):
-        id_ = row[place["id"]]
-        image = row[place["image"]] if pictures is None else pictures.get(id_, "")
-        items.append(Item(number, id_, row[place["title"]], image, {name: row[index] for name, index in others}))
-    if not items:
+    if not source.count:
         raise UserError(f"{table}: no rows; expected a line for each item below the column names")
-    return Catalogue(table, hashlib.sha256(data).hexdigest(), items, [name for name, _ in others], files)
+    return TableCatalogue(source=source, files=files, columns=parts, by_id=by_id)
+
+
+class ChosenItems(Catalogue):
+    """The rows of a catalogue that have one of the values named; see `choose_items`."""
+
+    def __init__(self, catalogue: Catalogue, only: Mapping[str, Sequence[str]], total: int, others: int):
+        self.catalogue, self.only = catalogue, {name: list(values) for name, values in only.items()}
+        self.table, self.sha256, self.total = catalogue.table, catalogue.sha256, total
+        self.attribute_names = catalogue.attribute_names
+        self.others = others  # how many rows were not chosen
+
+    def items(self, start: int = 0, *, pictures: bool = True) -> Iterator[Item]:
+        for item in self.catalogue.items(start, pictures=pictures):
+            if all(item.attributes.get(name, "") in values for name, values in self.only.items()):
+                yield item
+
+    def identity(self) -> dict[str, Any]:
+        return self.catalogue.identity()
+
+    def read_file(self, name: str) -> bytes:
+        return self.catalogue.read_file(name)
 
 
 def choose_items(catalogue: Catalogue, only: Mapping[str, Sequence[str]]) -> Catalogue:
     """The catalogue with those rows alone that have, of every attribute named, one of the values given.
 
+    Reads the rows once without their pictures, to count them and to know the values.
+
     Raises:
       UserError: an attribute or a value that the catalogue has not; a misspelt one would silently choose nothing.
     """
+    if not only:
+        return catalogue
+    _check_attributes(catalogue.table, only, catalogue.attribute_names)
+    there: dict[str, set[str]] = {name: set() for name in only}
+    names: dict[str, None] = {}
+    total = read = 0
+    for item in catalogue.items(pictures=False):
+        names.update(dict.fromkeys(item.attributes))
+        for name, seen in there.items():
+            seen.add(item.attributes.get(name, ""))
+        read += 1
+        total += all(item.attributes.get(name, "") in values for name, values in only.items())
+    _check_attributes(catalogue.table, only, list(names))
     for name, values in only.items():
-        if name not in catalogue.attribute_names:
-            known = ", ".join(catalogue.attribute_names) or "none"
-            raise UserError(f"only {name}={values[0]}: no such attribute; {catalogue.table} has {known}")
-        there = {item.attributes[name] for item in catalogue.rows}
-        if missing := [value for value in values if value not in there]:
-            some = ", ".join(sorted(there)[:20])
+        if missing := [value for value in values if value not in there[name]]:
+            some = ", ".join(sorted(there[name])[:20])
             raise UserError(f"only {name}={missing[0]}: no row has this value; values are {some}")
-    rows = [item for item in catalogue.rows if all(item.attributes[name] in values for name, values in only.items())]
-    return dataclasses.replace(catalogue, rows=rows)
+    return ChosenItems(catalogue, only, total, read - total)
+
+
+def _check_attributes(table: str, only: Mapping[str, Sequence[str]], names: Sequence[str] | None) -> None:
+    for name, values in only.items():
+        if names is not None and name not in names:
+            known = ", ".join(names) or "none"
+            raise UserError(f"only {name}={values[0]}: no such attribute; {table} has {known}")
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+def as_text(value: Any) -> str:
+    """A cell as text; lists as JSON."""
+    if isinstance(value, str):
+        return value
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def title_texts(value: Any) -> list[str]:
+    """The titles of a cell: one text, or a list of them; empty ones are none."""
+    titles = value if isinstance(value, list) else [value]
+    return [text for text in (as_text("" if title is None else title) for title in titles) if text.strip()]
+
+
+def gather_pictures(cells: Mapping[str, Any]) -> tuple[list[str], dict[str, bytes]]:
+    """The names of a row's pictures in order, and the bytes of those that came with it.
+
+    Args:
+      cells: {column: path, bytes, {"bytes", "path"} or a list of these}; "" and None are none.
+    """
+    names: list[str] = []
+    inside: dict[str, bytes] = {}
+    for column, cell in cells.items():
+        several = isinstance(cell, list)
+        for number, value in enumerate(cell if several else [cell], 1):
+            if isinstance(value, dict):  # Hugging Face's Image; the path alone where the bytes are elsewhere
+                value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+            if value is None or value == "":
+                continue
+            if isinstance(value, bytes):
+                name = f"{column}[{number}]" if several else column
+                inside[name] = value
+            else:
+                name = as_text(value)
+            names.append(name)
+    return names, inside
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def _find_table(files: Files, path: os.PathLike) -> str:
@@ -135,18 +343,31 @@ def _find_table(files: Files, path: os.PathLike) -> str:
     return found[0]
 
 
-def _places(names: list[str], columns: Mapping[str, str], table: str) -> dict[str, int]:
-    """{"id": 0, "title": 1, ...}: which column plays which part; "image" only where there is one."""
-    if unknown := columns.keys() - {*REQUIRED, "image"}:
-        raise UserError(f"columns: {', '.join(sorted(unknown))} given; only id, title and image can be named")
-    wanted = {part: columns.get(part) or part for part in (*REQUIRED, "image")}
+def _assign(table: Table, given: Mapping[str, str]) -> Columns:
+    """Which column plays which part; no `images` where there is no such column."""
+    wanted = {part: given.get(part, part) for part in PARTS}
     for part, name in wanted.items():
-        if name not in names and (part != "image" or columns.get(part)):
+        if name not in table.columns and (part != "image" or part in given):
             raise UserError(
-                f"{table}: no column {name}; columns are {', '.join(names)}; "
+                f"{table.name}: no column {name}; columns are {', '.join(table.columns)}; "
                 f"name the {part} column with --{part}_column"
             )
-    return {part: names.index(name) for part, name in wanted.items() if name in names}
+    titles, images = (_numbered(wanted[part], table.columns) for part in ("title", "image"))
+    used = {wanted["id"], *titles, *images}
+    attributes = [name for name in table.columns if name not in used]
+    if wrong := [name for name in (wanted["id"], *titles, *attributes) if name in table.pictures]:
+        raise UserError(
+            f"{table.name}: column {wrong[0]} holds bytes; expected text there, and pictures in the image column: "
+            "name it with --image_column, or leave the column out"
+        )
+    return Columns(wanted["id"], titles, images, attributes)
+
+
+def _numbered(name: str, columns: Sequence[str]) -> list[str]:
+    """`name`, `name`_2, `name`_3, ... as far as they are columns; empty without `name`."""
+    pattern = re.compile(rf"{re.escape(name)}_([2-9]|[1-9][0-9]+)")
+    others = sorted((int(found[1]), column) for column in columns if (found := pattern.fullmatch(column)))
+    return [name, *(column for _, column in others)] if name in columns else []
 
 
 def _pictures_by_id(files: Files) -> dict[str, str]:

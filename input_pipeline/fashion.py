@@ -14,10 +14,10 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from input_pipeline.catalogue import MAX_TABLE_BYTES
 from input_pipeline.files import MAX_FILE_BYTES, ZIP_ERRORS
 from siglip_jax.errors import UserError
 
+MAX_TABLE_BYTES = 2**31  # read whole, since its lines are mended
 _STYLES = ("id", "gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "year", "usage")
 _LONGEST_ID = 200  # bytes; file names have 255
 _TITLE = "productDisplayName"

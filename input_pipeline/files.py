@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import pathlib
 import posixpath
+import re
 import stat
 import zipfile
 import zlib
-from typing import Protocol
+from typing import IO, Any, Protocol
 
 from siglip_jax.errors import UserError
 
 MAX_FILE_BYTES = 32 * 2**20  # of one picture; tables pass their own limit
+MAX_SHARDS = 10**6
 ZIP_ERRORS = (  # what zipfile raises on damaged, encrypted or unknown members
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, NotImplementedError, EOFError, ValueError,
 )  # fmt: skip
 
 
 class FileProblem(UserError):
-    """One file that cannot be used; `kind` is the word it is counted under."""
+    """One file or row that cannot be used; `kind` is the word it is counted under."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -38,6 +41,12 @@ class Files(Protocol):
           FileProblem: kind "unsafe path", "missing image", "too large" or "unreadable image".
         """
 
+    def open(self, name: str, *, limit: int) -> IO[bytes]:
+        """The same file to be read bit by bit; the same errors."""
+
+    def identity(self) -> dict[str, Any]:
+        """What tells, without reading every file, whether the files are those of an earlier run."""
+
 
 def local_path(path: str | os.PathLike) -> pathlib.Path:
     """The path as a local one; ArrayRecord's Python wheels and zip files need local disks."""
@@ -46,12 +55,31 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(path).expanduser()
 
 
+def expand_shards(path: str) -> list[pathlib.Path]:
+    """The files that `name-{000..123}.suffix` stands for; [] for a path without braces.
+
+    Raises:
+      UserError: a range that is none, or files that are not there.
+    """
+    match = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path, re.DOTALL)
+    if not match:
+        return []
+    before, first, last, after = match.groups()
+    if int(first) > int(last) or int(last) - int(first) >= MAX_SHARDS:
+        raise UserError(f"{path}: expected the smaller number first, and fewer than {MAX_SHARDS} files")
+    shards = [local_path(f"{before}{k:0{len(first)}d}{after}") for k in range(int(first), int(last) + 1)]
+    if missing := [shard for shard in shards if not shard.is_file()]:
+        of_all = f"of the {len(shards)} in {path} {len(missing)} are missing"
+        raise UserError(f"{missing[0]}: no such file; {of_all}")
+    return shards
+
+
 def open_files(path: pathlib.Path) -> Files:
     """A folder or a .zip file as `Files`."""
     if path.is_dir():
         return Folder(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; expected a catalogue folder, a .zip or a table")
+        raise UserError(f"{path}: no such file or folder; expected a catalogue folder, a .zip, tars or a table")
     return Zip(path)
 
 
@@ -66,8 +94,15 @@ class Folder:
         return sorted(entry.name for entry in os.scandir(path) if not entry.is_dir(follow_symlinks=False))
 
     def read(self, name: str, *, limit: int = MAX_FILE_BYTES) -> bytes:
+        with self.open(name, limit=limit) as file:
+            try:
+                return file.read()
+            except OSError as error:
+                raise FileProblem("unreadable image", f"{name} cannot be read ({error})") from error
+
+    def open(self, name: str, *, limit: int) -> IO[bytes]:
         try:
-            path = (self.root / _safe(name)).resolve()  # follows symbolic links, so that the next line sees them
+            path = (self.root / safe_name(name)).resolve()  # follows symbolic links, so that the next line sees them
             if not path.is_relative_to(self.root):
                 raise FileProblem("unsafe path", f"{name!r} leads outside {self.root}")
             status = path.stat()
@@ -75,11 +110,14 @@ class Folder:
                 raise FileProblem("missing image", f"{name} is not a file")
             if status.st_size > limit:
                 raise FileProblem("too large", _too_large(name, status.st_size, limit))
-            return path.read_bytes()
+            return path.open("rb")
         except FileNotFoundError as error:
             raise FileProblem("missing image", f"{name} not found in {self.root}") from error
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
             raise FileProblem("unreadable image", f"{name} cannot be read ({error})") from error
+
+    def identity(self) -> dict[str, Any]:
+        return {}  # a look at every picture would cost what reading costs; the table stands for them
 
 
 class Zip:
@@ -101,22 +139,49 @@ class Zip:
         return sorted(name for name in names if name and "/" not in name)
 
     def read(self, name: str, *, limit: int = MAX_FILE_BYTES) -> bytes:
+        info = self._find(name, limit)
         try:
-            info = self._zip.getinfo(self._top + _safe(name))
-            if info.file_size > limit:
-                raise FileProblem("too large", _too_large(name, info.file_size, limit))
             return self._zip.read(info)  # zipfile stops at file_size, whatever the compressed stream holds
-        except KeyError as error:
-            raise FileProblem("missing image", f"{name} not found in {self.path}") from error
         except ZIP_ERRORS as error:
             raise FileProblem("unreadable image", f"{name} in {self.path} cannot be read ({error})") from error
 
+    def open(self, name: str, *, limit: int) -> IO[bytes]:
+        info = self._find(name, limit)
+        try:
+            return self._zip.open(info)
+        except ZIP_ERRORS as error:
+            raise FileProblem("unreadable image", f"{name} in {self.path} cannot be read ({error})") from error
 
-def _safe(name: str) -> str:
+    def identity(self) -> dict[str, Any]:
+        """The members with their sizes and checksums, from the zip's directory."""
+        digest = hashlib.sha256()
+        for info in self._zip.infolist():
+            digest.update(f"{info.filename}\0{info.file_size}\0{info.CRC}\n".encode(errors="surrogatepass"))
+        return {"zip_directory": digest.hexdigest()}
+
+    def _find(self, name: str, limit: int) -> zipfile.ZipInfo:
+        try:
+            info = self._zip.getinfo(self._top + safe_name(name))
+        except KeyError as error:
+            raise FileProblem("missing image", f"{name} not found in {self.path}") from error
+        if stat.S_ISLNK(info.external_attr >> 16):  # its content would be the path it leads to
+            raise FileProblem("unsafe path", f"{name} in {self.path} is a symbolic link; zip the file itself")
+        if info.file_size > limit:
+            raise FileProblem("too large", _too_large(name, info.file_size, limit))
+        return info
+
+
+def safe_name(name: str) -> str:
+    """The name, normalised; a FileProblem where it could lead out of the catalogue."""
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name or ":" in parts[0]:
         raise FileProblem("unsafe path", f"{name!r}; expected a path relative to the catalogue, with / and without ..")
     return posixpath.normpath(name)
+
+
+def check_picture_size(name: str, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise FileProblem("too large", _too_large(name, size, MAX_FILE_BYTES))
 
 
 def _too_large(name: str, size: int, limit: int) -> str:

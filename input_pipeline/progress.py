@@ -12,9 +12,12 @@ LOG_SECONDS = 5.0
 
 
 def progress(
-    items: Iterable[T], *, total: int, label: str, unit: str = "rows", step: int = 1, show: bool = True
+    items: Iterable[T], *, total: int | None, label: str, unit: str = "rows", step: int = 1, show: bool = True
 ) -> Iterator[T]:
-    """Yields `items`, each worth `step` of `total`, telling stderr how many are done, the rate and the time left."""
+    """Yields `items`, each worth `step` of `total`, telling stderr how many are done, the rate and the time left.
+
+    A `total` of None is one that only the end will tell.
+    """
     if not show:
         yield from items
     elif sys.stderr.isatty():
@@ -23,15 +26,16 @@ def progress(
         with tqdm.tqdm(total=total, desc=label, unit=f" {unit}") as bar:
             for item in items:
                 yield item
-                bar.update(min(step, total - bar.n))
+                bar.update(step if total is None else min(step, total - bar.n))
     else:
         start = shown = time.monotonic()
         for number, item in enumerate(items, 1):
             yield item
-            done = min(number * step, total)
+            done = number * step if total is None else min(number * step, total)
             now = time.monotonic()
             if now - shown >= LOG_SECONDS or (done == total and shown != start):
                 rate = done / (now - start)
-                left = f"{(total - done) / rate:.0f} s left"
-                print(f"{label}: {done}/{total} {unit}, {rate:.0f} {unit}/s, {left}", file=sys.stderr, flush=True)
+                place = f"{done}" if total is None else f"{done}/{total}"
+                left = "" if total is None else f", {(total - done) / rate:.0f} s left"
+                print(f"{label}: {place} {unit}, {rate:.0f} {unit}/s{left}", file=sys.stderr, flush=True)
                 shown = now

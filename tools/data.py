@@ -1,10 +1,14 @@
 """siglip-jax data: a catalogue becomes a TFDS dataset in ArrayRecord files, with an audit.
 
 The catalogue is a folder or .zip with items.tsv, .csv, .jsonl or .parquet (columns id, title, image, and any
-attributes) and the pictures. Splits are made by title and picture, so that no duplicate is on both sides.
+attributes) and the pictures, or a parquet with the pictures inside, or WebDataset tars, or a TFDS dataset; docs/data.md
+has them all. Splits are made by title and picture, so that no duplicate is on both sides. A build that was stopped goes
+on with the same command.
 
   siglip-jax data --catalog=shop.zip --output=data/shop
   siglip-jax data --catalog=archive.zip --layout=fashion --output=data/fashion
+  siglip-jax data --catalog='shards/shop-{000..123}.tar' --output=data/shop
+  siglip-jax data --catalog=tfds:coco_captions --keys=title=captions/text --output=data/coco
   siglip-jax data --catalog=shop.zip --only=type=dress --only=type=skirt --output=data/dresses
 """
 
@@ -17,11 +21,17 @@ from tools import options
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("catalog", None, "Folder, .zip or table.", required=True, flag_values=values)
+    flags.DEFINE_string("catalog", None, "Folder, .zip, table, tars or tfds:NAME.", required=True, flag_values=values)
     options.define_output(values, "Folder of the dataset.")
     options.define_layout(values)
     for column in ("id", "title", "image"):
         flags.DEFINE_string(f"{column}_column", column, f"Column that holds the {column}.", flag_values=values)
+    flags.DEFINE_list(
+        "keys",
+        [],
+        "Of tfds:NAME, part=feature: where id, title and image are, such as title=captions/text,image=image.",
+        flag_values=values,
+    )
     flags.DEFINE_multi_string(
         "split", ["train=0.8", "test=0.2"], "name=share, once for each split.", flag_values=values
     )
@@ -56,12 +66,19 @@ def main(values: flags.FlagValues) -> None:
         if not (name and sign):
             raise UserError(f"--only={entry}: expected attribute=value, such as type=dress")
         only.setdefault(name, []).append(value)
+    keys: dict[str, str] = {}
+    for entry in values["keys"].value or []:  # values.keys is a method
+        name, sign, feature = entry.partition("=")
+        if not (name and sign and feature) or name in keys:
+            raise UserError(f"--keys={entry}: expected part=feature, each part once, such as title=captions/text")
+        keys[name] = feature
     columns = {name: str(values[f"{name}_column"].value) for name in ("id", "title", "image")}
     workflow.build_data(
         values.catalog,
         values.output,
         layout=values.layout,
         columns={name: column for name, column in columns.items() if column != name},
+        keys=keys,
         fractions=fractions,
         only=only,
         seed=values.seed,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import math
 import operator
 import pathlib
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -25,7 +28,7 @@ from input_pipeline.dataset import attributes, build_dataset, dataset_fingerprin
 from input_pipeline.loader import iterate_split, make_loader
 from input_pipeline.progress import progress
 from input_pipeline.tokenizer import train_tokenizer
-from siglip_jax.errors import UserError
+from siglip_jax.errors import Stopped, UserError
 from siglip_jax.preprocessing import Preprocessing
 
 EMBED_BATCH = 256
@@ -44,29 +47,56 @@ def build_data(
     *,
     layout: str = "catalog",
     columns: Mapping[str, str] | None = None,
+    keys: Mapping[str, str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """A catalogue in our layout or the public fashion one -> a dataset; prints and returns the audit.
+    """A catalogue in any of the layouts, or the public fashion one -> a dataset; prints and returns the audit.
 
     `options` are those of `build_dataset`.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        source = pathlib.Path(catalog)
+    with tempfile.TemporaryDirectory() as temporary, _terminable():
+        source = catalog
         if layout == "fashion":
             from input_pipeline.fashion import convert_fashion
 
-            counts = convert_fashion(source, temporary)
+            counts = convert_fashion(pathlib.Path(source), temporary)
             print(f"fashion layout: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
-            source = pathlib.Path(temporary)
-        audit = build_dataset(read_catalogue(source, columns=columns), output, **options)
+            source = temporary
+        audit = build_dataset(read_catalogue(source, columns=columns, keys=keys), output, **options)
     if audit["not_chosen"]:
         print(f"{audit['not_chosen']} rows of other attributes not looked at")
     splits = ", ".join(f"{count} {name}" for name, count in audit["splits"].items())
     print(f"{audit['kept']} of {audit['rows']} rows kept: {splits}")
     if audit["problems"]:
         print("left out: " + ", ".join(f"{count} {kind}" for kind, count in audit["problems"].items()))
+    if audit["more_image_problems"]:
+        found = ", ".join(f"{count} {kind}" for kind, count in audit["more_image_problems"].items())
+        print(f"further pictures left out of rows kept: {found}")
     print(f"dataset {output}, audit {pathlib.Path(output) / 'audit.json'}")
     return audit
+
+
+class _Terminated(BaseException):
+    """SIGTERM; no Exception, so that nobody takes it for an error of the data."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Turns SIGTERM into an orderly end: temporary folders go, finished work is kept, the exit code is 143."""
+
+    def stop(*_: Any) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except _Terminated:
+        raise Stopped("stopped by SIGTERM", code=128 + signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import attributes, build_dataset, dataset_fingerprint, open_split
+from input_pipeline.files import Folder
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image
 
@@ -173,22 +174,37 @@ def test_existing_folders(catalogue, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "shop"]  # nothing half done is left
 
 
-def test_an_interrupted_build_leaves_nothing(catalogue, tmp_path, monkeypatch):
+def test_an_interrupted_build_leaves_what_was_there(catalogue, tmp_path, monkeypatch, capsys):
     build(catalogue, tmp_path / "out")
     before = dataset_fingerprint(tmp_path / "out")
-    monkeypatch.setattr("input_pipeline.dataset._write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("input_pipeline.building.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         build(catalogue, tmp_path / "out", seed=9, overwrite=True)
+    monkeypatch.undo()
     assert dataset_fingerprint(tmp_path / "out") == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.partial", "shop"]
+    assert "out.partial: 30 rows are done and kept; the same command goes on" in capsys.readouterr().err
+    build(catalogue, tmp_path / "out", seed=9, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "shop"]
 
 
-def test_a_picture_that_changes_meanwhile(catalogue, tmp_path, monkeypatch):
-    (tmp_path / "shop/3.png").write_bytes(encode(value=99))
-    monkeypatch.setattr("input_pipeline.dataset._refuse", lambda *_: (tmp_path / "shop/3.png").write_bytes(encode()))
-    with pytest.raises(UserError, match=r"3\.png changed"):
+def test_interrupted_before_anything_is_finished(catalogue, tmp_path, monkeypatch):
+    monkeypatch.setattr("input_pipeline.checking.decode_image", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
         build(catalogue, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shop"]
+
+
+def test_every_picture_is_read_and_decoded_once(catalogue, tmp_path, monkeypatch):
+    read, decoded = [], []
+    monkeypatch.setattr(
+        "input_pipeline.files.Folder.read",
+        lambda self, name, _read=Folder.read: read.append(name) or _read(self, name),
+    )
+    monkeypatch.setattr("input_pipeline.checking.decode_image", lambda data: decoded.append(data) or decode_image(data))
+    build(catalogue, tmp_path / "out")
+    assert sorted(read) == sorted(f"{k}.png" for k in range(30))
+    assert len(decoded) == 30
 
 
 def test_no_attributes(tmp_path):
@@ -201,7 +217,7 @@ def test_no_attributes(tmp_path):
 
 
 def test_several_shards_keep_the_order(catalogue, tmp_path, monkeypatch):
-    monkeypatch.setattr("input_pipeline.dataset.SHARD_BYTES", 5000)
+    monkeypatch.setattr("input_pipeline.records.SHARD_BYTES", 5000)
     build(catalogue, tmp_path / "out", fractions={"train": 1.0})
     assert len(list((tmp_path / "out").glob("*.array_record-*"))) > 2
     assert attributes(tmp_path / "out", "train")[0] == [f"id{k}" for k in range(30)]
@@ -250,6 +266,7 @@ def test_neither_tensorflow_nor_jax_is_imported(catalogue, tmp_path):
     code = f"""
 import sys
 from input_pipeline.catalogue import read_catalogue
+from input_pipeline.files import Folder
 from input_pipeline.dataset import attributes, build_dataset
 build_dataset(read_catalogue({str(tmp_path / "shop")!r}), {str(tmp_path / "out")!r}, progress=False)
 attributes({str(tmp_path / "out")!r}, "train")
@@ -289,6 +306,6 @@ def test_leftovers_and_permissions(catalogue, tmp_path):
 
 @pytest.mark.parametrize("out", ["shop/items.tsv/out", "x" * 300, "x" * 250])
 def test_folders_that_cannot_be_made_are_found_first(catalogue, tmp_path, monkeypatch, out):
-    monkeypatch.setattr("input_pipeline.dataset.decode_image", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr("input_pipeline.checking.decode_image", lambda _: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"cannot be written .*give another folder"):
         build(catalogue, tmp_path / out)

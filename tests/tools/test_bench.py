@@ -184,3 +184,12 @@ def test_resize(capsys, shop_dataset, trained_workdir, config_file):
     ):
         assert cli.main(["bench", "resize", *options, f"--resize={wrong}"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_build(capsys, tmp_path):
+    assert cli.main(["bench", "build", "--rows=900", f"--workdir={tmp_path / 'work'}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "of 900 rows kept" in lines[0]
+    assert [line.split()[1] for line in lines if line.startswith("checked")] == [str(90 * k) for k in range(1, 11)]
+    assert float(lines[-2].split()[-1]) > 50  # MiB
+    assert list((tmp_path / "work").iterdir()) == []
