@@ -12,17 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from input_pipeline.perceptual import near_groups, signatures
+from input_pipeline.split import NEAR_KEY
+
 _TEXTS = pa.list_(pa.string())
 # Of a row alone; `attributes` is JSON, since the names of all are known only at the end.
 STAGED = pa.schema(
     {
         "row": pa.int64(), "id": pa.string(), "title": pa.string(), "kind": pa.string(), "detail": pa.string(),
-        "image_sha256": pa.string(), "image_phash": pa.uint64(), "height": pa.int32(), "width": pa.int32(),
-        "bytes": pa.int64(), "format": pa.string(), "more_titles": _TEXTS, "more_problems": _TEXTS,
-        "title_keys": _TEXTS, "image_keys": _TEXTS, "attributes": pa.string(), "record_bytes": pa.int64(),
+        "image_sha256": pa.string(), "image_phash": pa.uint64(), "image_signature": pa.binary(64),
+        "height": pa.int32(), "width": pa.int32(), "bytes": pa.int64(), "format": pa.string(),
+        "more_titles": _TEXTS, "more_problems": _TEXTS, "title_keys": _TEXTS, "image_keys": _TEXTS,
+        "attributes": pa.string(), "record_bytes": pa.int64(),
     }
 )  # fmt: skip
 DUPLICATE = "duplicate id"
+NO_TIME, SEEN = "no time", "in an earlier split"
 _TEXT_KINDS = ("not UTF-8", "empty id", "empty title", "NUL byte")  # a row with one of these is not looked at further
 
 
@@ -49,6 +54,8 @@ class Facts(Mapping[str, pa.ChunkedArray]):
     def __getitem__(self, name: str) -> pa.ChunkedArray:
         if name in ("title", "image"):
             return _single(self.staged(f"{name}_keys"))
+        if name == NEAR_KEY:
+            return pa.chunked_array([near_groups(signatures(self.staged("image_signature")))])
         if name not in self.attribute_names:
             raise KeyError(name)
         chunks = []
@@ -57,7 +64,7 @@ class Facts(Mapping[str, pa.ChunkedArray]):
         return pa.chunked_array(chunks, pa.string())
 
     def __iter__(self) -> Iterator[str]:
-        yield from dict.fromkeys(("title", "image", *self.attribute_names))
+        yield from dict.fromkeys(("title", "image", NEAR_KEY, *self.attribute_names))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -81,6 +88,18 @@ def kinds_of(facts: Facts) -> pa.ChunkedArray:
     kinds = facts.staged("kind")
     repeated &= ~pc.is_in(kinds, pa.array(_TEXT_KINDS)).to_numpy(zero_copy_only=False)
     return pc.if_else(pa.array(repeated), DUPLICATE, kinds)
+
+
+def details_of(kinds: pa.Array | pa.ChunkedArray, ids: pa.ChunkedArray, details: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What is told of each row, with the kinds that only all rows together show."""
+    repeated = pc.binary_join_element_wise("id ", ids, " was in an earlier row, which is kept", "")
+    for kind, text in (
+        (DUPLICATE, repeated),
+        (NO_TIME, "the time is empty or no ISO 8601 date"),
+        (SEEN, "what rows are split by, an earlier split has too"),
+    ):
+        details = pc.if_else(pc.equal(kinds, kind), text, details)
+    return details
 
 
 def attribute_names(parts: Sequence[pathlib.Path]) -> list[str]:
