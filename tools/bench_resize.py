@@ -41,6 +41,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     from eval.report import format_table
+    from eval.rows import VectorRow
+    from input_pipeline.dataset import attributes
     from tools import comparison, workflow
 
     split = values.config.evaluation.split
@@ -48,16 +50,20 @@ def main(values: flags.FlagValues) -> None:
     encoder = workflow.load_encoder(values.model)
     kinds = list(dict.fromkeys(values.resize))
     variants = {kind: with_resize(encoder, kind) for kind in kinds}
-    vectors = {
-        kind: np.concatenate(list(embed(variant, values.dataset, split, enlarge=values.enlarge, label=kind)))
-        for kind, variant in variants.items()
-    }
+    if len(kinds) < 2:
+        raise UserError(f"--resize={kinds[0]} alone: nothing to compare it with; give two or more")
+    ids, _, _ = attributes(values.dataset, split)
+    rows = {}
+    for kind, variant in variants.items():
+        parts = embed(variant, values.dataset, split, enlarge=values.enlarge, label=kind)
+        rows[kind] = VectorRow(kind, np.concatenate(list(parts)), ids=ids)
     report = comparison.rank(
-        vectors,
+        rows,
         config=values.config,
         dataset=values.dataset,
         title=f"Resizing of {pathlib.Path(values.dataset).name}",
         new=kinds[-1],
+        against=kinds[0],
         scann=None,
         provenance={"model": encoder.description, "enlarge": values.enlarge},
     )
