@@ -10,8 +10,7 @@ import PIL.Image
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from input_pipeline import dataset as datasets
-from input_pipeline import sources
+from input_pipeline import records, sources
 from input_pipeline.augment import Augmentation
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import Split, build_dataset, open_split
@@ -38,7 +37,7 @@ def dataset(tmp_path_factory):
         PIL.Image.fromarray(pixels).save(folder / f"images/id{k}.png")
     (folder / "items.csv").write_text("\n".join(["id,title", *(f"id{k},{title}" for k, title in enumerate(TITLES))]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "SHARD_BYTES", 22 * 8400)
+        patch.setattr(records, "SHARD_BYTES", 22 * 8400)
         build_dataset(read_catalogue(folder), folder / "dataset", fractions={"train": 1.0}, progress=False)
     assert len(list((folder / "dataset").glob("*array_record*"))) == 3
     return folder / "dataset"
