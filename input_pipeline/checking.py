@@ -12,6 +12,7 @@ from tensorflow_datasets.proto import tf_feature_pb2
 
 from input_pipeline.catalogue import Catalogue, Item
 from input_pipeline.files import FileProblem
+from input_pipeline.perceptual import leading_bits, picture_signature
 from input_pipeline.split import normalise_title
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image
@@ -46,8 +47,9 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
     """
     facts: dict[str, Any] = {
         "row": item.row, "id": item.id, "title": item.title, "kind": "", "detail": "", "image_sha256": "",
-        "image_phash": 0, "height": 0, "width": 0, "bytes": 0, "format": "", "more_titles": list(item.more_titles),
-        "more_problems": [], "title_keys": [normalise_title(title) for title in (item.title, *item.more_titles)],
+        "image_phash": 0, "image_signature": None, "height": 0, "width": 0, "bytes": 0, "format": "",
+        "more_titles": list(item.more_titles), "more_problems": [],
+        "title_keys": [normalise_title(title) for title in (item.title, *item.more_titles)],
         "image_keys": [], "attributes": json.dumps(item.attributes, ensure_ascii=False), "record_bytes": 0,
     }  # fmt: skip
     try:
@@ -59,7 +61,9 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
         return Checked({name: _storable(value) for name, value in facts.items()}, b"")
     sha256 = hashlib.sha256(data).hexdigest()
     height, width, _ = pixels.shape
-    facts |= {"image_sha256": sha256, "image_phash": _perceptual_hash(pixels), "height": height, "width": width}
+    facts |= {"image_sha256": sha256, "height": height, "width": width}
+    signature = picture_signature(pixels)
+    facts |= {"image_phash": int(leading_bits(signature[None])[0]), "image_signature": signature.tobytes()}
     facts |= {"bytes": len(data), "format": image_format(data)}
     del pixels
     images, keys, problems = [], [sha256[:_KEY]], []
@@ -104,12 +108,6 @@ def _decode(data: bytes, name: str, min_image_size: int) -> np.ndarray:
     if min(height, width) < min_image_size:
         raise FileProblem("small image", f"{name}: {width}x{height} pixels, fewer than {min_image_size}")
     return pixels
-
-
-def _perceptual_hash(pixels: np.ndarray) -> int:
-    from input_pipeline.perceptual import perceptual_hash
-
-    return perceptual_hash(pixels)
 
 
 def _record(item: Item, image: bytes, sha256: str, more_images: list[bytes]) -> bytes:

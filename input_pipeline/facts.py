@@ -17,9 +17,10 @@ _TEXTS = pa.list_(pa.string())
 STAGED = pa.schema(
     {
         "row": pa.int64(), "id": pa.string(), "title": pa.string(), "kind": pa.string(), "detail": pa.string(),
-        "image_sha256": pa.string(), "image_phash": pa.uint64(), "height": pa.int32(), "width": pa.int32(),
-        "bytes": pa.int64(), "format": pa.string(), "more_titles": _TEXTS, "more_problems": _TEXTS,
-        "title_keys": _TEXTS, "image_keys": _TEXTS, "attributes": pa.string(), "record_bytes": pa.int64(),
+        "image_sha256": pa.string(), "image_phash": pa.uint64(), "image_signature": pa.binary(64),
+        "height": pa.int32(), "width": pa.int32(), "bytes": pa.int64(), "format": pa.string(),
+        "more_titles": _TEXTS, "more_problems": _TEXTS, "title_keys": _TEXTS, "image_keys": _TEXTS,
+        "attributes": pa.string(), "record_bytes": pa.int64(),
     }
 )  # fmt: skip
 DUPLICATE = "duplicate id"

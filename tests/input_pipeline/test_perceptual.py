@@ -164,7 +164,9 @@ def test_hashes_are_those_of_all_pairs(distance):
         for a, b, c in near_hashes(hashes, distance=distance)
         for i, j, k in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)
     ]
-    assert len(found) == len(set(found)) and set(found) == expected and len(found) >= 5
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+    assert len(found) >= 5
 
 
 def test_a_hundred_thousand_blank_pictures():

@@ -1,0 +1,140 @@
+"""What is known of every row of a dataset as one table: the build's `rows.parquet`, or made anew from the records.
+
+Columns: row int64 (in the source; null where records were read), id, title, kind (of problem; "" for rows that are
+kept), detail, image_sha256, image_signature binary[64] (`picture_signature`; null where there is no picture), height,
+width int32 (pixels), bytes int64, format, split ("" for rows left out), attributes (a struct of text, absent where
+there are none).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from input_pipeline.perceptual import SIGNATURE_BYTES, picture_signature
+from input_pipeline.progress import progress as show_progress
+from input_pipeline.reading import READ_ROWS, open_split
+from siglip_jax.errors import UserError
+from siglip_jax.preprocessing import decode_image
+
+FILE = "rows.parquet"
+SCHEMA = pa.schema(
+    {
+        "row": pa.int64(), "id": pa.string(), "title": pa.string(), "kind": pa.string(), "detail": pa.string(),
+        "image_sha256": pa.string(), "image_signature": pa.binary(SIGNATURE_BYTES), "height": pa.int32(),
+        "width": pa.int32(), "bytes": pa.int64(), "format": pa.string(), "split": pa.string(),
+    }
+)  # fmt: skip
+_OF_PICTURES = {"image_signature", "height", "width", "format"}  # known only once pictures are decoded
+
+
+def item_table(
+    dataset_dir: str | os.PathLike, *, columns: Sequence[str] | None = None, progress: bool = True
+) -> pa.Table:
+    """The table of all rows, or those columns of it; "attributes" is one of them.
+
+    A dataset without `rows.parquet`, or one that lacks a column, is read record by record: rows left out by its build
+    are then those of `audit.json`, and pictures are decoded where a column needs it.
+
+    Raises:
+      UserError: no dataset, or a damaged one.
+    """
+    folder = pathlib.Path(dataset_dir)
+    wanted = [*SCHEMA.names, "attributes"] if columns is None else list(columns)
+    path = folder / FILE
+    if path.is_file():
+        try:
+            there = set(pq.read_schema(path).names)
+            if there >= set(wanted) - {"attributes"}:
+                return pq.read_table(path, columns=[name for name in wanted if name in there])
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path}: not readable ({str(error)[:120]}); build the dataset again") from error
+    table = _from_records(folder, decode=not _OF_PICTURES.isdisjoint(wanted), progress=progress)
+    return table.select([name for name in wanted if name in table.column_names])
+
+
+def split_names(dataset_dir: str | os.PathLike) -> list[str]:
+    """Names of a dataset's splits, in order.
+
+    Raises:
+      UserError: no dataset in the folder, or a damaged one.
+    """
+    path = pathlib.Path(dataset_dir) / "dataset_info.json"
+    try:
+        return [split["name"] for split in json.loads(path.read_text(encoding="utf-8"))["splits"]]
+    except FileNotFoundError as error:
+        raise UserError(f"{dataset_dir}: no dataset here; build it with `siglip-jax data`") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}); build the dataset again") from error
+
+
+def signatures(table: pa.Table) -> np.ndarray:
+    """uint8 [n, 64]: the column `image_signature` of a table without nulls in it."""
+    column = table["image_signature"]
+    if column.null_count:
+        raise ValueError(f"{column.null_count} rows have no signature; expected rows with pictures")
+    buffers = [np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * SIGNATURE_BYTES, chunk.offset * SIGNATURE_BYTES)
+               for chunk in column.chunks if len(chunk)]  # fmt: skip
+    return np.concatenate([np.zeros(0, np.uint8), *buffers]).reshape(-1, SIGNATURE_BYTES)
+
+
+def _from_records(folder: pathlib.Path, *, decode: bool, progress: bool) -> pa.Table:
+    splits = [open_split(folder, name) for name in split_names(folder)]
+    total = sum(map(len, splits))
+    tables = []
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        pieces = ((split, start) for split in splits for start in range(0, len(split), READ_ROWS))
+        described = itertools.chain.from_iterable(
+            pool.map(
+                _describe, split[start : start + READ_ROWS], itertools.repeat(split.name), itertools.repeat(decode)
+            )
+            for split, start in pieces
+        )
+        lines = iter(show_progress(described, total=total, label="reading the dataset", show=progress))
+        while some := list(itertools.islice(lines, READ_ROWS)):
+            tables.append(_table(some))
+    tables.append(_table(_problem_rows(folder)))
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def _table(lines: list[dict[str, Any]]) -> pa.Table:
+    table = pa.table({name: [line.get(name) for line in lines] for name in SCHEMA.names}, schema=SCHEMA)
+    attributes = [line.get("attributes") for line in lines]
+    if any(attributes):
+        names = dict.fromkeys(name for values in attributes if values for name in values)
+        table = table.append_column("attributes", pa.array(attributes, pa.struct([(n, pa.string()) for n in names])))
+    return table
+
+
+def _describe(record: dict[str, Any], split: str, decode: bool) -> dict[str, Any]:
+    from input_pipeline.checking import image_format
+
+    line = {key: record[key] for key in ("id", "title", "image_sha256", "attributes")}
+    line |= {"kind": "", "detail": "", "split": split, "bytes": len(record["image"])}
+    if decode:
+        line["format"] = image_format(record["image"])
+        try:
+            pixels = decode_image(record["image"])
+        except UserError as error:  # a dataset of another builder, whose pictures nobody checked
+            return line | {"kind": "corrupt image", "detail": str(error)}
+        line |= {"height": pixels.shape[0], "width": pixels.shape[1]}
+        line["image_signature"] = picture_signature(pixels).tobytes()
+    return line
+
+
+def _problem_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+        rows = [{key: row[key] for key in ("row", "id", "kind", "detail")} for row in audit["problem_rows"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [row | {"title": "", "split": "", "image_sha256": ""} for row in rows]
