@@ -29,7 +29,16 @@ from input_pipeline.catalogue import Catalogue, ChosenItems, choose_items
 from input_pipeline.files import local_path
 from input_pipeline.progress import progress as show_progress
 from input_pipeline.records import NAME, Rows, write_info, write_shards
-from input_pipeline.split import check_fractions, split_rows
+from input_pipeline.split import (
+    KEYS,
+    OUT,
+    SplitRule,
+    check_moments,
+    linked_groups,
+    parse_times,
+    split_by_time,
+    split_rows,
+)
 from input_pipeline.staging import Stage, check_items
 from siglip_jax.errors import UserError
 
@@ -43,6 +52,9 @@ def build_dataset(
     *,
     fractions: Mapping[str, float] | None = None,
     seed: int = 0,
+    split_by: Sequence[str] = KEYS,
+    time_column: str = "",
+    split_times: Mapping[str, str] | None = None,
     on_error: str = "skip",
     only: Mapping[str, Sequence[str]] | None = None,
     min_image_size: int = 1,
@@ -59,9 +71,11 @@ def build_dataset(
     Args:
       catalogue: from `read_catalogue`.
       out_dir: the dataset's folder; new, empty, or with `overwrite` one that this function wrote.
-      fractions: split name -> share; 80 % train and 20 % test when absent. See `split_groups`.
-      seed: of the split.
-      on_error: "skip" leaves problem rows out and lists them in the audit; "refuse" raises if there is any.
+      fractions, seed, split_by, time_column, split_times: how rows are divided, see `SplitRule`; 80 % train and 20 %
+        test by title and picture when absent. What a split by time leaves out is a problem of kind "no time" or "in an
+        earlier split".
+      on_error: "skip" leaves problem rows out and lists them in the audit; "refuse" raises if there is any, but for
+        "in an earlier split", which is not the catalogue's fault.
       only: {attribute: values}; rows with other values are not looked at, see `choose_items`.
       min_image_size: pixels of the shorter side.
       num_threads: for decoding; the machine's cores when absent.
@@ -71,15 +85,19 @@ def build_dataset(
       problems {kind: count}, problem_rows [{row, id, kind, detail}], more_image_problems {kind: count} (further
       pictures left out of rows that are kept), duplicate_images and duplicate_titles (kept rows whose first picture or
       normalised title an earlier kept row has), linked_groups and largest_group (rows that had to stay together),
-      image_sides [smallest, largest] in pixels, attributes, seed, fractions, table, catalogue_sha256 (see
-      `Catalogue`), fingerprint. Beside it `rows.parquet` has a line for every row.
+      image_sides [smallest, largest] in pixels, attributes, seed, fractions, split_by, time_column, split_times, table,
+      catalogue_sha256 (see `Catalogue`), fingerprint. Beside it `rows.parquet` has a line for every row.
 
     Raises:
       UserError: problems with on_error="refuse" (the audit is then in `<out_dir>.audit.json`), no good row, a split
         that would be empty, an `out_dir` that must not be written, or work in progress of another source or options.
     """
-    fractions = {"train": 0.8, "test": 0.2} if fractions is None else fractions
-    check_fractions(fractions)
+    if fractions is None:
+        fractions = {} if split_times else {"train": 0.8, "test": 0.2}
+    rule = SplitRule(
+        fractions=fractions, seed=seed, by=tuple(split_by), time_column=time_column, times=dict(split_times or {})
+    )
+    rule.check(catalogue.attribute_names)
     if on_error not in ("skip", "refuse"):
         raise UserError(f"on_error={on_error!r}; expected skip or refuse")
     out_dir = pathlib.Path(os.path.realpath(local_path(out_dir)))
@@ -89,7 +107,7 @@ def build_dataset(
             _check_writable(out_dir, overwrite)
     only = {name: list(values) for name, values in (only or {}).items()}
     chosen = choose_items(catalogue, only)
-    options = {"fractions": dict(fractions), "seed": seed, "only": only, "min_image_size": min_image_size}
+    options = {**_told(rule), "only": only, "min_image_size": min_image_size}
     with contextlib.ExitStack() as stack:
         stack.enter_context(_returning_memory())
         stack.enter_context(_keeping_finished_work(stage))
@@ -103,7 +121,7 @@ def build_dataset(
             total = None if chosen.total is None else chosen.total - done
             label = f"checking pictures{f' (after {done} done before)' if done else ''}"
             stage.write(show_progress(checked, total=total, label=label, show=progress))
-            audit = _write_dataset(stage, chosen, out_dir, fractions, seed, on_error, progress)
+            audit = _write_dataset(stage, chosen, out_dir, rule, on_error, progress)
             audit["only"] = only
             audit["not_chosen"] = chosen.others if isinstance(chosen, ChosenItems) else 0
             write_json(stage.dataset / "audit.json", audit)
@@ -120,8 +138,7 @@ def _write_dataset(
     stage: Stage,
     catalogue: Catalogue,
     out_dir: pathlib.Path,
-    fractions: Mapping[str, float],
-    seed: int,
+    rule: SplitRule,
     on_error: str,
     progress: bool,
 ) -> dict[str, Any]:
@@ -132,17 +149,50 @@ def _write_dataset(
     kinds = facts.kinds_of(facts.Facts(parts, names))
     kept = pc.equal(kinds, "").to_numpy(zero_copy_only=False).astype(bool)
     columns = facts.Facts(parts, names, kept)
-    splits, groups = split_rows(columns, fractions=fractions, seed=seed)
+    splits, groups, out = _assign(columns, rule)
+    groups = columns.numbers("row")[groups]
+    if (left := splits == OUT).any():
+        kinds = pc.replace_with_mask(kinds.combine_chunks(), pa.array(_spread(kept, left)), out)
+        kept = _spread(kept, ~left)
+        columns, splits, groups = facts.Facts(parts, names, kept), splits[~left], groups[~left]
     main_titles = pc.list_element(columns.staged("title_keys"), 0)
     title_groups = main_titles.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    rows = Rows(kept=kept, split=splits, title_group=title_groups, group=columns.numbers("row")[groups])
-    audit = _audit(catalogue, columns, rows, kinds, fractions, seed, names)
+    rows = Rows(kept=kept, split=splits, title_group=title_groups, group=groups)
+    audit = _audit(catalogue, columns, rows, kinds, rule, names)
     _refuse(audit, out_dir, on_error)
     stage.dataset.mkdir(exist_ok=True)
-    audit["fingerprint"] = _write_rows(stage.dataset / ROWS_FILE, parts, rows, kinds, names, list(fractions))
-    shards = write_shards(stage, rows, names, list(fractions), columns, progress)
+    audit["fingerprint"] = _write_rows(stage.dataset / ROWS_FILE, parts, rows, kinds, names, rule.names)
+    shards = write_shards(stage, rows, names, rule.names, columns, progress)
     write_info(stage.dataset, shards, names, columns)
     return audit
+
+
+def _told(rule: SplitRule) -> dict[str, Any]:
+    return {
+        "seed": rule.seed,
+        "fractions": dict(rule.fractions),
+        "split_by": list(rule.by),
+        "time_column": rule.time_column,
+        "split_times": dict(rule.times),
+    }
+
+
+def _assign(columns: facts.Facts, rule: SplitRule) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+    """Of the rows kept so far: the split or `OUT`, the group, and for those that are out the kind of problem."""
+    if not rule.times:
+        return *split_rows(columns, fractions=rule.fractions, seed=rule.seed, keys=rule.by), pa.array([], pa.string())
+    groups = linked_groups(columns, rule.by)
+    times = parse_times(columns[rule.time_column])
+    splits = split_by_time(times, groups, moments=check_moments(rule.times))
+    untimed = np.isnat(times[splits == OUT])
+    return splits, groups, pc.if_else(pa.array(untimed), facts.NO_TIME, facts.SEEN)
+
+
+def _spread(kept: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """bool, over all rows, of values for the kept ones."""
+    spread = np.zeros(len(kept), bool)
+    spread[kept] = values
+    return spread
 
 
 def _audit(
@@ -150,11 +200,10 @@ def _audit(
     columns: facts.Facts,
     rows: Rows,
     kinds: pa.ChunkedArray,
-    fractions: Mapping[str, float],
-    seed: int,
+    rule: SplitRule,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    counts = np.bincount(rows.split, minlength=len(fractions)).tolist()
+    counts = np.bincount(rows.split, minlength=len(rule.names)).tolist()
     group_sizes = np.unique(rows.group, return_counts=True)[1]
     kept = len(rows.split)
     sides = [columns.numbers(side) for side in ("height", "width")] if kept else []
@@ -165,7 +214,7 @@ def _audit(
     return {
         "rows": len(rows.kept),
         "kept": kept,
-        "splits": dict(zip(fractions, counts, strict=True)),
+        "splits": dict(zip(rule.names, counts, strict=True)),
         "problems": dict(sorted(found.items())),
         "problem_rows": list(_problem_rows(columns.parts, kinds)),
         "more_image_problems": dict(sorted(more.items())),
@@ -175,8 +224,7 @@ def _audit(
         "largest_group": int(group_sizes.max(initial=0)),
         "image_sides": [int(min(s.min() for s in sides)), int(max(s.max() for s in sides))] if kept else [],
         "attributes": list(names),
-        "seed": seed,
-        "fractions": dict(fractions),
+        **_told(rule),
         "table": catalogue.table,
         "catalogue_sha256": catalogue.sha256,
     }
@@ -193,6 +241,10 @@ def _problem_rows(parts: Sequence[pathlib.Path], kinds: pa.ChunkedArray) -> Iter
             detail = row["detail"]
             if kind == facts.DUPLICATE:
                 detail = f"id {row['id']} was in an earlier row, which is kept"
+            elif kind == facts.NO_TIME:
+                detail = "the time is empty or no ISO 8601 date"
+            elif kind == facts.SEEN:
+                detail = "what rows are split by, an earlier split has too"
             yield {"row": row["row"], "id": row["id"], "kind": kind, "detail": detail}
 
 
@@ -248,12 +300,13 @@ def _refuse(audit: dict[str, Any], out_dir: pathlib.Path, on_error: str) -> None
     empty = [name for name, count in audit["splits"].items() if not count]
     if not audit["kept"]:
         message = f"no usable row among {audit['rows']} ({found})"
-    elif on_error == "refuse" and problems:
+    elif on_error == "refuse" and problems.keys() - {facts.SEEN}:
         message = f"{found} among {audit['rows']} rows; mend them or leave them out with on_error=skip"
     elif empty:
         message = (
             f"split {' and '.join(empty)} would be empty: {audit['kept']} rows form {audit['linked_groups']} groups "
-            "with a title or picture in common; give larger fractions, another seed or more rows"
+            f"with {' or '.join(audit['split_by'])} in common; "
+            + ("give another time" if audit["split_times"] else "give larger fractions, another seed or more rows")
         )
     else:
         return

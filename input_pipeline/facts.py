@@ -12,6 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from input_pipeline.perceptual import near_groups, signatures
+from input_pipeline.split import NEAR_KEY
+
 _TEXTS = pa.list_(pa.string())
 # Of a row alone; `attributes` is JSON, since the names of all are known only at the end.
 STAGED = pa.schema(
@@ -24,6 +27,7 @@ STAGED = pa.schema(
     }
 )  # fmt: skip
 DUPLICATE = "duplicate id"
+NO_TIME, SEEN = "no time", "in an earlier split"
 _TEXT_KINDS = ("not UTF-8", "empty id", "empty title", "NUL byte")  # a row with one of these is not looked at further
 
 
@@ -50,6 +54,8 @@ class Facts(Mapping[str, pa.ChunkedArray]):
     def __getitem__(self, name: str) -> pa.ChunkedArray:
         if name in ("title", "image"):
             return _single(self.staged(f"{name}_keys"))
+        if name == NEAR_KEY:
+            return pa.chunked_array([near_groups(signatures(self.staged("image_signature")))])
         if name not in self.attribute_names:
             raise KeyError(name)
         chunks = []
@@ -58,7 +64,7 @@ class Facts(Mapping[str, pa.ChunkedArray]):
         return pa.chunked_array(chunks, pa.string())
 
     def __iter__(self) -> Iterator[str]:
-        yield from dict.fromkeys(("title", "image", *self.attribute_names))
+        yield from dict.fromkeys(("title", "image", NEAR_KEY, *self.attribute_names))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

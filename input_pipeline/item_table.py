@@ -16,7 +16,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -75,16 +74,6 @@ def split_names(dataset_dir: str | os.PathLike) -> list[str]:
         raise UserError(f"{dataset_dir}: no dataset here; build it with `siglip-jax data`") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}); build the dataset again") from error
-
-
-def signatures(table: pa.Table) -> np.ndarray:
-    """uint8 [n, 64]: the column `image_signature` of a table without nulls in it."""
-    column = table["image_signature"]
-    if column.null_count:
-        raise ValueError(f"{column.null_count} rows have no signature; expected rows with pictures")
-    buffers = [np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * SIGNATURE_BYTES, chunk.offset * SIGNATURE_BYTES)
-               for chunk in column.chunks if len(chunk)]  # fmt: skip
-    return np.concatenate([np.zeros(0, np.uint8), *buffers]).reshape(-1, SIGNATURE_BYTES)
 
 
 def _from_records(folder: pathlib.Path, *, decode: bool, progress: bool) -> pa.Table:

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from input_pipeline.item_table import item_table, signatures, split_names
-from input_pipeline.perceptual import near_matches
+from input_pipeline.item_table import item_table, split_names
+from input_pipeline.perceptual import near_matches, signatures
 from input_pipeline.split import normalise_title
 from siglip_jax.errors import UserError
 
@@ -199,7 +199,11 @@ def _near_lines(training: pa.Table, evaluation: pa.Table, near: int) -> pa.Table
     trained, asked = (
         np.flatnonzero(table["image_signature"].is_valid().to_numpy()) for table in (training, evaluation)
     )
-    found = near_matches(signatures(evaluation.take(asked)), signatures(training.take(trained)), distance=near)
+    known, queries = (
+        signatures(table["image_signature"].take(pa.array(rows)))
+        for table, rows in ((training, trained), (evaluation, asked))
+    )
+    found = near_matches(queries, known, distance=near)
     rows, first = asked[found >= 0], trained[found[found >= 0]]
     value = pa.chunked_array([[""] * len(rows)], pa.string())
     return _lines(training, evaluation, rows, NEAR_KEY, value, first)

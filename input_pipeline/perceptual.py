@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 
 SIGNATURE_BYTES = 64
 NEAR = 20  # of 256 bits; `siglip-jax bench duplicates` tells what this finds and what it takes for alike
@@ -49,6 +50,19 @@ def perceptual_hash(image: np.ndarray) -> int:
 def leading_bits(signatures: np.ndarray) -> np.ndarray:
     """uint64 [n] of uint8 [n, 64]: `perceptual_hash` of the same pictures."""
     return np.ascontiguousarray(signatures[:, :8]).view(">u8").ravel().astype(np.uint64)
+
+
+def signatures(column: pa.ChunkedArray) -> np.ndarray:
+    """uint8 [n, 64] of an Arrow column of binary[64], which has no nulls."""
+    if column.null_count:
+        raise ValueError(f"{column.null_count} rows have no signature; expected rows with pictures")
+    size = SIGNATURE_BYTES
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * size, chunk.offset * size)
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    return np.concatenate([np.zeros(0, np.uint8), *chunks]).reshape(-1, size)
 
 
 def near_pictures(signatures: np.ndarray, *, distance: int = NEAR) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -35,6 +35,16 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "split", ["train=0.8", "test=0.2"], "name=share, once for each split.", flag_values=values
     )
+    flags.DEFINE_list(
+        "split_by",
+        ["title", "image"],
+        "What rows that must be in one split have in common: title, image, near (pictures look alike), attributes.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("time_column", "", "Column that holds the time; with --split_time.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "split_time", [], "Split by time: test from this date on, or name=date once for each.", flag_values=values
+    )
     flags.DEFINE_multi_string(
         "only",
         [],
@@ -60,6 +70,15 @@ def main(values: flags.FlagValues) -> None:
             fractions[name] = float(share)
         except ValueError as error:
             raise UserError(f"--split={entry}: expected name=share, such as train=0.8") from error
+    times: dict[str, str] = {}
+    for entry in values.split_time:
+        name, sign, date = entry.rpartition("=")
+        name = name if sign else "test"
+        if name in times:
+            raise UserError(f"--split_time={entry}: {name} is given twice; give each split once")
+        times[name] = date
+    if times and values["split"].using_default_value:
+        fractions = {}
     only: dict[str, list[str]] = {}
     for entry in values.only:
         name, sign, value = entry.partition("=")
@@ -82,6 +101,9 @@ def main(values: flags.FlagValues) -> None:
         fractions=fractions,
         only=only,
         seed=values.seed,
+        split_by=values.split_by,
+        time_column=values.time_column,
+        split_times=times,
         on_error=values.on_error,
         overwrite=values.overwrite,
     )
