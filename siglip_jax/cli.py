@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PROGRAMS = {
     "demo": "the whole thread: catalogue, training, ranking table, report, SavedModel",
     "data": "a catalogue of items and images -> an ArrayRecord dataset and its audit",
+    "audit": "what a dataset holds and what to look at before training, as a page",
     "models": "the published checkpoints; --verify compares one with its published figures",
     "convert": "weights between Hugging Face, big_vision and native formats",
     "train": "fine-tune on a dataset; resumes by itself from --workdir",
