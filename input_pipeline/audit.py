@@ -20,7 +20,7 @@ from input_pipeline.scripts import main_scripts
 from input_pipeline.split import normalise_title
 
 EXAMPLES = 20  # of each kind
-GROUPS, MEMBERS = 12, 12  # groups told, and rows of each
+GROUPS, MEMBERS = 9, 8  # groups told, and rows of each
 VALUES = 8  # of an attribute
 BINS = 24
 _TITLES_AT_ONCE = 8192  # for the tokenizer
@@ -64,7 +64,7 @@ def audit_table(table: pa.Table, *, near: int | None = NEAR, tokens: Tokens | No
     images = {"equal": _groups(pictures, tell, differing=title_groups)}
     if near is not None:
         groups = near_groups(signatures(kept["image_signature"]), distance=near)
-        images["near"] = {"distance": near, **_groups(groups, tell, differing=pictures)}
+        images["near"] = {"distance": near, **_groups(groups, tell, differing=pictures, least=2)}
     height, width = (kept[side].to_numpy().astype(np.float64) for side in ("height", "width"))
     sizes = {
         "shorter_side": np.minimum(height, width),
@@ -103,17 +103,18 @@ class _Teller:
         return lines
 
 
-def _groups(groups: np.ndarray, tell: _Teller, *, differing: np.ndarray) -> dict[str, Any]:
+def _groups(groups: np.ndarray, tell: _Teller, *, differing: np.ndarray, least: int = 1) -> dict[str, Any]:
     """Rows that are one in some way, and are told in groups.
 
     Args:
       groups: int64 [n], equal for rows of one group.
       differing: int64 [n], in what else the rows of a group may differ.
+      least: distinct values of these that a group needs to be among those told.
 
     Returns:
       groups and rows: those of more than one row; more: rows beyond the first of each; across_splits: groups in several
-      splits; largest: of groups that differ in `differing` if there are any, the largest: {size, distinct, rows}, with
-      rows that differ first; crossing: the same of those in several splits.
+      splits; crossing: the largest of these, those with rows that differ first, as {size, distinct, rows}, rows that
+      differ first; largest: the same of groups in one split.
     """
     labels, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     variety = _distinct_by(inverse, differing, len(labels))
@@ -123,6 +124,7 @@ def _groups(groups: np.ndarray, tell: _Teller, *, differing: np.ndarray) -> dict
     starts = np.cumsum(sizes) - sizes
 
     def told(chosen: np.ndarray) -> list[dict[str, Any]]:
+        chosen = chosen[variety[chosen] >= least]
         ranked = chosen[np.lexsort((chosen, -sizes[chosen], variety[chosen] <= 1))][:GROUPS]
         found = []
         for group in ranked.tolist():
@@ -136,7 +138,7 @@ def _groups(groups: np.ndarray, tell: _Teller, *, differing: np.ndarray) -> dict
         "rows": int(sizes[several].sum()),
         "more": int((sizes - 1).sum()),
         "across_splits": int((several & crossing).sum()),
-        "largest": told(np.flatnonzero(several)),
+        "largest": told(np.flatnonzero(several & ~crossing)),
         "crossing": told(np.flatnonzero(several & crossing)),
     }
 
@@ -210,6 +212,8 @@ def _histogram(values: np.ndarray, *, logarithmic: bool = False) -> dict[str, An
         return {"smallest": None, "median": None, "largest": None, "edges": [], "counts": []}
     values = np.asarray(values, np.float64)
     low, median, high = np.quantile(values, [0.001, 0.5, 0.999])
+    if low == high:
+        low, high = values.min(), values.max()
     if logarithmic:
         edges = np.geomspace(low, high, BINS + 1) if high > low else np.array([low, high])
     else:

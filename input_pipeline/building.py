@@ -237,15 +237,9 @@ def _problem_rows(parts: Sequence[pathlib.Path], kinds: pa.ChunkedArray) -> Iter
         here = kinds.slice(start, len(table))
         start += len(table)
         bad = pc.not_equal(here, "")
-        for row, kind in zip(table.filter(bad).to_pylist(), here.filter(bad).to_pylist(), strict=True):
-            detail = row["detail"]
-            if kind == facts.DUPLICATE:
-                detail = f"id {row['id']} was in an earlier row, which is kept"
-            elif kind == facts.NO_TIME:
-                detail = "the time is empty or no ISO 8601 date"
-            elif kind == facts.SEEN:
-                detail = "what rows are split by, an earlier split has too"
-            yield {"row": row["row"], "id": row["id"], "kind": kind, "detail": detail}
+        table = table.set_column(2, "detail", facts.details_of(here, table["id"], table["detail"])).filter(bad)
+        for row, kind in zip(table.to_pylist(), here.filter(bad).to_pylist(), strict=True):
+            yield {"row": row["row"], "id": row["id"], "kind": kind, "detail": row["detail"]}
 
 
 def _write_rows(
@@ -280,7 +274,10 @@ def _write_rows(
                     more = [[more_titles, images[1:]]] if more_titles or images[1:] else []
                     record = [split_name, id_, title, sha256, group_number, values, *more]
                     digest.update(json.dumps(record, sort_keys=True).encode() + b"\n")
-            table = table.set_column(table.schema.get_field_index("kind"), "kind", kinds.slice(here.start, len(table)))
+            some = kinds.slice(here.start, len(table))
+            texts_of = {"kind": some, "detail": facts.details_of(some, table["id"], table["detail"])}
+            for name, column in texts_of.items():
+                table = table.set_column(table.schema.get_field_index(name), name, column)
             arrays = [table[field.name] for field in plain]
             arrays += [pa.array(split), pa.array(title_group, pa.int64()), pa.array(group, pa.int64())]
             if names:

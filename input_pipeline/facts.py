@@ -90,6 +90,18 @@ def kinds_of(facts: Facts) -> pa.ChunkedArray:
     return pc.if_else(pa.array(repeated), DUPLICATE, kinds)
 
 
+def details_of(kinds: pa.Array | pa.ChunkedArray, ids: pa.ChunkedArray, details: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What is told of each row, with the kinds that only all rows together show."""
+    repeated = pc.binary_join_element_wise("id ", ids, " was in an earlier row, which is kept", "")
+    for kind, text in (
+        (DUPLICATE, repeated),
+        (NO_TIME, "the time is empty or no ISO 8601 date"),
+        (SEEN, "what rows are split by, an earlier split has too"),
+    ):
+        details = pc.if_else(pc.equal(kinds, kind), text, details)
+    return details
+
+
 def attribute_names(parts: Sequence[pathlib.Path]) -> list[str]:
     """Names over all rows, in order of first appearance."""
     names: dict[str, None] = {}
