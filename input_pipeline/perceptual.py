@@ -34,12 +34,11 @@ def picture_signature(image: np.ndarray) -> np.ndarray:
     and Cr as means over a grid of 4 x 4. Scale and aspect ratio do not matter, brightness and contrast hardly.
     """
     small = PIL.Image.fromarray(image).resize((_SIZE, _SIZE), PIL.Image.Resampling.BOX, reducing_gap=2.0)
-    pixels = np.asarray(small.convert("YCbCr"), np.float32)
+    small = small.convert("YCbCr")
     cosines, order = _transform()
-    frequencies = (cosines @ pixels[:, :, 0] @ cosines.T).ravel()[order]
-    side = _SIZE // _CELLS
-    colour = pixels[:, :, 1:].reshape(_CELLS, side, _CELLS, side, 2).mean((1, 3))
-    return np.concatenate([np.packbits(frequencies > _FLAT), colour.round().astype(np.uint8).ravel()])
+    frequencies = (cosines @ np.asarray(small, np.float32)[:, :, 0] @ cosines.T).ravel()[order]
+    colour = np.asarray(small.reduce(_SIZE // _CELLS))[:, :, 1:]
+    return np.concatenate([np.packbits(frequencies > _FLAT), colour.ravel()])
 
 
 def perceptual_hash(image: np.ndarray) -> int:

@@ -134,9 +134,10 @@ def split_rows(
       first row).
     """
     check_fractions(fractions)
-    groups = linked_groups(columns, keys)
-    titles = columns["title"]
-    codes, rows, distinct = _codes(titles)
+    title = columns["title"]
+    codes, rows, distinct = _codes(title)
+    edges = [(codes, rows, len(distinct)) if key == "title" else _edges(columns, key) for key in keys]
+    groups = _linked(edges, len(title))
     # Byte order of UTF-8 is the order of code points, so that these ranks are those of Python's strings.
     order = pc.array_sort_indices(distinct).to_numpy()
     rank = np.empty(len(order), np.int64)
@@ -166,22 +167,7 @@ def linked_groups(columns: Mapping[str, pa.Array | pa.ChunkedArray], keys: Seque
     Raises:
       UserError: a key without a column.
     """
-    edges, count = [], None
-    nodes = 0
-    for key in keys:
-        try:
-            column = columns[key]
-        except KeyError as error:
-            raise UserError(f"split by {key}: no such attribute; there are {', '.join(columns)}") from error
-        if count is None:
-            count = nodes = len(column)  # one node for each row, then one for each distinct value
-        codes, rows, distinct = _codes(column)
-        if key != "title" and pa.types.is_string(distinct.type):
-            empty = pc.index(distinct, "").as_py()
-            codes, rows = codes[codes != empty], rows[codes != empty]
-        edges.append((rows.astype(np.int32), (codes + nodes).astype(np.int32)))
-        nodes += len(distinct)
-    return connected(np.concatenate([np.stack(pair) for pair in edges], axis=1), nodes)[:count]
+    return _linked([_edges(columns, key) for key in keys], len(columns[keys[0]]))
 
 
 def split_by_time(times: np.ndarray, groups: np.ndarray, *, moments: Mapping[str, np.datetime64]) -> np.ndarray:
@@ -256,6 +242,24 @@ def _codes(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, 
         rows, column = rows[column.is_valid().to_numpy(zero_copy_only=False)], column.drop_null()
     encoded = column.dictionary_encode()
     return encoded.indices.to_numpy(), rows, encoded.dictionary
+
+
+def _edges(columns: Mapping[str, pa.Array | pa.ChunkedArray], key: str) -> tuple[np.ndarray, np.ndarray, int]:
+    try:
+        codes, rows, distinct = _codes(columns[key])
+    except KeyError as error:
+        raise UserError(f"split by {key}: no such attribute; there are {', '.join(columns)}") from error
+    if key != "title" and pa.types.is_string(distinct.type) and (empty := pc.index(distinct, "").as_py()) >= 0:
+        codes, rows = codes[codes != empty], rows[codes != empty]
+    return codes, rows, len(distinct)
+
+
+def _linked(edges: Sequence[tuple[np.ndarray, np.ndarray, int]], count: int) -> np.ndarray:
+    """`linked_groups` of `count` rows from the codes, their rows and the number of distinct values of each key."""
+    starts = np.cumsum([count, *(distinct for _, _, distinct in edges)])  # a node for each row and distinct value
+    rows = np.concatenate([rows for _, rows, _ in edges])
+    values = [codes + np.int32(start) for (codes, _, _), start in zip(edges, starts[:-1], strict=True)]
+    return connected(np.stack([rows, np.concatenate(values)]), int(starts[-1]))[:count]
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:

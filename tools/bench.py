@@ -4,6 +4,7 @@ siglip-jax bench loss --batch=8192 --dim=768
 siglip-jax bench encode
 siglip-jax bench rank
 siglip-jax bench build --rows=20000
+siglip-jax bench duplicates --dataset=data/fashion --attribute=articleType
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ COMMANDS = {
     "pictures": "the JPEG decoders and resizers that are installed, beside PIL: time and difference",
     "resize": "what each way of resizing does to the ranking of an encoder",
     "build": "a dataset of many rows built from repeated pictures: rows/s, memory at each tenth",
+    "duplicates": "pictures that look alike: cost, what is found after changes, what is wrongly taken, the search",
     "encode": "Model.encode_image beside the bare jitted function",
     "rank": "ranking metrics of a million queries: pytrec_eval, and ir_measures and ranx where installed",
 }

@@ -452,7 +452,7 @@ def test_finetune_config_is_the_default_but_for_its_table():
 def test_settings_for_random_weights_are_called_out():
     config = default_config()
     assert unsuited_to_loaded_weights(config) == [
-        "optimizer.learning_rate=0.001 (1e-05)",
+        "optimizer.learning_rate=0.001 (0.0001)",
         "optimizer.weight_decay=0.1 (0.0)",
     ]
     assert unsuited_to_loaded_weights(finetune_config("somewhere")) == []
