@@ -6,6 +6,7 @@ and the arguments alone, so a position is a number, whatever prepared the batche
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -24,7 +25,7 @@ from input_pipeline.faults import Budget, Replacement
 from input_pipeline.passes import ON_ERROR, Pass, pass_batch
 from input_pipeline.plan import Plan
 from input_pipeline.sources import Disk, Memory, Recipe, Source, training_batch, tree_map
-from input_pipeline.workers import begin_worker, parse_absl_flags
+from input_pipeline.workers import begin_worker, parse_absl_flags, signals_blocked
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 
@@ -126,6 +127,7 @@ class Batches(Iterator[dict[str, Any]]):
     _num_workers: int
     _max_bad_fraction: float
     _next: int = dataclasses.field(default=0, init=False)
+    _to_begin: int = dataclasses.field(default=0, init=False)
     _running: list[grain.DatasetIterator] = dataclasses.field(default_factory=list, init=False)  # one or none
 
     def __post_init__(self):
@@ -142,7 +144,11 @@ class Batches(Iterator[dict[str, Any]]):
     def __next__(self) -> dict[str, Any]:
         if not self._running:
             self._running.append(self._start())
-        batch, replaced = next(self._running[0])
+            self._to_begin = self._num_workers
+        # Grain starts each worker when its first batch is asked for, at the latest.
+        with signals_blocked() if self._to_begin else contextlib.nullcontext():
+            batch, replaced = next(self._running[0])
+        self._to_begin = max(0, self._to_begin - 1)
         self._next += 1
         self.replaced = [each.to_json() for each in replaced]
         self._budget.add(replaced, epochs=-(-self._next // self._plan.batches_per_epoch))  # begun

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import queue
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 
 AHEAD = 2  # batches on the devices that no step has asked for yet: one that arrives, one that waits
+CLOSE_SECONDS = 10.0  # that the end waits for a batch under way; data that hang must not keep a program alive
 POLL_SECONDS = 1e-3  # between two looks at whether the devices still work, while a batch is late
 
 
@@ -49,16 +52,22 @@ class Feed:
     def __init__(self, batches: Any, place: Callable[[dict[str, Any]], Any], *, count: int):
         self.waited = 0.0
         self._batches, self._place, self._left = batches, place, count
-        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._taken: collections.deque[concurrent.futures.Future[Fed]] = collections.deque()
+        self._asked: queue.SimpleQueue[concurrent.futures.Future[Fed] | None] = queue.SimpleQueue()
+        # An executor's thread is no daemon: the interpreter would wait for it without end.
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
 
     def __enter__(self) -> Feed:
+        self._thread.start()
         for _ in range(AHEAD):
             self._take_one_more()
         return self
 
     def __exit__(self, *_) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)  # the batch under way ends, so that the iterator is free
+        for future in self._taken:
+            future.cancel()
+        self._asked.put(None)
+        self._thread.join(CLOSE_SECONDS)  # so that the iterator is the caller's again
 
     def take(self, busy: Callable[[], bool]) -> Fed:
         """The next batch; `busy` tells whether the devices still have something to do."""
@@ -77,7 +86,16 @@ class Feed:
     def _take_one_more(self) -> None:
         if self._left:
             self._left -= 1
-            self._taken.append(self._pool.submit(self._fetch))
+            self._taken.append(concurrent.futures.Future())
+            self._asked.put(self._taken[-1])
+
+    def _run(self) -> None:
+        while (future := self._asked.get()) is not None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(self._fetch())
+                except BaseException as error:
+                    future.set_exception(error)
 
     def _fetch(self) -> Fed:
         batch = next(self._batches)

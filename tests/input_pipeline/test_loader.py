@@ -542,7 +542,7 @@ def test_worker_processes_give_the_same_bits(dataset, tmp_path):
 
 
 WORKERS = """
-import json, os, signal, sys, time
+import json, os, signal, sys, threading, time
 import numpy as np
 from input_pipeline.augment import Augmentation
 from input_pipeline.loader import make_loader
@@ -587,12 +587,24 @@ def test_worker_processes_end_with_a_parent_that_is_killed(dataset, tmp_path, nu
         tmp_path,
         dataset,
         """
+    def signal_them():  # from their birth on
+        told = set()
+        while not done:
+            for child in set(leftovers()):
+                os.kill(child.pid, signal.SIGINT)
+                os.kill(child.pid, signal.SIGTERM)
+                told.add(child)
+            time.sleep(0.01)
+        assert len(told) == 2
+
+    done = []
+    thread = threading.Thread(target=signal_them)
+    thread.start()
     workers = loader(num_workers=2)
     batches = [next(workers) for _ in range(3)]
+    done.append(1)
+    thread.join()
     children = leftovers()
-    for child in children:
-        os.kill(child.pid, signal.SIGINT)
-        os.kill(child.pid, signal.SIGTERM)
     batches += [next(workers) for _ in range(9)]
     print(*(child.pid for child in children), flush=True)
     time.sleep(300)
