@@ -134,10 +134,10 @@ def split_rows(
       first row).
     """
     check_fractions(fractions)
-    title = columns["title"]
-    codes, rows, distinct = _codes(title)
-    edges = [(codes, rows, len(distinct)) if key == "title" else _edges(columns, key) for key in keys]
-    groups = _linked(edges, len(title))
+    titles = columns["title"]
+    codes, rows, distinct = _codes(titles)
+    known = codes, rows, len(distinct), len(titles)
+    groups = _linked([known if key == "title" else _edges(columns, key) for key in keys])
     # Byte order of UTF-8 is the order of code points, so that these ranks are those of Python's strings.
     order = pc.array_sort_indices(distinct).to_numpy()
     rank = np.empty(len(order), np.int64)
@@ -167,7 +167,7 @@ def linked_groups(columns: Mapping[str, pa.Array | pa.ChunkedArray], keys: Seque
     Raises:
       UserError: a key without a column.
     """
-    return _linked([_edges(columns, key) for key in keys], len(columns[keys[0]]))
+    return _linked([_edges(columns, key) for key in keys])
 
 
 def split_by_time(times: np.ndarray, groups: np.ndarray, *, moments: Mapping[str, np.datetime64]) -> np.ndarray:
@@ -244,21 +244,24 @@ def _codes(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, 
     return encoded.indices.to_numpy(), rows, encoded.dictionary
 
 
-def _edges(columns: Mapping[str, pa.Array | pa.ChunkedArray], key: str) -> tuple[np.ndarray, np.ndarray, int]:
+def _edges(columns: Mapping[str, pa.Array | pa.ChunkedArray], key: str) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Codes of a key's values, their rows, how many distinct values and how many rows there are."""
     try:
-        codes, rows, distinct = _codes(columns[key])
+        column = columns[key]
     except KeyError as error:
         raise UserError(f"split by {key}: no such attribute; there are {', '.join(columns)}") from error
+    codes, rows, distinct = _codes(column)
     if key != "title" and pa.types.is_string(distinct.type) and (empty := pc.index(distinct, "").as_py()) >= 0:
         codes, rows = codes[codes != empty], rows[codes != empty]
-    return codes, rows, len(distinct)
+    return codes, rows, len(distinct), len(column)
 
 
-def _linked(edges: Sequence[tuple[np.ndarray, np.ndarray, int]], count: int) -> np.ndarray:
-    """`linked_groups` of `count` rows from the codes, their rows and the number of distinct values of each key."""
-    starts = np.cumsum([count, *(distinct for _, _, distinct in edges)])  # a node for each row and distinct value
-    rows = np.concatenate([rows for _, rows, _ in edges])
-    values = [codes + np.int32(start) for (codes, _, _), start in zip(edges, starts[:-1], strict=True)]
+def _linked(edges: Sequence[tuple[np.ndarray, np.ndarray, int, int]]) -> np.ndarray:
+    """`linked_groups` from the `_edges` of each key."""
+    count = edges[0][3]
+    starts = np.cumsum([count, *(distinct for _, _, distinct, _ in edges)])  # a node for each row and distinct value
+    rows = np.concatenate([rows for _, rows, _, _ in edges])
+    values = [codes + np.int32(start) for (codes, *_), start in zip(edges, starts[:-1], strict=True)]
     return connected(np.stack([rows, np.concatenate(values)]), int(starts[-1]))[:count]
 
 
