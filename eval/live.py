@@ -31,6 +31,12 @@ class Live:
         t = np.asarray(times)[:, None]
         return (self.since <= t) & (t < self.until)
 
+    def age(self, items: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Days from an item's first time to each of the times: float64 [q], NaN where that is not known."""
+        since = self.since[items]
+        days = (np.asarray(times, np.float64) - since.astype(np.float64)) / 86_400e6
+        return np.where(since == _ALWAYS, np.nan, days)
+
     def pairs(self, items: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Whether each item is live at its time: bool [m]."""
         return (self.since[items] <= times) & (times < self.until[items])

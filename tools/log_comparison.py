@@ -19,7 +19,7 @@ from eval.cooccurrence import CooccurrenceRow
 from eval.examples import largest_changes
 from eval.exposure import Propensity
 from eval.ladder import measure_ladder
-from eval.live import live_items
+from eval.live import Live, live_items
 from eval.log_examples import log_examples
 from eval.logs import Log, LogFormat, iso, read_log
 from eval.metrics import max_cutoff
@@ -40,7 +40,7 @@ from eval.protocols import (
 from eval.queries import Queries, heavy_users, known_items, read_queries, repeated_queries
 from eval.ranking import compare_rows
 from eval.rows import Row, VectorRow
-from eval.slices import Slicing, by_popularity, by_volume, measure_slices
+from eval.slices import Slicing, by_age, by_popularity, by_volume, measure_slices
 from eval.trec import TrecWriter, query_names
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
@@ -280,7 +280,7 @@ def rank_logs(
         for name, rungs in compared.ladders.items()
     ]  # fmt: skip
     values = {name: per_row[name][primary] for name in (against, new)}
-    slicings = _query_slicings(slicings, queries, prepared.counted, n)
+    slicings = _query_slicings(slicings, queries, live, prepared.counted, n)
     sliced = None
     if slicings:
         sliced = measure_slices(slicings, values[new], values[against], clusters=queries.users)
@@ -435,14 +435,20 @@ def _rows_of_log(names: Sequence[str], counted: tuple[profiles.Pairs, np.ndarray
 
 
 def _query_slicings(
-    slicings: Sequence[Slicing], queries: Queries, counted: tuple[profiles.Pairs, np.ndarray] | None, n: int
+    slicings: Sequence[Slicing],
+    queries: Queries,
+    live: Live,
+    counted: tuple[profiles.Pairs, np.ndarray] | None,
+    n: int,
 ) -> list[Slicing]:
-    """By attributes of the query item, its popularity before, and how much its user asks; none for profiles."""
+    """By attributes of the query item, its age and popularity, and how much its user asks; none for profiles."""
     if not len(queries) or (queries.items < 0).any():
         return []
     found = [dataclasses.replace(slicing, codes=slicing.codes[queries.items]) for slicing in slicings]
     if counted is not None:
         found.append(by_popularity(profiles.popularity(*counted, n)[queries.items]))
+    if (days := live.age(queries.items, queries.times)).size and not np.isnan(days).all():
+        found.append(by_age(days))
     return [*found, by_volume(queries.users)]
 
 
