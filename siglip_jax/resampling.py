@@ -51,7 +51,7 @@ def _weights(old, new, bicubic):
     scale = old / new
     stretch = max(scale, 1.0)
     reach = (2.0 if bicubic else 1.0) * stretch
-    most = int(np.ceil(reach)) * 2 + 1
+    most = int(np.ceil(reach)) * 2 + 2
     first, count = np.empty(new, np.int64), np.empty(new, np.int64)
     fixed, weights = np.zeros((new, most), np.int32), np.empty(most, np.float64)
     for x in range(new):
@@ -106,10 +106,12 @@ def _along_width(image, out, bicubic):
             for x in range(columns):
                 for i in range(_LANES):
                     sums[i] = half
-                for k in range(count[start + x]):
-                    weight, pixels = weights[start + x, k], turned[first[start + x] - origin + k]
+                place, taps = first[start + x] - origin, count[start + x]
+                for k in range(0, taps, 2):
+                    weight, pixels = weights[start + x, k], turned[place + k]
+                    other, others = weights[start + x, k + 1], turned[place + min(k + 1, taps - 1)]
                     for i in range(_LANES):
-                        sums[i] += np.int32(pixels[i]) * weight
+                        sums[i] += np.int32(pixels[i]) * weight + np.int32(others[i]) * other
                 levels = filtered[x]
                 for i in range(_LANES):
                     levels[i] = np.uint8(min(max(sums[i] >> bits, np.int32(0)), np.int32(255)))
@@ -131,10 +133,11 @@ def _along_height(image, out, bicubic):
     for y in range(out.shape[0]):
         for i in range(lanes):
             sums[i] = half
-        for k in range(count[y]):
+        for k in range(0, count[y], 2):
             weight, pixels = weights[y, k], source[first[y] + k]
+            other, others = weights[y, k + 1], source[first[y] + min(k + 1, count[y] - 1)]
             for i in range(lanes):
-                sums[i] += np.int32(pixels[i]) * weight
+                sums[i] += np.int32(pixels[i]) * weight + np.int32(others[i]) * other
         levels = target[y]
         for i in range(lanes):
             levels[i] = np.uint8(min(max(sums[i] >> bits, np.int32(0)), np.int32(255)))

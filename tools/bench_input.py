@@ -70,7 +70,7 @@ def define_flags(values: flags.FlagValues) -> None:
     integer("shortest", 224, "Pixels of the longer side of the smallest file.", lower_bound=16)
     integer("longest", 640, "Pixels of the longer side of the largest file.", lower_bound=16)
     integer("count", 512, "Files; a multiple of --batch.")
-    integer("batch", 64, "Pictures of a batch.")
+    integer("batch", 32, "Pictures of a batch.")
     integer("workers", 2, "Processes of the loader with workers; 0 leaves it out.", lower_bound=0)
     integer("repetitions", 7, "Timed passes of each.")
     flags.DEFINE_bool("tf_data", True, "Also tf.data, where TensorFlow is installed.", flag_values=values)
@@ -222,7 +222,7 @@ def _loader(dataset: Any, preprocessing: Any, values: flags.FlagValues, stack: A
         **options,
     )
     stack.callback(batches.close)
-    return Steady(batches, values.count // values.batch, ahead=4 * (1 + options.get("num_workers", 0)))
+    return Steady(batches, values.count // values.batch, ahead=4 + 8 * options.get("num_workers", 0))
 
 
 class Steady:
@@ -232,15 +232,16 @@ class Steady:
         self.iterator, self.batches, self.ahead = iterator, batches, ahead
 
     def __call__(self) -> float:
-        """Seconds of an epoch."""
+        """Seconds of an epoch, from at least twice as many batches as may lie ready."""
+        timed = max(self.batches, 2 * self.ahead)
         for _ in range(self.ahead):
             next(self.iterator)
         begin = time.perf_counter()
-        for _ in range(self.batches):
+        for _ in range(timed):
             next(self.iterator)
-        seconds = time.perf_counter() - begin
-        time.sleep(1.5 * self.ahead * seconds / self.batches)  # it prepares the next ones: not at another's expense
-        return seconds
+        each = (time.perf_counter() - begin) / timed
+        time.sleep(2 * self.ahead * each)  # it prepares the next ones: not at another's expense
+        return each * self.batches
 
     def waiting(self, step: float) -> float:
         """The share of an epoch's time that steps of so many seconds wait for their batches."""
