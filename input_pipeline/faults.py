@@ -129,7 +129,7 @@ class Budget:
         shown = list(self._shown)[:IDS_SHOWN]
         more = "; and more" if len(self._shown) > IDS_SHOWN else ""
         raise UserError(
-            f"{count:.0f} rows could not be used in {epochs} epoch{'s' * (epochs > 1)} of {self.share:.0f}, more than "
+            f"{count:.0f} row{'s' * (count > 1)} could not be used in {epochs} epoch{'s' * (epochs > 1)} of {self.share:.0f}, more than "
             f"max_bad_fraction={self.fraction} allows ({'; '.join(shown)}{more}); mend the dataset, or give a larger "
             "fraction"
         )

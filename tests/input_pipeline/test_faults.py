@@ -163,7 +163,7 @@ def test_the_budget_stops_a_run_and_names_rows(rotten):
     message = str(error.value)
     assert message.startswith("3 rows could not be used in 1 epoch of 60, more than max_bad_fraction=0.03 allows (row ")
     assert all(f"row {row}, id id{row}: not a readable picture" in message for row in BAD)
-    with pytest.raises(UserError, match=r"1 rows could .* max_bad_fraction=0\.0 allows"):
+    with pytest.raises(UserError, match=r"1 row could .* max_bad_fraction=0\.0 allows"):
         with_replaced(loader(rotten, max_bad_fraction=0.0), 6)
     with_replaced(loader(rotten, max_bad_fraction=0.05), 40)  # three an epoch are within it for ever
     resumed = loader(rotten, max_bad_fraction=0.03)
