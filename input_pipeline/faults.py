@@ -128,8 +128,8 @@ class Budget:
             return
         shown = list(self._shown)[:IDS_SHOWN]
         more = "; and more" if len(self._shown) > IDS_SHOWN else ""
+        said = f"{count:.0f} row{'s' * (count > 1)} could not be used in {epochs} epoch{'s' * (epochs > 1)}"
         raise UserError(
-            f"{count:.0f} row{'s' * (count > 1)} could not be used in {epochs} epoch{'s' * (epochs > 1)} of {self.share:.0f}, more than "
-            f"max_bad_fraction={self.fraction} allows ({'; '.join(shown)}{more}); mend the dataset, or give a larger "
-            "fraction"
+            f"{said} of {self.share:.0f}, more than max_bad_fraction={self.fraction} allows "
+            f"({'; '.join(shown)}{more}); mend the dataset, or give a larger fraction"
         )
