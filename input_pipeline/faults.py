@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from input_pipeline.dataset import Split
+from input_pipeline.dataset import CHECK_ROWS, Split
 from input_pipeline.draws import Purpose, draws
 from siglip_jax.errors import UserError
 
@@ -65,6 +65,17 @@ def read_records(rows: Split, numbers: Sequence[int] | np.ndarray) -> tuple[list
                 _check_shard(rows, number, found)
                 bad.append(BadRow(number, "", f"damaged record ({found})"))
         return records, bad
+
+
+def readable_titles(rows: Split) -> Iterator[str]:
+    """The titles in row order, without those of records that are damaged.
+
+    Raises:
+      UserError: a file of which nothing can be read.
+    """
+    for start in range(0, len(rows), CHECK_ROWS):
+        records, _ = read_records(rows, range(start, min(start + CHECK_ROWS, len(rows))))
+        yield from (record["title"] for record in records if record is not None)
 
 
 def _read_one(rows: Split, number: int) -> dict[str, Any] | str:
@@ -128,8 +139,8 @@ class Budget:
             return
         shown = list(self._shown)[:IDS_SHOWN]
         more = "; and more" if len(self._shown) > IDS_SHOWN else ""
+        said = f"{count:.0f} row{'s' * (count > 1)} could not be used in {epochs} epoch{'s' * (epochs > 1)}"
         raise UserError(
-            f"{count:.0f} rows could not be used in {epochs} epoch{'s' * (epochs > 1)} of {self.share:.0f}, more than "
-            f"max_bad_fraction={self.fraction} allows ({'; '.join(shown)}{more}); mend the dataset, or give a larger "
-            "fraction"
+            f"{said} of {self.share:.0f}, more than max_bad_fraction={self.fraction} allows "
+            f"({'; '.join(shown)}{more}); mend the dataset, or give a larger fraction"
         )

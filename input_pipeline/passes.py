@@ -44,10 +44,7 @@ def pass_batch(disk: Disk, rows: np.ndarray, *, on_error: str) -> tuple[dict[str
     bad.sort(key=lambda each: each.row)
     if bad and on_error == "raise":
         more = f" (and {len(bad) - 1} more of {len(rows)} rows)" if len(bad) > 1 else ""
-        raise UserError(
-            f"{disk.rows.dataset_dir}: split {disk.rows.name}: {bad[0]}{more}; build the dataset again, or skip such "
-            'rows with on_error="skip"'
-        )
+        raise UserError(f"{disk.rows.dataset_dir}: split {disk.rows.name}: {bad[0]}{more}; build the dataset again")
     if bad:
         there = np.flatnonzero(~np.isin(rows, [each.row for each in bad]))
         arrays = {key: tree_map(lambda part: part[there], value) for key, value in arrays.items()}

@@ -24,7 +24,8 @@ from eval.embedding_plan import EmbeddingPlan
 from eval.embeddings import EmbeddingStore, read_store, write_store
 from input_pipeline.augment import Augmentation
 from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import attributes, build_dataset, dataset_fingerprint, open_split
+from input_pipeline.dataset import build_dataset, dataset_fingerprint, open_split
+from input_pipeline.faults import readable_titles
 from input_pipeline.loader import iterate_split, make_loader
 from input_pipeline.progress import progress
 from input_pipeline.tokenizer import train_tokenizer
@@ -102,10 +103,16 @@ def _terminable() -> Iterator[None]:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> Any:
+def start_model(
+    config: ml_collections.ConfigDict, dataset: epath.PathLike, *, workdir: epath.PathLike | None = None
+) -> Any:
     """The model before the first step: loaded from `config.init`, or random with a tokenizer of the training titles.
 
     Deterministic, so the start can be embedded again after training.
+
+    Args:
+      workdir: of a run that may have begun. It goes on with its tokenizer, since a title that could be read at its
+        start may be damaged now.
     """
     from siglip_jax import model as models
     from siglip_jax.models.towers import TwoTowers
@@ -124,8 +131,10 @@ def start_model(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> A
             raise UserError(
                 f"tokenizer {text.tokenizer}: {error.strerror}; pass a SentencePiece .model file or a tokenizer.json"
             ) from error
+    elif workdir is not None and (epath.Path(workdir) / "checkpoints").exists():
+        tokenizer = Preprocessing.load(workdir).tokenizer
     else:
-        _, titles, _ = attributes(dataset, config.data.train_split)
+        titles = readable_titles(open_split(dataset, config.data.train_split))
         tokenizer = train_tokenizer(map(preprocessing.canonical, titles), vocab_size=text.vocab_size)
     preprocessing = preprocessing.replace(tokenizer=tokenizer)
     architecture = architecture_of(config, preprocessing, vocab_size=preprocessing.vocab_size)
@@ -152,7 +161,7 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         raise UserError(f"config.batch_size={config.batch_size} does not divide over {shares} processes")
     fingerprint = dataset_fingerprint(dataset)
     claim_workdir(epath.Path(workdir), config, fingerprint)  # before the work of preparing data
-    model = start_model(config, dataset)
+    model = start_model(config, dataset, workdir=workdir)
     millions = {
         tower: sum(leaf.size for leaf in jax.tree.leaves(model.params[key])) / 1e6
         for tower, key in (("image", "img"), ("text", "txt"))

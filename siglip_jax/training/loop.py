@@ -246,7 +246,6 @@ def _train(
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, values = step_function(state, arrays)
                 in_flight.append((step, values, fed.index, None if fed.replaced is None else bad.here))
-                del arrays
                 while len(in_flight) > STEPS_IN_FLIGHT:
                     finish_oldest()
                 trace.after(step, state)

@@ -15,7 +15,7 @@ from input_pipeline.augment import Augmentation
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import Split, build_dataset, open_split
 from input_pipeline.draws import Purpose, draws
-from input_pipeline.faults import BadRow, Budget, Replacement
+from input_pipeline.faults import BadRow, Budget, Replacement, readable_titles
 from input_pipeline.loader import iterate_split, make_loader
 from input_pipeline.tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
@@ -162,7 +162,7 @@ def test_the_budget_stops_a_run_and_names_rows(rotten):
     message = str(error.value)
     assert message.startswith("3 rows could not be used in 1 epoch of 60, more than max_bad_fraction=0.03 allows (row ")
     assert all(f"row {row}, id id{row}: not a readable picture" in message for row in BAD)
-    with pytest.raises(UserError, match=r"1 rows could .* max_bad_fraction=0\.0 allows"):
+    with pytest.raises(UserError, match=r"1 row could .* max_bad_fraction=0\.0 allows"):
         with_replaced(loader(rotten, max_bad_fraction=0.0), 6)
     with_replaced(loader(rotten, max_bad_fraction=0.05), 40)  # three an epoch are within it for ever
     resumed = loader(rotten, max_bad_fraction=0.03)
@@ -190,6 +190,15 @@ def test_a_damaged_record_is_replaced(dataset, tmp_path):
     assert all(each["id"] == "" and each["reason"].startswith("damaged record (") for each in replaced)
     cached = loader(folder, epochs=1, cache=True)
     assert [each for _, replaced in with_replaced(cached, 6) for each in replaced] == replaced
+
+
+def test_titles_of_what_can_be_read(dataset, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset, folder)
+    assert list(readable_titles(open_split(folder, "train"))) == TITLES
+    damaged = damage_one_record(folder)
+    expected = [title for row, title in enumerate(TITLES) if row not in damaged]
+    assert list(readable_titles(open_split(folder, "train"))) == expected
 
 
 def damage_one_record(folder: pathlib.Path) -> set[int]:

@@ -94,6 +94,28 @@ def test_too_many_stop_the_run_with_their_ids(rotten, tiny_config, tmp_path):
     assert len(listed) == 4  # of the steps before the batch that was one too many
 
 
+def test_a_record_that_is_damaged_between_two_starts_is_no_other_run(shop_dataset, tiny_config, tmp_path, monkeypatch):
+    """The tokenizer was trained on its title."""
+    tiny_config.steps, tiny_config.optimizer.warmup_steps, tiny_config.data.max_bad_fraction = 12, 2, 0.1
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Stopped):
+            train(tiny_config, dataset=shop_dataset, workdir=tmp_path / "run")
+    plain = Split.__getitems__
+
+    def damaged(self, rows):
+        if self.name == "train" and BAD & {int(row) for row in rows}:
+            raise UserError("a checksum is wrong")
+        return plain(self, rows)
+
+    monkeypatch.setattr(Split, "__getitems__", damaged)
+    train(tiny_config, dataset=shop_dataset, workdir=tmp_path / "run")
+    listed = [json.loads(line) for line in (tmp_path / "run" / "bad_pictures.jsonl").read_text().splitlines()]
+    assert {(each["row"], each["reason"]) for each in listed} == {
+        (row, "damaged record (a checksum is wrong)") for row in BAD
+    }
+
+
 def test_a_whole_run_lists_nothing(trained_workdir):
     assert not (trained_workdir / "bad_pictures.jsonl").exists()
     assert {line["bad_pictures"] for line in read_metrics(trained_workdir)} == {0}
