@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.dataset import CHECK_ROWS, Split
+from input_pipeline.dataset import Split
 from input_pipeline.draws import Purpose, draws
+from input_pipeline.reading import READ_ROWS
 from siglip_jax.errors import UserError
 
 ATTEMPTS = 16  # rows drawn to stand in for one, before it is said that there is no good one
@@ -73,8 +74,8 @@ def readable_titles(rows: Split) -> Iterator[str]:
     Raises:
       UserError: a file of which nothing can be read.
     """
-    for start in range(0, len(rows), CHECK_ROWS):
-        records, _ = read_records(rows, range(start, min(start + CHECK_ROWS, len(rows))))
+    for start in range(0, len(rows), READ_ROWS):
+        records, _ = read_records(rows, range(start, min(start + READ_ROWS, len(rows))))
         yield from (record["title"] for record in records if record is not None)
 
 

@@ -24,7 +24,7 @@ from eval.embedding_plan import EmbeddingPlan
 from eval.embeddings import EmbeddingStore, read_store, write_store
 from input_pipeline.augment import Augmentation
 from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import build_dataset, dataset_fingerprint, open_split
+from input_pipeline.dataset import attributes, build_dataset, dataset_fingerprint, open_split
 from input_pipeline.faults import readable_titles
 from input_pipeline.loader import iterate_split, make_loader
 from input_pipeline.progress import progress
