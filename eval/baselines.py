@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from eval.sparse import row_products
 from siglip_jax.errors import UserError
 
 _BLOCK = 512  # images converted at once
-_LISTED = 1 << 15  # pairs of titles multiplied at once
 # Words, and in scripts that put no space between them (kana, Han, Thai) every two neighbouring letters.
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _TOKENS = re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]+")
@@ -97,24 +97,7 @@ class TitleRow:
 
     def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
         """See `eval.rows.Row`; 0 to 1, added up in float64."""
-        asked = self._weights[queries]
-        if candidates is None:
-            return (asked @ self._weights.T).toarray().astype(np.float32)
-        out = np.full(candidates.shape, -np.inf, np.float32)
-        query, place = np.nonzero(candidates >= 0)
-        for lo in range(0, len(query), _LISTED):
-            q, p = query[lo : lo + _LISTED], place[lo : lo + _LISTED]
-            out[q, p] = asked[q].multiply(self._weights[candidates[q, p]]).sum(axis=1)
-        return out
-
-
-def random_embeddings(n: int, d: int, *, seed: int) -> np.ndarray:
-    """Directions drawn uniformly on the sphere: float32 [n, d], unit norm. Their metrics are those of a blind guess."""
-    if n < 0 or d < 1:
-        raise UserError(f"random embeddings [{n}, {d}]: expected n >= 0 and d >= 1")
-    vectors = np.random.default_rng(seed).standard_normal((n, d), dtype=np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors
+        return row_products(self._weights, queries, candidates)
 
 
 def raw_pixels(images: np.ndarray) -> np.ndarray:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse
 
+from eval.sparse import row_products
 from siglip_jax.errors import UserError
-
-_LISTED = 1 << 15  # pairs of items multiplied at once
 
 
 class CooccurrenceRow:
@@ -31,12 +30,4 @@ class CooccurrenceRow:
 
     def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
         """See `eval.rows.Row`; 0 to 1."""
-        asked = self._weights[queries]
-        if candidates is None:
-            return (asked @ self._weights.T).toarray().astype(np.float32)
-        out = np.full(candidates.shape, -np.inf, np.float32)
-        query, place = np.nonzero(candidates >= 0)
-        for lo in range(0, len(query), _LISTED):
-            q, p = query[lo : lo + _LISTED], place[lo : lo + _LISTED]
-            out[q, p] = asked[q].multiply(self._weights[candidates[q, p]]).sum(axis=1)
-        return out
+        return row_products(self._weights, queries, candidates)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from eval.checks import duplicates
 from eval.logs import Log
 from siglip_jax.errors import UserError
 
@@ -252,10 +253,7 @@ def repeated_queries(queries: Queries) -> np.ndarray:
         ends = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
         content = ends[queries.starts[1:]] - ends[queries.starts[:-1]]  # a sum, so the order does not matter
     key = np.stack([queries.users, queries.times, queries.items, queries.lengths, content.view(np.int64)], axis=1)
-    _, first = np.unique(key, axis=0, return_index=True)
-    repeated = np.ones(len(queries), bool)
-    repeated[first] = False
-    return repeated
+    return duplicates(key)
 
 
 def heavy_users(log: Log, *, factor: float = 10, at_least: int = 100) -> dict[str, int]:

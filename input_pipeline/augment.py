@@ -16,7 +16,7 @@ from input_pipeline.colour import change_colours, colour_map, mean_luma
 from input_pipeline.draws import Purpose, draws, unit
 from input_pipeline.titles import change_title
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import NAFLEX, Patches, Preprocessing
+from siglip_jax.preprocessing import NAFLEX, SCALED_DECODE, Patches, Preprocessing
 
 __all__ = ["NO_AUGMENTATION", "Augmentation", "draws"]
 
@@ -103,6 +103,11 @@ class Augmentation:
             raise UserError(
                 f"augmentation: shift={self.shift}, zoom={self.zoom} with NaFlex pictures, whose sizes differ; these "
                 "can only be flipped: give shift=0, zoom=0; a crop, made before the resize, does the same"
+            )
+        if self.crops and preprocessing.resize == SCALED_DECODE:
+            raise UserError(
+                f"augmentation: a crop with resize={SCALED_DECODE!r}: windows are cut from whole decoded pictures, "
+                "which the model would not see later; give crop_area=(1, 1), crop_aspect=(1, 1), or another resize"
             )
         if attributes is not None and (missing := [x for x in self.title_attributes if x not in set(attributes)]):
             known = ", ".join(attributes) or "none"

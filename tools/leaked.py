@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
+import pyarrow as pa
+import pyarrow.compute as pc
 from etils import epath
 
-from input_pipeline.dataset import has_split, open_split
-from input_pipeline.split import normalise_title
+from input_pipeline.dataset import has_split
+from input_pipeline.item_table import item_table, split_names
+from input_pipeline.leakage import find_leakage
 from siglip_jax.errors import UserError
+
+KINDS = {"title": "title", "image": "picture", "id": "id"}  # the last that holds is told
 
 
 def in_training(
     dataset: epath.PathLike, split: str, *, train_dataset: epath.PathLike, train_split: str
 ) -> dict[str, str]:
     """{id: "id", "picture" or "title", what of it is in the training split} for the items of an evaluation split."""
-    theirs: dict[str, set[str]] = {"id": set(), "picture": set(), "title": set()}
-    for keys in _keys(train_dataset, train_split):
-        for kind, key in keys.items():
-            theirs[kind].add(key)
-    return {
-        keys["id"]: next(kind for kind, key in keys.items() if key in theirs[kind])
-        for keys in _keys(dataset, split)
-        if any(key in theirs[kind] for kind, key in keys.items())
-    }
+    found = find_leakage(_items(train_dataset, train_split), _items(dataset, split)).found
+    leaked: dict[str, str] = {}
+    for key, kind in KINDS.items():
+        leaked |= dict.fromkeys(found.filter(pc.equal(found["key"], key))["id"].to_pylist(), kind)
+    return leaked
 
 
 def training_items(
@@ -43,8 +42,8 @@ def training_items(
     return in_training(dataset, split, train_dataset=train_dataset or dataset, train_split=train_split)
 
 
-def _keys(dataset: epath.PathLike, split: str) -> Iterable[dict[str, str]]:
-    rows = open_split(dataset, split)
-    for start in range(0, len(rows), 1024):
-        for row in rows[start : start + 1024]:
-            yield {"id": row["id"], "picture": row["image_sha256"], "title": normalise_title(row["title"])}
+def _items(dataset: epath.PathLike, split: str) -> pa.Table:
+    if not has_split(dataset, split):
+        raise UserError(f"{dataset}: no split {split}; splits are {', '.join(split_names(dataset))}")
+    table = item_table(dataset, columns=("id", "title", "image_sha256", "split"))
+    return table.filter(pc.equal(table["split"], split))

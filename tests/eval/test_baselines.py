@@ -3,22 +3,13 @@
 import numpy as np
 import pytest
 
-from eval.baselines import random_embeddings, raw_pixels
+from eval.baselines import raw_pixels
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches
 
 
 def pictures(n, size=8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
-
-
-def test_random_embeddings_are_unit_seeded_and_isotropic():
-    x = random_embeddings(5000, 16, seed=3)
-    assert x.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(x, random_embeddings(5000, 16, seed=3))
-    assert not np.array_equal(x, random_embeddings(5000, 16, seed=4))
-    np.testing.assert_allclose(x.T @ x / 5000, np.eye(16) / 16, atol=0.01)
 
 
 def test_raw_pixels_equal_the_definition_in_float64():
@@ -51,5 +42,3 @@ def test_equal_pictures_stay_equal_to_the_last_bit():
 def test_errors(images, message):
     with pytest.raises(UserError, match=message):
         raw_pixels(images)
-    with pytest.raises(UserError, match="expected n"):
-        random_embeddings(3, 0, seed=0)

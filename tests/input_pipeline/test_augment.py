@@ -168,3 +168,11 @@ def test_the_whole_picture_where_no_crop_is_asked():
 def test_out_of_range(name, value):
     with pytest.raises(UserError, match=re.escape(f"{name}={value}; expected")):
         Augmentation(**{name: value})
+
+
+def test_crops_are_refused_with_scaled_decoding():
+    scaled = Preprocessing(image_size=(8, 8), resize="bilinear_scaled_decode")
+    Augmentation(shift=1).check(scaled)
+    with pytest.raises(UserError, match="windows are cut from whole decoded pictures"):
+        Augmentation(crop_area=(0.5, 1.0)).check(scaled)
+    Augmentation(crop_area=(0.5, 1.0)).check(Preprocessing(image_size=(8, 8)))
