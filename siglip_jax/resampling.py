@@ -1,9 +1,9 @@
 """Resizing in machine code: PIL's antialiased filters, to the bit, and big_vision's bilinear without antialias.
 
-PIL's own loops take two to five times as long as decoding the JPEG. No kept library resizes to the same pixels: OpenCV
-and kornia-rs do not antialias with these filters, libvips places the samples elsewhere, fast_image_resize is off by up
-to two grey levels (`siglip-jax bench input --libraries`). So Pillow's Resample.c is written out here for numba, in an
-order that vectorises. Threads run at once: the GIL is released.
+PIL's own loops take longer than decoding the JPEG. No kept library resizes to the same pixels: OpenCV and kornia-rs do
+not antialias with these filters, libvips places the samples elsewhere, fast_image_resize is off by up to two grey
+levels (`siglip-jax bench pictures`). So Pillow's Resample.c is written out here for numba, in vectors (`lanes`).
+Threads run at once: the GIL is released.
 
 The module takes a second to import, and a few more the first time on a machine: `pictures` imports it when needed.
 """
@@ -16,9 +16,18 @@ from typing import Any
 import numba
 import numpy as np
 
+from siglip_jax.lanes import (
+    add,
+    add_product,
+    into_block,
+    out_of_block,
+    pixels_times,
+    spread,
+    store_levels,
+    store_truncated,
+)
+
 _BITS = 22  # of the fraction of a weight, as in Pillow: 32 bits less 8 of a pixel less 2 for sums and negative lobes
-_BLOCK = 16  # rows that pass through the horizontal filter together
-_LANES = 3 * _BLOCK
 _WIDEST = 2**16  # source columns of a block that are laid side by side at a time: bounds the memory of a long strip
 
 _PICTURE = numba.types.Array(numba.types.uint8, 3, "C", readonly=True)  # a writeable one is taken as well
@@ -77,50 +86,64 @@ def _weights(old, new, bicubic):
 
 
 @_compiled()
-def _along_width(image, out, bicubic):
-    """[height, W, 3] -> [height, w, 3].
+def _places(start, stride, rows):
+    """Of the four rows of a block, of which there are `rows`: the last one again for those that are missing."""
+    last = rows - 1
+    return start, start + min(1, last) * stride, start + min(2, last) * stride, start + min(3, last) * stride
 
-    The pixels of _BLOCK rows that share a column are laid side by side first, so that their sums are one vector.
-    """
-    width, bits, half = out.shape[1], np.int32(_BITS), np.int32(1 << (_BITS - 1))
-    first, count, weights = _weights(image.shape[1], width, bicubic)
-    strip = min(max(_WIDEST * width // image.shape[1], 1), width)  # columns of `out` at a time, all of most pictures
+
+@_compiled()
+def _into_block(block, source, start, stride, rows, columns, room):
+    """`columns` pixels of each of the rows -> a block; `room` bytes may be read of a row."""
+    there = 0
+    while there < columns and 3 * there + 16 <= room:
+        into_block(block, 16 * there, source, _places(start + 3 * there, stride, rows))
+        there += 4
+    for x in range(there, columns):
+        places = _places(start + 3 * x, stride, rows)
+        for r in range(4):
+            for c in range(3):
+                block[16 * x + 4 * r + c] = source[places[r] + c]
+
+
+@_compiled()
+def _out_of_block(block, target, start, stride, rows, columns):
+    """A block -> `columns` pixels of each of the rows."""
+    for x in range(0, columns - 3, 4):
+        out_of_block(target, _places(start + 3 * x, stride, rows), block, 16 * x)
+    for x in range(columns // 4 * 4, columns):
+        places = _places(start + 3 * x, stride, rows)
+        for r in range(rows):
+            for c in range(3):
+                target[places[r] + c] = block[16 * x + 4 * r + c]
+
+
+@_compiled()
+def _along_width(image, out, bicubic):
+    """[height, W, 3] -> [height, w, 3], four rows at a time."""
+    height, old, new = image.shape[0], image.shape[1], out.shape[1]
+    bits, half = np.int32(_BITS), np.int32(1 << (_BITS - 1))
+    first, count, weights = _weights(old, new, bicubic)
+    strip = min(max(_WIDEST * new // old, 1), new)  # columns of `out` at a time, all of most pictures
     span = 0
-    for start in range(0, width, strip):
-        last = min(start + strip, width) - 1
+    for start in range(0, new, strip):
+        last = min(start + strip, new) - 1
         span = max(span, first[last] + count[last] - first[start])
-    turned, filtered = np.empty((span, _LANES), np.uint8), np.empty((strip, _LANES), np.uint8)
-    sums = np.empty(_LANES, np.int32)
-    for top in range(0, image.shape[0], _BLOCK):
-        rows = min(_BLOCK, image.shape[0] - top)
-        for start in range(0, width, strip):
-            columns = min(strip, width - start)
+    source, target = image.reshape(-1), out.reshape(-1)
+    block, filtered = np.empty(16 * (span + 3), np.uint8), np.empty(16 * strip, np.uint8)
+    for top in range(0, height, 4):
+        rows = min(4, height - top)
+        for start in range(0, new, strip):
+            columns = min(strip, new - start)
             origin = first[start]
             used = first[start + columns - 1] + count[start + columns - 1] - origin
-            for r in range(rows):
-                row = image[top + r]
-                for x in range(used):
-                    turned[x, 3 * r] = row[origin + x, 0]
-                    turned[x, 3 * r + 1] = row[origin + x, 1]
-                    turned[x, 3 * r + 2] = row[origin + x, 2]
+            _into_block(block, source, 3 * (top * old + origin), 3 * old, rows, used, 3 * (old - origin))
             for x in range(columns):
-                for i in range(_LANES):
-                    sums[i] = half
-                place, taps = first[start + x] - origin, count[start + x]
-                for k in range(0, taps, 2):
-                    weight, pixels = weights[start + x, k], turned[place + k]
-                    other, others = weights[start + x, k + 1], turned[place + min(k + 1, taps - 1)]
-                    for i in range(_LANES):
-                        sums[i] += np.int32(pixels[i]) * weight + np.int32(others[i]) * other
-                levels = filtered[x]
-                for i in range(_LANES):
-                    levels[i] = np.uint8(min(max(sums[i] >> bits, np.int32(0)), np.int32(255)))
-            for r in range(rows):
-                row = out[top + r]
-                for x in range(columns):
-                    row[start + x, 0] = filtered[x, 3 * r]
-                    row[start + x, 1] = filtered[x, 3 * r + 1]
-                    row[start + x, 2] = filtered[x, 3 * r + 2]
+                sums, place = spread(half), 16 * (first[start + x] - origin)
+                for k in range(count[start + x]):
+                    sums = add_product(sums, block, place + 16 * k, weights[start + x, k])
+                store_levels(filtered, 16 * x, sums, bits)
+            _out_of_block(filtered, target, 3 * (top * new + start), 3 * new, rows, columns)
 
 
 @_compiled()
@@ -128,19 +151,19 @@ def _along_height(image, out, bicubic):
     """[H, width, 3] -> [h, width, 3]."""
     first, count, weights = _weights(image.shape[0], out.shape[0], bicubic)
     lanes, bits, half = 3 * out.shape[1], np.int32(_BITS), np.int32(1 << (_BITS - 1))
-    source, target = image.reshape(image.shape[0], lanes), out.reshape(out.shape[0], lanes)
-    sums = np.empty(lanes, np.int32)
+    source, target = image.reshape(-1), out.reshape(-1)
     for y in range(out.shape[0]):
-        for i in range(lanes):
-            sums[i] = half
-        for k in range(0, count[y], 2):
-            weight, pixels = weights[y, k], source[first[y] + k]
-            other, others = weights[y, k + 1], source[first[y] + min(k + 1, count[y] - 1)]
-            for i in range(lanes):
-                sums[i] += np.int32(pixels[i]) * weight + np.int32(others[i]) * other
-        levels = target[y]
-        for i in range(lanes):
-            levels[i] = np.uint8(min(max(sums[i] >> bits, np.int32(0)), np.int32(255)))
+        top = first[y] * lanes
+        for start in range(0, lanes - 15, 16) if lanes >= 16 else range(0):
+            sums = spread(half)
+            for k in range(count[y]):
+                sums = add_product(sums, source, top + k * lanes + start, weights[y, k])
+            store_levels(target, y * lanes + start, sums, bits)
+        for lane in range(lanes // 16 * 16, lanes):
+            level = half
+            for k in range(count[y]):
+                level += np.int32(source[top + k * lanes + lane]) * weights[y, k]
+            target[y * lanes + lane] = np.uint8(min(max(level >> bits, np.int32(0)), np.int32(255)))
 
 
 @_compiled(numba.void(_PICTURE, _OUTPUT, numba.boolean))
@@ -182,24 +205,29 @@ def resample_no_antialias(image, out):
     """
     above, below, down = _taps(image.shape[0], out.shape[0])
     left, right, across = _taps(image.shape[1], out.shape[1])
-    source, target = image.reshape(image.shape[0], 3 * image.shape[1]), out.reshape(out.shape[0], 3 * out.shape[1])
-    one, lanes, sparse = np.float32(1), source.shape[1], image.shape[1] > 4 * out.shape[1]
-    between = np.empty(lanes, np.float32)
-    for y in range(out.shape[0]):
-        upper, lower, levels = source[above[y]], source[below[y]], target[y]
-        v, u = down[y], one - down[y]
-        if sparse:
-            for x in range(out.shape[1]):
-                for start in (3 * left[x], 3 * right[x]):
-                    for lane in range(start, start + 3):
-                        between[lane] = np.float32(upper[lane]) * u + np.float32(lower[lane]) * v
-        else:  # whole rows, of which few pixels are not needed: one vector
-            for lane in range(lanes):
-                between[lane] = np.float32(upper[lane]) * u + np.float32(lower[lane]) * v
-        for x in range(out.shape[1]):
-            # Unsigned, since numba looks for negative indices otherwise.
-            i, j, k = np.uintp(3 * left[x]), np.uintp(3 * right[x]), np.uintp(3 * x)
-            s, t = across[x], one - across[x]
-            levels[k] = np.uint8(np.int32(between[i] * t + between[j] * s))
-            levels[k + np.uintp(1)] = np.uint8(np.int32(between[i + np.uintp(1)] * t + between[j + np.uintp(1)] * s))
-            levels[k + np.uintp(2)] = np.uint8(np.int32(between[i + np.uintp(2)] * t + between[j + np.uintp(2)] * s))
+    height, width, one = out.shape[0], out.shape[1], np.float32(1)
+    source, target = image.reshape(image.shape[0], 3 * image.shape[1]), out.reshape(-1)
+    sparse = image.shape[1] > 4 * width  # then only the pixels that are needed are blended, else whole rows: vectors
+    stride = 6 * width if sparse else source.shape[1]
+    # One row of `out` after the other, before its width is changed; one number more is read than there are.
+    between, filtered = np.zeros(4 * stride + 1, np.float32), np.empty(16 * width, np.uint8)
+    for top in range(0, height, 4):
+        rows = min(4, height - top)
+        for r in range(rows):
+            y, blended = top + r, between[r * stride : (r + 1) * stride]
+            upper, lower, v, u = source[above[y]], source[below[y]], down[y], one - down[y]
+            if sparse:
+                for x in range(width):
+                    for c in range(3):
+                        i, j = 3 * left[x] + c, 3 * right[x] + c
+                        blended[6 * x + c] = np.float32(upper[i]) * u + np.float32(lower[i]) * v
+                        blended[6 * x + 3 + c] = np.float32(upper[j]) * u + np.float32(lower[j]) * v
+            else:
+                for lane in range(stride):
+                    blended[lane] = np.float32(upper[lane]) * u + np.float32(lower[lane]) * v
+        for x in range(width):
+            i, j = (6 * x, 6 * x + 3) if sparse else (3 * left[x], 3 * right[x])
+            near = pixels_times(between, _places(i, stride, rows), one - across[x])
+            far = pixels_times(between, _places(j, stride, rows), across[x])
+            store_truncated(filtered, 16 * x, add(near, far))
+        _out_of_block(filtered, target, 3 * top * width, 3 * width, rows, width)

@@ -84,6 +84,48 @@ def test_written_where_asked(method):
             resize_image(image, (20, 28), method=method, out=wrong)
 
 
+WITHIN_THE_ARRAYS = """
+import ctypes, mmap
+import numpy as np
+from siglip_jax import resampling
+
+PAGE = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+
+def before_a_wall(size):
+    # The last byte is the last that the process may touch.
+    pages = -(-size // PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for wall in (0, pages + 1):
+        assert not libc.mprotect(ctypes.c_void_p(address + wall * PAGE), ctypes.c_size_t(PAGE), 0)
+    whole = np.frombuffer(memory, np.uint8)
+    return whole[(pages + 1) * PAGE - size : (pages + 1) * PAGE], whole[PAGE : (pages + 1) * PAGE - size]
+
+rng = np.random.default_rng(0)
+for _ in range(300):
+    height, width, h, w = rng.integers(1, rng.choice([9, 40, 200], 4) + 1).tolist()
+    image, _ = before_a_wall(3 * height * width)
+    image[:] = rng.integers(0, 256, len(image))
+    out, ahead = before_a_wall(3 * h * w)
+    image, result = image.reshape(height, width, 3), out.reshape(h, w, 3)
+    for run in (
+        lambda: resampling.resample(image, result, False),
+        lambda: resampling.resample(image, result, True),
+        lambda: resampling.resample_no_antialias(image, result),
+    ):
+        run()
+        assert not ahead.any()
+print("within")
+"""
+
+
+def test_nothing_beyond_the_arrays_is_touched(python):
+    """Vectors of 16 bytes hold more than the pixels that are wanted of them."""
+    done = python(WITHIN_THE_ARRAYS)
+    assert done.stdout.strip() == "within", (done.returncode, done.stderr)
+
+
 NOWHERE_TO_KEEP = """
 import sys
 from numba.core import caching
