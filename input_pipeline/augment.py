@@ -142,17 +142,31 @@ class Augmentation:
         self, images: np.ndarray | Patches, rows: np.ndarray, *, seed: int, epoch: int
     ) -> np.ndarray | Patches:
         """uint8 [b, h, w, 3] or `Patches` of uint8 of the given rows -> a new value of the same shapes."""
-        mirrored = (draws(rows, seed=seed, epoch=epoch, purpose=Purpose.FLIP) >> np.uint64(63)).astype(bool) & self.flip
         if isinstance(images, Patches):
-            images = _mirror_patches(images, mirrored) if self.flip else images
+            changed: np.ndarray | Patches = Patches(images.pixels.copy(), images.shape.copy())
         else:
-            if self.flip:
-                images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-            if self.shift or self.zoom:
-                images = self._move(images, rows, seed=seed, epoch=epoch)
-        return self._colour(images, rows, seed=seed, epoch=epoch)
+            changed = images.copy(order="C")
+        self.change(changed, rows, seed=seed, epoch=epoch)
+        return changed
 
-    def _move(self, images: np.ndarray, rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    def change(self, images: np.ndarray | Patches, rows: np.ndarray, *, seed: int, epoch: int) -> None:
+        """The same in place: fresh memory for each batch costs more than the changes. Arrays in row-major order."""
+        if self.flip:
+            mirrored = (draws(rows, seed=seed, epoch=epoch, purpose=Purpose.FLIP) >> np.uint64(63)).astype(bool)
+            if isinstance(images, Patches):
+                _mirror_patches(images, mirrored)
+            else:
+                from input_pipeline import pixels
+
+                pixels.mirror(images, mirrored)
+        if self.shift or self.zoom:
+            self._move(images, rows, seed=seed, epoch=epoch)
+        if any(getattr(self, name) for name in _COLOURS):
+            self._colour(images, rows, seed=seed, epoch=epoch)
+
+    def _move(self, images: Any, rows: np.ndarray, *, seed: int, epoch: int) -> None:
+        from input_pipeline import pixels
+
         down, right, zoom = (
             unit(draws(rows, seed=seed, epoch=epoch, purpose=purpose))
             for purpose in (Purpose.SHIFT_DOWN, Purpose.SHIFT_RIGHT, Purpose.ZOOM)
@@ -162,25 +176,18 @@ class Augmentation:
             _sources(side, np.floor(drawn * (2 * self.shift + 1)) - self.shift, scale)
             for side, drawn in zip(images.shape[1:3], (down, right), strict=True)
         )
-        return images[np.arange(len(images))[:, None, None], y[:, :, None], x[:, None, :]]
+        pixels.move(images, y, x)
 
-    def _colour(self, images: np.ndarray | Patches, rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray | Patches:
-        if not any(getattr(self, name) for name in _COLOURS):
-            return images
+    def _colour(self, images: np.ndarray | Patches, rows: np.ndarray, *, seed: int, epoch: int) -> None:
         amounts = {
             name: getattr(self, name) * (2 * unit(draws(rows, seed=seed, epoch=epoch, purpose=purpose)) - 1)
             for name, purpose in _COLOURS.items()
         }
-        pixels = images.pixels if isinstance(images, Patches) else images
-        changed = np.empty_like(pixels)
-        for k, picture in enumerate(pixels):
+        for k, picture in enumerate(images.pixels if isinstance(images, Patches) else images):
             there = int(images.shape[k].prod()) if isinstance(images, Patches) else len(picture)
-            colours = picture[:there].reshape(there, -1, 3)
+            colours = picture[:there].reshape(-1, 3)  # without patches that are none
             factors = {name: float(amount[k]) + (name != "hue") for name, amount in amounts.items()}
-            matrix, offset = colour_map(mean_luma(colours, colours.shape[0] * colours.shape[1]), **factors)
-            changed[k, :there] = change_colours(colours, matrix, offset).reshape(picture[:there].shape)
-            changed[k, there:] = picture[there:]  # no patches
-        return Patches(changed, images.shape) if isinstance(images, Patches) else changed
+            change_colours(colours, *colour_map(mean_luma(colours), **factors))
 
     # --- titles ---------------------------------------------------------------------------------------------------
 
@@ -206,17 +213,16 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation(flip=False)
 
 
-def _mirror_patches(patches: Patches, mirrored: np.ndarray) -> Patches:
+def _mirror_patches(patches: Patches, mirrored: np.ndarray) -> None:
     """Those pictures left to right: the patches of each row in reverse order, and each patch mirrored itself."""
     y, x = patches.coordinates
     columns = patches.shape[:, 1:]
     number = np.arange(patches.pixels.shape[1])
-    source = np.where(patches.mask & mirrored[:, None], y * columns + (columns - 1 - x), number)
-    pixels = np.take_along_axis(patches.pixels, source[..., None], axis=1)
-    side = math.isqrt(pixels.shape[2] // 3)
-    squares = pixels.reshape(*pixels.shape[:2], side, side, 3)
-    squares = np.where(mirrored[:, None, None, None, None], squares[..., ::-1, :], squares)
-    return Patches(squares.reshape(pixels.shape), patches.shape)
+    source = np.where(patches.mask, y * columns + (columns - 1 - x), number)
+    side = math.isqrt(patches.pixels.shape[2] // 3)
+    for k in np.flatnonzero(mirrored):
+        picture = patches.pixels[k]
+        picture[:] = picture[source[k]].reshape(-1, side, side, 3)[:, :, ::-1].reshape(picture.shape)
 
 
 def _sources(side: int, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:

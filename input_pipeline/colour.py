@@ -34,21 +34,18 @@ def colour_map(
     return contrast * brightness * turn @ saturate, (1 - contrast) * brightness * mean
 
 
-def mean_luma(pixels: np.ndarray, count: int) -> float:
-    """Of uint8 [..., 3] with `count` pixels, any others black."""
-    return float(LUMA @ pixels.reshape(-1, 3).sum(axis=0, dtype=np.int64)) / count
+def mean_luma(pixels: np.ndarray) -> float:
+    """Of uint8 [n, 3] in row-major order."""
+    from input_pipeline.pixels import channel_sums
+
+    return float(LUMA @ channel_sums(pixels)) / len(pixels)
 
 
-def change_colours(pixels: np.ndarray, matrix: np.ndarray, offset: float) -> np.ndarray:
-    """uint8 [..., 3] -> uint8 of the same shape, in float32, rounded.
+def change_colours(pixels: np.ndarray, matrix: np.ndarray, offset: float) -> None:
+    """uint8 [n, 3] in row-major order, changed in place; in float32, rounded.
 
     Not a matrix product: BLAS may add up in another order for another number of pixels or threads.
     """
-    levels = pixels.astype(np.float32)
-    changed = np.empty_like(levels)
-    for channel, row in enumerate(matrix.astype(np.float32)):
-        total = levels[..., 0] * row[0]
-        total += levels[..., 1] * row[1]
-        total += levels[..., 2] * row[2]
-        changed[..., channel] = total + np.float32(offset)
-    return np.rint(changed.clip(0, 255, out=changed), out=changed).astype(np.uint8)
+    from input_pipeline.pixels import recolour
+
+    recolour(pixels, matrix.astype(np.float32), np.float32(offset))

@@ -49,23 +49,17 @@ class Replacement:
         return {**dataclasses.asdict(self.bad), "stand_in": self.stand_in}
 
 
-def read_records(rows: Split, numbers: Sequence[int] | np.ndarray) -> tuple[list[dict[str, Any] | None], list[BadRow]]:
-    """The records of those rows, None in the place of one that cannot be read, and what is wrong with these.
+def read_record(rows: Split, number: int) -> dict[str, Any] | BadRow:
+    """The record of a row, or what is wrong with it.
 
     Raises:
-      UserError: nothing can be read of the file that a bad row is in.
+      UserError: nothing can be read of the file that the row is in.
     """
-    try:
-        return list(rows.__getitems__(numbers)), []
-    except Exception:  # damaged bytes raise many types; now find out which
-        records, bad = [], []
-        for number in map(int, numbers):
-            found = _read_one(rows, number)
-            records.append(None if isinstance(found, str) else found)
-            if isinstance(found, str):
-                _check_shard(rows, number, found)
-                bad.append(BadRow(number, "", f"damaged record ({found})"))
-        return records, bad
+    found = _read_one(rows, number)
+    if not isinstance(found, str):
+        return found
+    _check_shard(rows, number, found)
+    return BadRow(number, "", f"damaged record ({found})")
 
 
 def readable_titles(rows: Split) -> Iterator[str]:
@@ -75,8 +69,11 @@ def readable_titles(rows: Split) -> Iterator[str]:
       UserError: a file of which nothing can be read.
     """
     for start in range(0, len(rows), READ_ROWS):
-        records, _ = read_records(rows, range(start, min(start + READ_ROWS, len(rows))))
-        yield from (record["title"] for record in records if record is not None)
+        try:
+            records: list[Any] = rows[start : start + READ_ROWS]
+        except Exception:  # damaged bytes raise many types; now find out which
+            records = [read_record(rows, number) for number in range(start, min(start + READ_ROWS, len(rows)))]
+        yield from (record["title"] for record in records if not isinstance(record, BadRow))
 
 
 def _read_one(rows: Split, number: int) -> dict[str, Any] | str:

@@ -9,16 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import PIL.Image
 
 from input_pipeline.augment import NO_AUGMENTATION, Augmentation
 from input_pipeline.dataset import Split
-from input_pipeline.faults import ATTEMPTS, BadRow, Replacement, read_records, stand_ins
+from input_pipeline.faults import ATTEMPTS, BadRow, Replacement, read_record, stand_ins
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import Patches, Preprocessing, decode_image
+from siglip_jax.preprocessing import Patches, Preprocessing
 
-CHUNK_ROWS = 16  # pictures per task of a decoding thread
+CHUNK_ROWS = 8  # per task of a thread, which reads, decodes and changes them where they lie in the batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,14 +32,19 @@ class Recipe:
     augmentation: Augmentation = NO_AUGMENTATION
     seed: int = 0
 
-    def picture(self, record: dict[str, Any], row: int, epoch: int) -> np.ndarray:
-        """uint8 [h, w, 3], cropped and resized."""
+    def picture(self, record: dict[str, Any], row: int, epoch: int, images: np.ndarray | Patches, place: int) -> None:
+        """One picture, cropped and resized, becomes number `place` of `images`."""
         pictures = [record["image"], *(record.get("more_images") or ())]
-        chosen = self.augmentation.choose_picture(pictures, row, seed=self.seed, epoch=epoch)
-        if not self.augmentation.crops:
-            return self.preprocessing.image(chosen)
-        window = self.augmentation.crop(decode_image(chosen), row, seed=self.seed, epoch=epoch)
-        return self.preprocessing.image(PIL.Image.fromarray(window))
+        picture = self.preprocessing.decoded(
+            self.augmentation.choose_picture(pictures, row, seed=self.seed, epoch=epoch)
+        )
+        if self.augmentation.crops:
+            picture = self.augmentation.crop(picture, row, seed=self.seed, epoch=epoch)
+        if isinstance(images, Patches):
+            one = self.preprocessing.batch([self.preprocessing.resized(picture)])
+            tree_map(lambda whole, part: whole.__setitem__(place, part[0]), images, one)
+        else:
+            self.preprocessing.resized(picture, out=images[place])
 
     def text(self, records: Sequence[dict[str, Any] | None], rows: np.ndarray, epoch: int) -> np.ndarray:
         """int32 [b, L]; of an empty title where there is no record."""
@@ -87,28 +91,29 @@ class Disk:
     ) -> tuple[dict[str, Any], list[BadRow], list[dict[str, Any] | None]]:
         """As `take`, and the records; None where one cannot be read. No "text" without a tokenizer."""
         rows = np.asarray(rows, np.int64)
-        records, bad = read_records(self.rows, rows)
-        images = empty_rows(len(records), self.recipe.preprocessing.batch([]))
+        images = empty_rows(len(rows), self.recipe.preprocessing.batch([]))
+        records: list[dict[str, Any] | None] = [None] * len(rows)
+        bad: list[BadRow] = []
 
-        def decode(start: int) -> None:
-            there, pictures = [], []
-            for k in range(start, min(start + CHUNK_ROWS, len(records))):
-                if (record := records[k]) is None:
+        def prepare(start: int) -> None:
+            here = slice(start, start + CHUNK_ROWS)
+            part = tree_map(lambda whole: whole[here], images)
+            for k, row in enumerate(rows[here].tolist()):
+                record = read_record(self.rows, row)
+                if isinstance(record, BadRow):
+                    bad.append(record)
                     continue
+                records[start + k] = record
                 try:
-                    pictures.append(self.recipe.picture(record, int(rows[k]), epoch))
-                    there.append(k)
+                    self.recipe.picture(record, row, epoch, part, k)
                 except UserError as error:
-                    bad.append(BadRow(int(rows[k]), record["id"], str(error)))
-            if there:
-                chunk = self.recipe.preprocessing.batch(pictures)
-                chunk = self.recipe.augmentation(chunk, rows[there], seed=self.recipe.seed, epoch=epoch)
-                tree_map(lambda whole, part: whole.__setitem__(there, part), images, chunk)
+                    bad.append(BadRow(row, record["id"], str(error)))
+            if isinstance(part, Patches):
+                part.shape[part.shape == 0] = 1  # a bad picture is black, and can be mirrored without trouble
+            self.recipe.augmentation.change(part, rows[here], seed=self.recipe.seed, epoch=epoch)
 
-        for _ in self._pool.map(decode, range(0, len(records), CHUNK_ROWS)):
+        for _ in self._pool.map(prepare, range(0, len(rows), CHUNK_ROWS)):
             pass  # an error in a thread is raised here
-        if isinstance(images, Patches):
-            images.shape[images.shape == 0] = 1  # a bad picture is black, and can be mirrored without trouble
         arrays: dict[str, Any] = {"image": images}
         arrays["group"] = np.array([0 if record is None else record["title_group"] for record in records], np.int32)
         if self.recipe.preprocessing.tokenizer is not None:
@@ -161,7 +166,7 @@ class Memory:
     def take(self, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[BadRow]]:
         found = {key: tree_map(lambda part: part[rows], value) for key, value in self.arrays.items()}
         recipe = self.recipe
-        found["image"] = recipe.augmentation(found["image"], rows, seed=recipe.seed, epoch=epoch)
+        recipe.augmentation.change(found["image"], rows, seed=recipe.seed, epoch=epoch)
         if self.records:
             found["text"] = recipe.text([self.records[row] for row in rows], rows, epoch)
         return found, [self.bad[row] for row in rows.tolist() if row in self.bad] if self.bad else []
@@ -212,10 +217,6 @@ def tree_map(function: Callable[..., Any], *values: Any) -> Any:
 def empty_rows(count: int, like: np.ndarray | Patches) -> Any:
     """Zeros [count, ...] in the shape and type of the rows of `like`."""
     return tree_map(lambda part: np.zeros((count, *part.shape[1:]), part.dtype), like)
-
-
-def _without_pictures(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in ("image", "more_images")}
 
 
 def _write_rows(start: int, whole: np.ndarray, rows: np.ndarray) -> None:

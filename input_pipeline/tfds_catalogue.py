@@ -14,7 +14,6 @@ from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from input_pipeline.catalogue import PARTS, Catalogue, Item, as_text, title_texts
 from input_pipeline.files import FileProblem, local_path
-from input_pipeline.reading import KeepBytes
 from input_pipeline.tables import is_utf8, mend_text
 from siglip_jax.errors import UserError
 
@@ -25,6 +24,13 @@ KNOWN_KEYS = {
 }
 SPLIT_ATTRIBUTE = "source_split"
 READ_ROWS = 64  # at a time
+
+
+class KeepBytes(tfds.decode.SkipDecoding):
+    """Leaves pictures encoded, those of sequences too, for which TFDS's own has no NumPy method."""
+
+    def decode_batch_example_np(self, example: Any) -> list[bytes]:
+        return list(example)
 
 
 def open_tfds(name: str, *, keys: Mapping[str, str]) -> Catalogue:

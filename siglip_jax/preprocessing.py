@@ -199,7 +199,14 @@ class Preprocessing:
           UserError: what is no readable picture, or too large a one; `out` of another shape; an opened JPEG with
             "bilinear_scaled_decode", which needs the encoded bytes.
         """
-        array = decode_image(picture, at_least=self.image_size if self.resize == SCALED_DECODE else None)
+        return self.resized(self.decoded(picture), out=out)
+
+    def decoded(self, picture: bytes | PIL.Image.Image) -> np.ndarray:
+        """The first half of `image`: one picture -> uint8 [H, W, 3], from which windows can be cut."""
+        return decode_image(picture, at_least=self.image_size if self.resize == SCALED_DECODE else None)
+
+    def resized(self, array: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        """The other half: uint8 [H, W, 3], whole or a window -> uint8 [height, width, 3]."""
         if self.resize == NAFLEX:
             if out is not None:
                 raise UserError("NaFlex pictures differ in size; leave out= away and pass them to batch()")

@@ -10,12 +10,10 @@ The module takes a second to import, and a few more the first time on a machine:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
 
+from siglip_jax.compiled import compiled
 from siglip_jax.lanes import (
     add,
     add_product,
@@ -34,22 +32,7 @@ _PICTURE = numba.types.Array(numba.types.uint8, 3, "C", readonly=True)  # a writ
 _OUTPUT = numba.types.uint8[:, :, ::1]
 
 
-def _compiled(*signatures: Any) -> Callable[[Any], Any]:
-    """numba.njit, kept on disk where there is a folder to write to, next to the source or in the user's own cache."""
-
-    njit: Any = numba.njit
-    options = dict(nogil=True, boundscheck=False, error_model="numpy")
-
-    def decorate(function: Any) -> Any:
-        try:
-            return njit(*signatures, cache=True, **options)(function)
-        except RuntimeError:  # numba: no locator available
-            return njit(*signatures, **options)(function)
-
-    return decorate
-
-
-@_compiled()
+@compiled()
 def _weights(old, new, bicubic):
     """Pillow's precompute_coeffs and normalize_coeffs_8bpc.
 
@@ -85,14 +68,14 @@ def _weights(old, new, bicubic):
     return first, count, fixed
 
 
-@_compiled()
+@compiled()
 def _places(start, stride, rows):
     """Of the four rows of a block, of which there are `rows`: the last one again for those that are missing."""
     last = rows - 1
     return start, start + min(1, last) * stride, start + min(2, last) * stride, start + min(3, last) * stride
 
 
-@_compiled()
+@compiled()
 def _into_block(block, source, start, stride, rows, columns, room):
     """`columns` pixels of each of the rows -> a block; `room` bytes may be read of a row."""
     there = 0
@@ -106,7 +89,7 @@ def _into_block(block, source, start, stride, rows, columns, room):
                 block[16 * x + 4 * r + c] = source[places[r] + c]
 
 
-@_compiled()
+@compiled()
 def _out_of_block(block, target, start, stride, rows, columns):
     """A block -> `columns` pixels of each of the rows."""
     for x in range(0, columns - 3, 4):
@@ -118,7 +101,7 @@ def _out_of_block(block, target, start, stride, rows, columns):
                 target[places[r] + c] = block[16 * x + 4 * r + c]
 
 
-@_compiled()
+@compiled()
 def _along_width(image, out, bicubic):
     """[height, W, 3] -> [height, w, 3], four rows at a time."""
     height, old, new = image.shape[0], image.shape[1], out.shape[1]
@@ -146,7 +129,7 @@ def _along_width(image, out, bicubic):
             _out_of_block(filtered, target, 3 * (top * new + start), 3 * new, rows, columns)
 
 
-@_compiled()
+@compiled()
 def _along_height(image, out, bicubic):
     """[H, width, 3] -> [h, width, 3]."""
     first, count, weights = _weights(image.shape[0], out.shape[0], bicubic)
@@ -166,7 +149,7 @@ def _along_height(image, out, bicubic):
             target[y * lanes + lane] = np.uint8(min(max(level >> bits, np.int32(0)), np.int32(255)))
 
 
-@_compiled(numba.void(_PICTURE, _OUTPUT, numba.boolean))
+@compiled(numba.void(_PICTURE, _OUTPUT, numba.boolean))
 def resample(image, out, bicubic):
     """uint8 [H, W, 3] -> `out`, uint8 [h, w, 3], both in row-major order: bilinear or bicubic, widened when shrinking.
 
@@ -185,7 +168,7 @@ def resample(image, out, bicubic):
         _along_height(between, out, bicubic)
 
 
-@_compiled()
+@compiled()
 def _taps(old, new):
     """Lower index, upper index and the upper one's weight for each of `new` half-pixel-centred samples."""
     lower, upper, weight = np.empty(new, np.int64), np.empty(new, np.int64), np.empty(new, np.float32)
@@ -197,7 +180,7 @@ def _taps(old, new):
     return lower, upper, weight
 
 
-@_compiled(numba.void(_PICTURE, _OUTPUT))
+@compiled(numba.void(_PICTURE, _OUTPUT))
 def resample_no_antialias(image, out):
     """uint8 [H, W, 3] -> `out`, uint8 [h, w, 3]: between the four nearest pixels, in float32, along the height first.
 

@@ -62,6 +62,17 @@ def test_a_zoom_enlarges_about_the_centre():
     np.testing.assert_array_equal(moved.sum(axis=(1, 2)), sides**2)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_pictures_are_mirrored_by_the_toss_of_their_row(height, width, seed):
+    images, rows = pictures(20, height, width), np.arange(20)
+    heads = (draws(rows, seed=seed, epoch=1) >> np.uint64(63)).astype(bool)
+    expected = np.where(heads[:, None, None, None], images[:, :, ::-1], images)
+    np.testing.assert_array_equal(Augmentation()(images, rows, seed=seed, epoch=1), expected)
+    Augmentation().change(images, rows, seed=seed, epoch=1)
+    np.testing.assert_array_equal(images, expected)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=8),

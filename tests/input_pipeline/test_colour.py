@@ -21,8 +21,9 @@ def picture(seed=0, height=13, width=9):
 
 
 def changed(pixels, **change):
-    matrix, offset = colour_map(mean_luma(pixels, pixels.shape[0] * pixels.shape[1]), **(NOTHING | change))
-    return change_colours(pixels, matrix, offset)
+    colours = pixels.reshape(-1, 3).copy()
+    change_colours(colours, *colour_map(mean_luma(colours), **(NOTHING | change)))
+    return colours.reshape(pixels.shape)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.7])
