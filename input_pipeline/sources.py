@@ -14,9 +14,11 @@ from input_pipeline.augment import NO_AUGMENTATION, Augmentation
 from input_pipeline.dataset import Split
 from input_pipeline.faults import ATTEMPTS, BadRow, Replacement, read_record, stand_ins
 from input_pipeline.progress import progress
+from input_pipeline.recycling import Recycler
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches, Preprocessing
 
+PICTURES = ("image", "more_images")  # of a record
 CHUNK_ROWS = 8  # per task of a thread, which reads, decodes and changes them where they lie in the batch
 
 
@@ -35,16 +37,14 @@ class Recipe:
     def picture(self, record: dict[str, Any], row: int, epoch: int, images: np.ndarray | Patches, place: int) -> None:
         """One picture, cropped and resized, becomes number `place` of `images`."""
         pictures = [record["image"], *(record.get("more_images") or ())]
-        picture = self.preprocessing.decoded(
-            self.augmentation.choose_picture(pictures, row, seed=self.seed, epoch=epoch)
-        )
-        if self.augmentation.crops:
-            picture = self.augmentation.crop(picture, row, seed=self.seed, epoch=epoch)
+        chosen = self.augmentation.choose_picture(pictures, row, seed=self.seed, epoch=epoch)
+        crop = functools.partial(self.augmentation.crop, row=row, seed=self.seed, epoch=epoch)
+        image = functools.partial(self.preprocessing.image, chosen, crop=crop if self.augmentation.crops else None)
         if isinstance(images, Patches):
-            one = self.preprocessing.batch([self.preprocessing.resized(picture)])
+            one = self.preprocessing.batch([image()])
             tree_map(lambda whole, part: whole.__setitem__(place, part[0]), images, one)
         else:
-            self.preprocessing.resized(picture, out=images[place])
+            image(out=images[place])
 
     def text(self, records: Sequence[dict[str, Any] | None], rows: np.ndarray, epoch: int) -> np.ndarray:
         """int32 [b, L]; of an empty title where there is no record."""
@@ -77,10 +77,14 @@ class Disk:
     num_threads: int
 
     @functools.cached_property
+    def _memory(self) -> Recycler:
+        return Recycler()
+
+    @functools.cached_property
     def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
         return concurrent.futures.ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode")
 
-    def __getstate__(self) -> dict[str, Any]:  # a pool cannot go to a worker process
+    def __getstate__(self) -> dict[str, Any]:  # these cannot go to a worker process
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def take(self, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[BadRow]]:
@@ -91,7 +95,10 @@ class Disk:
     ) -> tuple[dict[str, Any], list[BadRow], list[dict[str, Any] | None]]:
         """As `take`, and the records; None where one cannot be read. No "text" without a tokenizer."""
         rows = np.asarray(rows, np.int64)
-        images = empty_rows(len(rows), self.recipe.preprocessing.batch([]))
+        images = tree_map(
+            lambda like: self._memory.empty((len(rows), *like.shape[1:]), like.dtype),
+            self.recipe.preprocessing.batch([]),
+        )
         records: list[dict[str, Any] | None] = [None] * len(rows)
         bad: list[BadRow] = []
 
@@ -99,17 +106,10 @@ class Disk:
             here = slice(start, start + CHUNK_ROWS)
             part = tree_map(lambda whole: whole[here], images)
             for k, row in enumerate(rows[here].tolist()):
-                record = read_record(self.rows, row)
-                if isinstance(record, BadRow):
-                    bad.append(record)
-                    continue
-                records[start + k] = record
-                try:
-                    self.recipe.picture(record, row, epoch, part, k)
-                except UserError as error:
-                    bad.append(BadRow(row, record["id"], str(error)))
-            if isinstance(part, Patches):
-                part.shape[part.shape == 0] = 1  # a bad picture is black, and can be mirrored without trouble
+                records[start + k], problem = self._prepare(row, epoch, part, k)
+                if problem:
+                    bad.append(problem)
+                    _blacken(part, k)
             self.recipe.augmentation.change(part, rows[here], seed=self.recipe.seed, epoch=epoch)
 
         for _ in self._pool.map(prepare, range(0, len(rows), CHUNK_ROWS)):
@@ -119,6 +119,20 @@ class Disk:
         if self.recipe.preprocessing.tokenizer is not None:
             arrays["text"] = self.recipe.text(records, rows, epoch)
         return arrays, bad, records
+
+    def _prepare(
+        self, row: int, epoch: int, images: np.ndarray | Patches, place: int
+    ) -> tuple[dict[str, Any] | None, BadRow | None]:
+        """The record of a row, whose picture becomes number `place` of `images`, and what is wrong with either."""
+        record, problem = read_record(self.rows, row), None
+        if isinstance(record, BadRow):
+            return None, record
+        try:
+            self.recipe.picture(record, row, epoch, images, place)
+        except UserError as error:
+            problem = BadRow(row, record["id"], str(error))
+        # The pictures are done with: their memory is the next one's.
+        return {key: value for key, value in record.items() if key not in PICTURES}, problem
 
     def close(self) -> None:
         """Stops the threads."""
@@ -157,9 +171,7 @@ class Memory:
                 tree_map(functools.partial(_write_rows, start), memory.arrays[key], value)
             memory.bad |= {each.row: each for each in bad}
             if recipe.augmentation.changes_titles:
-                memory.records += [
-                    record and {k: v for k, v in record.items() if "image" not in k} for record in records
-                ]
+                memory.records += records
         plain.close()
         return memory
 
@@ -217,6 +229,12 @@ def tree_map(function: Callable[..., Any], *values: Any) -> Any:
 def empty_rows(count: int, like: np.ndarray | Patches) -> Any:
     """Zeros [count, ...] in the shape and type of the rows of `like`."""
     return tree_map(lambda part: np.zeros((count, *part.shape[1:]), part.dtype), like)
+
+
+def _blacken(images: np.ndarray | Patches, place: int) -> None:
+    tree_map(lambda part: part.__setitem__(place, 0), images)
+    if isinstance(images, Patches):
+        images.shape[place] = 1  # so that it can be mirrored as any other
 
 
 def _write_rows(start: int, whole: np.ndarray, rows: np.ndarray) -> None:

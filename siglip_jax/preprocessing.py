@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from siglip_jax.pictures import (
     naflex_size,
     pad_image,
     resize_image,
+    scratch,
 )
 from siglip_jax.tokenizer import EOS_ID, SENTINELS, TOKENIZER_FILES, Tokenizer, file_name, open_tokenizer
 
@@ -187,26 +188,28 @@ class Preprocessing:
             return self.max_patches, self.patch_size**2 * 3
         return *self.image_size, 3
 
-    def image(self, picture: bytes | PIL.Image.Image, *, out: np.ndarray | None = None) -> np.ndarray:
+    def image(
+        self,
+        picture: bytes | PIL.Image.Image,
+        *,
+        crop: Callable[[np.ndarray], np.ndarray] | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
         """One encoded (JPEG, PNG, ...) or opened picture -> uint8 [height, width, 3].
 
         With "naflex" height and width are multiples of `patch_size` and differ between pictures.
 
         Args:
+          crop: uint8 [H, W, 3], as it came -> the part of it to take, which may be a view.
           out: where to write instead of a new array, such as a row of a batch: uint8 `row_shape`; not for "naflex".
 
         Raises:
           UserError: what is no readable picture, or too large a one; `out` of another shape; an opened JPEG with
             "bilinear_scaled_decode", which needs the encoded bytes.
         """
-        return self.resized(self.decoded(picture), out=out)
-
-    def decoded(self, picture: bytes | PIL.Image.Image) -> np.ndarray:
-        """The first half of `image`: one picture -> uint8 [H, W, 3], from which windows can be cut."""
-        return decode_image(picture, at_least=self.image_size if self.resize == SCALED_DECODE else None)
-
-    def resized(self, array: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-        """The other half: uint8 [H, W, 3], whole or a window -> uint8 [height, width, 3]."""
+        at_least = self.image_size if self.resize == SCALED_DECODE else None
+        array = decode_image(picture, at_least=at_least, memory=scratch())
+        array = array if crop is None else crop(array)
         if self.resize == NAFLEX:
             if out is not None:
                 raise UserError("NaFlex pictures differ in size; leave out= away and pass them to batch()")
