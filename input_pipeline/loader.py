@@ -24,6 +24,7 @@ from input_pipeline.dataset import open_split
 from input_pipeline.faults import Budget, Replacement
 from input_pipeline.passes import ON_ERROR, Pass, pass_batch
 from input_pipeline.plan import Plan
+from input_pipeline.recycling import Recycler
 from input_pipeline.sources import Disk, Memory, Recipe, Source, training_batch, tree_map
 from input_pipeline.workers import begin_worker, parse_absl_flags, signals_blocked
 from siglip_jax.errors import UserError
@@ -129,6 +130,7 @@ class Batches(Iterator[dict[str, Any]]):
     _next: int = dataclasses.field(default=0, init=False)
     _to_begin: int = dataclasses.field(default=0, init=False)
     _running: list[grain.DatasetIterator] = dataclasses.field(default_factory=list, init=False)  # one or none
+    _memory: Recycler = dataclasses.field(default_factory=Recycler, init=False)
 
     def __post_init__(self):
         self._budget = self._new_budget(before=0)
@@ -152,7 +154,7 @@ class Batches(Iterator[dict[str, Any]]):
         self._next += 1
         self.replaced = [each.to_json() for each in replaced]
         self._budget.add(replaced, epochs=-(-self._next // self._plan.batches_per_epoch))  # begun
-        return {key: tree_map(_plain, value) for key, value in batch.items()}
+        return {key: tree_map(self._plain, value) for key, value in batch.items()}
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch, a small dict that JSON can hold.
@@ -217,6 +219,14 @@ class Batches(Iterator[dict[str, Any]]):
             prepared = prepared.mp_prefetch(options, worker_init_fn=functools.partial(begin_worker, os.getpid()))
         return iter(prepared)
 
+    def _plain(self, array: np.ndarray) -> np.ndarray:
+        """An array of a worker copied out of shared memory, which there is little of, and which is freed by that."""
+        if type(array) is np.ndarray:
+            return array
+        copy = self._memory.empty(array.shape, array.dtype)
+        copy[...] = array
+        return copy
+
     def _new_budget(self, *, before: int) -> Budget:
         processes = self._plan.process_count
         share = len(self._plan.order) / processes
@@ -226,11 +236,6 @@ class Batches(Iterator[dict[str, Any]]):
 def _stop(running: list[grain.DatasetIterator]) -> None:
     while running:
         running.pop().close()
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """An array of a worker copied out of shared memory, which there is little of, and which is freed by that."""
-    return array if type(array) is np.ndarray else np.array(array)
 
 
 def _make_batch(source: Source, plan: Plan, number: int) -> tuple[dict[str, Any], list[Replacement]]:

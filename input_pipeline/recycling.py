@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-KEPT = 8  # batches: more than are ever under way, but not all of those that somebody collected
+KEPT = 8  # of each size: more than are ever under way, but not all of those that somebody collected
+SIZES = 8  # of a batch there are a few, and the last one of a pass is shorter
 ALIGNMENT = 64  # bytes: JAX takes such an array on a CPU as it is, and holds it
 
 
@@ -20,23 +21,21 @@ class Recycler:
     """Arrays whose memory comes back when the last of their views is gone. Threads may share it."""
 
     def __init__(self) -> None:
-        self._free: collections.deque[np.ndarray] = collections.deque(maxlen=KEPT)
+        self._free: dict[int, collections.deque[np.ndarray]] = {}  # by the number of bytes
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array of unknown content."""
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        memory = self._take()
-        if memory is None or len(memory) != size:  # of a batch of another size
+        if size not in self._free and len(self._free) == SIZES:
+            self._free = {}
+        free = self._free.setdefault(size, collections.deque(maxlen=KEPT))
+        try:
+            memory = free.popleft()
+        except IndexError:
             more = np.empty(size + ALIGNMENT, np.uint8)
             start = -more.ctypes.data % ALIGNMENT
             memory = more[start : start + size]
-        return np.asarray(_Loan(memory, self._free)).view(dtype).reshape(shape)
-
-    def _take(self) -> np.ndarray | None:
-        try:
-            return self._free.popleft()
-        except IndexError:
-            return None
+        return np.asarray(_Loan(memory, free)).view(dtype).reshape(shape)
 
 
 class _Loan:

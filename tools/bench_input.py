@@ -7,6 +7,9 @@ siglip-jax bench input --resize=bicubic --size=384
 The ceiling is libjpeg-turbo decoding into one buffer, without any resize. "decode + resize" is the least that a batch
 of that preprocessing takes. The loader reads, decodes, resizes, tokenises and batches. tf.data is big_vision's way
 (decode_jpeg and tf.image.resize, bilinear without antialias), in a process of its own, where TensorFlow is installed.
+
+"a core" is images per second of processor time, of all threads and workers; the ratios are of that. So a loader that
+looks fast because other threads help it shows what it takes, and one that waits for itself shows it in "cores".
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import multiprocessing
 import os
 import pathlib
 import statistics
@@ -21,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from absl import flags
@@ -29,6 +33,7 @@ from absl import flags
 from siglip_jax.errors import UserError
 
 KINDS = ("bilinear", "bicubic", "bilinear_no_antialias", "bilinear_scaled_decode", "bilinear_pad")
+COPIES = 16  # of each file in the dataset that the loader reads, so that it has the rows of a small shop
 SLACK = 1.25  # of the steps whose waiting is measured: they take so many times as long as the loader's batches
 
 TF_DATA = """
@@ -50,11 +55,13 @@ for line in sys.stdin:
     data = data.map(decode, num_parallel_calls=threads).batch(batch).prefetch(2)
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
-    begin = time.perf_counter()
+    begin, processor = time.perf_counter(), time.process_time()
     for images in data.with_options(options).as_numpy_iterator():
         pass
-    print(time.perf_counter() - begin, flush=True)
+    print(time.perf_counter() - begin, time.process_time() - processor, flush=True)
 """
+
+Seconds = tuple[float, float]  # by the clock, and of the processor
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -92,9 +99,9 @@ def main(values: flags.FlagValues) -> None:
             split=values.split,
             count=values.count,
             sides=(values.shortest, values.longest),
+            copies=COPIES,
         )
-        rows = open_split(dataset, "train")
-        records = [rows[k] for k in range(len(rows))]
+        records = open_split(dataset, "train")[: values.count]
         compare(values, folder, dataset, records, stack)
 
 
@@ -103,56 +110,86 @@ def compare(values: flags.FlagValues, folder: pathlib.Path, dataset: pathlib.Pat
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pictures = [record["image"] for record in records]
-    runs: dict[str, tuple[Callable[[], Any], int]] = {  # title -> the run and the cores that it may use
-        "libjpeg-turbo, decoding alone": (decoding_alone(pictures, stack, threads=1), 1),
-        "PIL loop, bilinear": (functools.partial(pil_loop, pictures, values.batch, values.size), 1),
+    runs: dict[str, Callable[[], Seconds]] = {
+        "libjpeg-turbo, decoding alone": timed(decoding_alone(pictures, stack, threads=1)),
+        "PIL loop, bilinear": timed(functools.partial(pil_loop, pictures, values.batch, values.size)),
     }
     if cores > 1:
-        runs[f"libjpeg-turbo, {cores} threads"] = decoding_alone(pictures, stack, threads=cores), cores
+        runs[f"libjpeg-turbo, {cores} threads"] = timed(decoding_alone(pictures, stack, threads=cores))
     if values.tf_data and importlib.util.find_spec("tensorflow"):
         tf_data = stack.enter_context(_tf_data(folder / "images", values.batch, values.size))
-        runs |= {f"tf.data, {_threads(n)}": (functools.partial(tf_data, n), n) for n in sorted({1, cores})}
+        runs |= {f"tf.data, {_threads(n)}": functools.partial(tf_data, n) for n in sorted({1, cores})}
     fills = {"bilinear_pad": "white"}
     loaders: dict[str, Steady] = {}
     for kind in dict.fromkeys(values.resize):
         preprocessing = _preprocessing(records, kind, values.size, fills.get(kind, ""))
-        runs[f"decode + resize, {kind}"] = functools.partial(decode_and_resize, pictures, preprocessing), 1
+        runs[f"decode + resize, {kind}"] = timed(functools.partial(decode_and_resize, pictures, preprocessing))
         open_loader = functools.partial(_loader, dataset, preprocessing, values, stack)
         for threads in sorted({1, cores}):
             title = f"loader, {kind}, {_threads(threads)}"
-            loaders[title] = open_loader(num_threads=threads)
-            runs[title] = loaders[title], threads
+            runs[title] = loaders[title] = open_loader(num_threads=threads)
         if values.workers:
             title = f"loader, {kind}, {values.workers} workers"
-            runs[title] = open_loader(num_threads=1, num_workers=values.workers), min(values.workers, cores)
-    seconds = measuring.interleaved({title: run for title, (run, _) in runs.items()}, repetitions=values.repetitions)
-    ceiling = seconds["libjpeg-turbo, decoding alone"]
+            runs[title] = open_loader(num_threads=1, num_workers=values.workers)
+    seconds = interleaved(runs, repetitions=values.repetitions)
+
+    def processor(title: str) -> list[float]:
+        return [processor for _, processor in seconds[title]]
+
     table = []
-    for title, (_, used) in runs.items():
-        rate = len(pictures) / statistics.median(seconds[title])
+    for title in runs:
+        clock, used = (statistics.median(column) for column in zip(*seconds[title], strict=True))
         kind = next((kind for kind in KINDS if f", {kind}," in title), None)
-        floor = seconds[f"decode + resize, {kind}"] if kind else None
-        table.append(
-            [
-                title,
-                f"{rate:.0f}",
-                f"{rate / used:.0f}",
-                f"{measuring.ratio(ceiling, seconds[title]) / used:.2f}",
-                f"{measuring.ratio(floor, seconds[title]) / used:.2f}" if floor else "-",
-            ]
-        )
+        floors = ["libjpeg-turbo, decoding alone", *([f"decode + resize, {kind}"] if kind else [])]
+        ratios = [f"{measuring.ratio(processor(floor), processor(title)):.2f}" for floor in floors]
+        rate, cores_used = f"{len(pictures) / clock:.0f}", f"{used / clock:.1f}"
+        table.append([title, rate, cores_used, f"{len(pictures) / used:.0f}", *ratios, *["-"] * (2 - len(ratios))])
     mean = sum(map(len, pictures)) / len(pictures) / 1024
     print(f"{measuring.machine()}; {len(pictures)} files of {values.shortest}-{values.longest} px, {mean:.0f} KiB each")
     print(f"to {values.size} px, batches of {values.batch}; median of {values.repetitions} interleaved repetitions")
-    print(measuring.table(["", "images/s", "a core", "x decoding", "x decode + resize"], table))
+    print(measuring.table(["", "images/s", "cores", "a core", "x decoding", "x decode + resize"], table))
     print(f"waiting for batches of {values.batch}, with steps that take {SLACK} times as long as the loader's median:")
     for title, loader in loaders.items():
-        step = SLACK * statistics.median(seconds[title]) / loader.batches
+        step = SLACK * statistics.median(clock for clock, _ in seconds[title]) / loader.batches
         print(f"  {title}: {100 * loader.waiting(step):.1f} % of a step of {step * 1e3:.0f} ms")
 
 
 def _threads(number: int) -> str:
     return "1 thread" if number == 1 else f"{number} threads"
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def interleaved(runs: Mapping[str, Callable[[], Seconds]], *, repetitions: int) -> dict[str, list[Seconds]]:
+    """All in turn in every repetition, once more before, uncounted."""
+    seconds: dict[str, list[Seconds]] = {title: [] for title in runs}
+    for repetition in range(repetitions + 1):
+        for title, run in runs.items():
+            found = run()
+            if repetition:
+                seconds[title].append(found)
+    return seconds
+
+
+def timed(run: Callable[[], Any]) -> Callable[[], Seconds]:
+    def timing() -> Seconds:
+        begin, processor = time.perf_counter(), processor_seconds()
+        run()
+        return time.perf_counter() - begin, processor_seconds() - processor
+
+    return timing
+
+
+def processor_seconds() -> float:
+    """Of all threads of this process and, on Linux, of its living worker processes."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        stat = pathlib.Path(f"/proc/{child.pid}/stat")
+        if stat.exists():
+            fields = stat.read_text().rpartition(")")[2].split()  # from the third on
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------
@@ -231,17 +268,14 @@ class Steady:
     def __init__(self, iterator: Iterator[Any], batches: int, *, ahead: int):
         self.iterator, self.batches, self.ahead = iterator, batches, ahead
 
-    def __call__(self) -> float:
-        """Seconds of an epoch, from at least twice as many batches as may lie ready."""
-        timed = max(self.batches, 2 * self.ahead)
+    def __call__(self) -> Seconds:
+        """Of `batches` batches, from at least twice as many as may lie ready."""
+        count = max(self.batches, 2 * self.ahead)
         for _ in range(self.ahead):
             next(self.iterator)
-        begin = time.perf_counter()
-        for _ in range(timed):
-            next(self.iterator)
-        each = (time.perf_counter() - begin) / timed
-        time.sleep(2 * self.ahead * each)  # it prepares the next ones: not at another's expense
-        return each * self.batches
+        clock, processor = timed(lambda: [None for _ in range(count) if next(self.iterator) is None])()
+        time.sleep(2 * self.ahead * clock / count)  # it prepares the next ones: not at another's expense
+        return clock / count * self.batches, processor / count * self.batches
 
     def waiting(self, step: float) -> float:
         """The share of an epoch's time that steps of so many seconds wait for their batches."""
@@ -255,8 +289,8 @@ class Steady:
 
 
 @contextlib.contextmanager
-def _tf_data(folder: pathlib.Path, batch: int, size: int) -> Iterator[Callable[[int], float]]:
-    """threads -> seconds of a pass in another process, where TensorFlow stays."""
+def _tf_data(folder: pathlib.Path, batch: int, size: int) -> Iterator[Callable[[int], Seconds]]:
+    """threads -> the time of a pass in another process, where TensorFlow stays."""
     command = [sys.executable, "-c", TF_DATA, str(folder), str(batch), str(size)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -267,9 +301,10 @@ def _tf_data(folder: pathlib.Path, batch: int, size: int) -> Iterator[Callable[[
         if stdout.readline().strip() != "ready":
             raise UserError("tf.data: TensorFlow does not start; leave it out with --notf_data")
 
-        def run(threads: int) -> float:
+        def run(threads: int) -> Seconds:
             print(threads, file=stdin, flush=True)
-            return float(stdout.readline())
+            clock, processor = map(float, stdout.readline().split())
+            return clock, processor
 
         try:
             yield run

@@ -29,10 +29,17 @@ def reencode(picture: bytes, *, longer_side: int, quality: int, subsampling: int
 
 
 def build(
-    folder: pathlib.Path, *, dataset: str, split: str, count: int, sides: tuple[int, int], seed: int = 0
+    folder: pathlib.Path,
+    *,
+    dataset: str,
+    split: str,
+    count: int,
+    sides: tuple[int, int],
+    copies: int = 1,
+    seed: int = 0,
 ) -> pathlib.Path:
     """A dataset of one split, "train", in `folder`: `count` pictures of `dataset`, or of a synthetic catalogue where
-    it is "", their longer sides uniform in `sides`."""
+    it is "", their longer sides uniform in `sides`; all of them once, then all again, `copies` times."""
     if not dataset:
         from input_pipeline.synthetic import write_synthetic_catalogue
 
@@ -55,6 +62,7 @@ def build(
         )
         (folder / "images" / f"{number}.jpg").write_bytes(encoded)
         lines.append(f"{number}\t{' '.join(record['title'].split())}\timages/{number}.jpg")
+    lines += [f"{copy}-{line}" for copy in range(1, copies) for line in lines[1:]]
     (folder / "items.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     workflow.build_data(str(folder), folder / "dataset", fractions={"train": 1.0})
     return folder / "dataset"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.recycling import ALIGNMENT, KEPT, Recycler
+from input_pipeline.recycling import ALIGNMENT, KEPT, SIZES, Recycler
 
 
 def address(array):
@@ -89,4 +89,18 @@ def test_what_somebody_collected_is_not_all_kept():
     collected = [recycler.empty((100,), np.uint8) for _ in range(3 * KEPT)]
     del collected
     gc.collect()
-    assert len(recycler._free) == KEPT
+    assert sum(map(len, recycler._free.values())) == KEPT
+    for size in range(1, 3 * SIZES):
+        recycler.empty((size,), np.uint8)
+    assert len(recycler._free) <= SIZES
+
+
+def test_arrays_of_a_batch_have_memory_each():
+    recycler = Recycler()
+
+    def batch():
+        return [recycler.empty((4, size), np.int32) for size in (100, 3, 1)]
+
+    places = {address(array) for array in batch()}
+    gc.collect()
+    assert {address(array) for array in batch()} == places
