@@ -259,7 +259,7 @@ def _loader(dataset: Any, preprocessing: Any, values: flags.FlagValues, stack: A
         **options,
     )
     stack.callback(batches.close)
-    return Steady(batches, values.count // values.batch, ahead=4 + 8 * options.get("num_workers", 0))
+    return Steady(batches, values.count // values.batch, ahead=6 + 8 * options.get("num_workers", 0))
 
 
 class Steady:
