@@ -20,7 +20,7 @@ from numba.extending import models, register_model
 intrinsic: Any = numba.extending.intrinsic
 _BYTE, _INT, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
 _BYTES, _WORDS = ir.VectorType(_BYTE, 16), ir.VectorType(_INT, 4)
-_PIXEL = ir.VectorType(_FLOAT, 4)
+_FOUR = ir.VectorType(_FLOAT, 4)
 _PLACES = types.UniTuple(types.intp, 4)
 
 
@@ -83,20 +83,62 @@ def store_levels(typing, target, place, sums, bits):
 
 
 @intrinsic
-def pixels_times(typing, source, places, weight):
-    """weight * 4 floats from each of 4 places on, a pixel each and a number without meaning."""
+def pixels(typing, source, places):
+    """The pixel at each of 4 places -> floats, row after row, every fourth without meaning. Reads 4 bytes of each."""
 
     def generate(context, builder, signature, args):
-        pixels = [
-            _load(builder, _pointer(context, builder, signature.args[0], args[0], place), _PIXEL)
+        words = ir.Constant(_WORDS, ir.Undefined)
+        for k, place in enumerate(_unpacked(builder, args[1])):
+            first = _pointer(context, builder, signature.args[0], args[0], place)
+            word = builder.load(builder.bitcast(first, _INT.as_pointer()), align=1)
+            words = builder.insert_element(words, word, _INT(k))
+        return builder.uitofp(builder.bitcast(words, _BYTES), _FLOATS.vector)
+
+    return _FLOATS(source, _PLACES), generate
+
+
+@intrinsic
+def floats(typing, source, places):
+    """4 floats from each of 4 places on: a pixel each and a number without meaning."""
+
+    def generate(context, builder, signature, args):
+        rows = [
+            _load(builder, _pointer(context, builder, signature.args[0], args[0], place), _FOUR)
             for place in _unpacked(builder, args[1])
         ]
-        halves = [_shuffle(builder, pixels[k], pixels[k + 1], range(8)) for k in (0, 2)]
-        return builder.fmul(
-            _shuffle(builder, halves[0], halves[1], range(16)), _spread(builder, args[2], _FLOATS.vector)
-        )
+        upper, lower = (_shuffle(builder, rows[k], rows[k + 1], range(8)) for k in (0, 2))
+        return _shuffle(builder, upper, lower, range(16))
 
-    return _FLOATS(source, _PLACES, types.float32), generate
+    return _FLOATS(source, _PLACES), generate
+
+
+@intrinsic
+def spread_rows(typing, values):
+    """4 floats -> each of them for the 4 numbers of its row."""
+
+    def generate(context, builder, signature, args):
+        four = ir.Constant(_FOUR, ir.Undefined)
+        for k, value in enumerate(_unpacked(builder, args[0])):
+            four = builder.insert_element(four, value, _INT(k))
+        return _shuffle(builder, four, four, [k // 4 for k in range(16)])
+
+    return _FLOATS(types.UniTuple(types.float32, 4)), generate
+
+
+@intrinsic
+def blend(typing, a, s, b, t):
+    """a * s + b * t of floats, rounded three times; s and t may be one number each."""
+
+    def generate(context, builder, signature, args):
+        def product(k):
+            weight = args[k + 1]
+            if signature.args[k + 1] == types.float32:
+                weight = _spread(builder, weight, _FLOATS.vector)
+            return builder.fmul(args[k], weight)
+
+        return builder.fadd(product(0), product(2))
+
+    return _FLOATS(_FLOATS, s, _FLOATS, t), generate
 
 
 @intrinsic
@@ -109,16 +151,6 @@ def store_truncated(typing, target, place, values):
         return context.get_dummy_value()
 
     return types.void(target, types.intp, values), generate
-
-
-@intrinsic
-def add(typing, a, b):
-    """The sum of two vectors of floats."""
-
-    def generate(context, builder, signature, args):
-        return builder.fadd(*args)
-
-    return _FLOATS(_FLOATS, _FLOATS), generate
 
 
 # --- between rows and blocks ------------------------------------------------------------------------------------------

@@ -15,12 +15,14 @@ import numpy as np
 
 from siglip_jax.compiled import compiled
 from siglip_jax.lanes import (
-    add,
     add_product,
+    blend,
+    floats,
     into_block,
     out_of_block,
-    pixels_times,
+    pixels,
     spread,
+    spread_rows,
     store_levels,
     store_truncated,
 )
@@ -73,6 +75,11 @@ def _places(start, stride, rows):
     """Of the four rows of a block, of which there are `rows`: the last one again for those that are missing."""
     last = rows - 1
     return start, start + min(1, last) * stride, start + min(2, last) * stride, start + min(3, last) * stride
+
+
+@compiled()
+def _moved(places, by):
+    return places[0] + by, places[1] + by, places[2] + by, places[3] + by
 
 
 @compiled()
@@ -180,37 +187,75 @@ def _taps(old, new):
     return lower, upper, weight
 
 
+@compiled()
+def _no_antialias_by_rows(image, out):
+    """Whole rows are blended, then pixels of them: for pictures of which most columns are looked at."""
+    above, below, down = _taps(image.shape[0], out.shape[0])
+    left, right, across = _taps(image.shape[1], out.shape[1])
+    height, width, one = out.shape[0], out.shape[1], np.float32(1)
+    source, target, filtered = image.reshape(image.shape[0], -1), out.reshape(-1), np.empty(16 * width, np.uint8)
+    stride = source.shape[1]
+    between = np.zeros(4 * stride + 1, np.float32)  # one number more is read than there are
+    for top in range(0, height, 4):
+        rows = min(4, height - top)
+        for r in range(rows):
+            y, blended = top + r, between[r * stride : (r + 1) * stride]
+            upper, lower, v, u = source[above[y]], source[below[y]], down[y], one - down[y]
+            for lane in range(stride):
+                blended[lane] = np.float32(upper[lane]) * u + np.float32(lower[lane]) * v
+        for x in range(width):
+            near = floats(between, _places(3 * left[x], stride, rows))
+            far = floats(between, _places(3 * right[x], stride, rows))
+            store_truncated(filtered, 16 * x, blend(near, one - across[x], far, across[x]))
+        _out_of_block(filtered, target, 3 * top * width, 3 * width, rows, width)
+
+
+@compiled()
+def _no_antialias_by_pixels(image, out):
+    """Pixels that are not looked at are not read: for large pictures."""
+    above, below, down = _taps(image.shape[0], out.shape[0])
+    left, right, across = _taps(image.shape[1], out.shape[1])
+    height, width, stride, one = out.shape[0], out.shape[1], 3 * image.shape[1], np.float32(1)
+    source, target, filtered = image.reshape(-1), out.reshape(-1), np.empty(16 * width, np.uint8)
+    for top in range(0, height, 4):
+        rows = min(4, height - top)
+        a, b, c, d = _places(top, 1, rows)
+        upper = above[a] * stride, above[b] * stride, above[c] * stride, above[d] * stride
+        lower = below[a] * stride, below[b] * stride, below[c] * stride, below[d] * stride
+        v, u = (down[a], down[b], down[c], down[d]), (one - down[a], one - down[b], one - down[c], one - down[d])
+        below_weight, above_weight = spread_rows(v), spread_rows(u)
+        # 4 bytes are read of a pixel, and the last one of all has 3.
+        end = image.shape[1] - (below[d] == image.shape[0] - 1)
+        for x in range(width):
+            i, j, s, t = 3 * left[x], 3 * right[x], one - across[x], across[x]
+            if right[x] < end:
+                near = blend(
+                    pixels(source, _moved(upper, i)), above_weight, pixels(source, _moved(lower, i)), below_weight
+                )
+                far = blend(
+                    pixels(source, _moved(upper, j)), above_weight, pixels(source, _moved(lower, j)), below_weight
+                )
+                store_truncated(filtered, 16 * x, blend(near, s, far, t))
+                continue
+            for r in range(4):
+                for k in range(3):
+                    left_level = (
+                        np.float32(source[upper[r] + i + k]) * u[r] + np.float32(source[lower[r] + i + k]) * v[r]
+                    )
+                    right_level = (
+                        np.float32(source[upper[r] + j + k]) * u[r] + np.float32(source[lower[r] + j + k]) * v[r]
+                    )
+                    filtered[16 * x + 4 * r + k] = np.uint8(np.int32(left_level * s + right_level * t))
+        _out_of_block(filtered, target, 3 * top * width, 3 * width, rows, width)
+
+
 @compiled(numba.void(_PICTURE, _OUTPUT))
 def resample_no_antialias(image, out):
     """uint8 [H, W, 3] -> `out`, uint8 [h, w, 3]: between the four nearest pixels, in float32, along the height first.
 
     Truncated, as tf.cast does in big_vision's resize. Rows that are not looked at are not read.
     """
-    above, below, down = _taps(image.shape[0], out.shape[0])
-    left, right, across = _taps(image.shape[1], out.shape[1])
-    height, width, one = out.shape[0], out.shape[1], np.float32(1)
-    source, target = image.reshape(image.shape[0], 3 * image.shape[1]), out.reshape(-1)
-    sparse = image.shape[1] > 4 * width  # then only the pixels that are needed are blended, else whole rows: vectors
-    stride = 6 * width if sparse else source.shape[1]
-    # One row of `out` after the other, before its width is changed; one number more is read than there are.
-    between, filtered = np.zeros(4 * stride + 1, np.float32), np.empty(16 * width, np.uint8)
-    for top in range(0, height, 4):
-        rows = min(4, height - top)
-        for r in range(rows):
-            y, blended = top + r, between[r * stride : (r + 1) * stride]
-            upper, lower, v, u = source[above[y]], source[below[y]], down[y], one - down[y]
-            if sparse:
-                for x in range(width):
-                    for c in range(3):
-                        i, j = 3 * left[x] + c, 3 * right[x] + c
-                        blended[6 * x + c] = np.float32(upper[i]) * u + np.float32(lower[i]) * v
-                        blended[6 * x + 3 + c] = np.float32(upper[j]) * u + np.float32(lower[j]) * v
-            else:
-                for lane in range(stride):
-                    blended[lane] = np.float32(upper[lane]) * u + np.float32(lower[lane]) * v
-        for x in range(width):
-            i, j = (6 * x, 6 * x + 3) if sparse else (3 * left[x], 3 * right[x])
-            near = pixels_times(between, _places(i, stride, rows), one - across[x])
-            far = pixels_times(between, _places(j, stride, rows), across[x])
-            store_truncated(filtered, 16 * x, add(near, far))
-        _out_of_block(filtered, target, 3 * top * width, 3 * width, rows, width)
+    if image.shape[1] <= 3 * out.shape[1]:
+        _no_antialias_by_rows(image, out)
+    else:
+        _no_antialias_by_pixels(image, out)
