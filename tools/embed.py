@@ -41,7 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     options.start_distributed(values)
-    from tools import workflow
+    from tools import embedding
 
     if (values.model is None) == (values.embeddings is None):
         raise UserError("expected either --model to embed with, or --embeddings that are made already")
@@ -49,10 +49,10 @@ def main(values: flags.FlagValues) -> None:
     if values.embeddings is not None and values.most is not None:
         raise UserError("--most is of --model: embeddings that are made already are taken as they are")
     if values.embeddings is not None:
-        store = workflow.import_embeddings(values.embeddings, **where)
+        store = embedding.import_embeddings(values.embeddings, **where)
     else:
-        store = workflow.embed(
-            workflow.load_encoder(values.model),
+        store = embedding.embed(
+            embedding.load_encoder(values.model),
             **where,
             most=values.most,
             rows_per_shard=values.rows_per_shard,

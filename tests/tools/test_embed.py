@@ -13,7 +13,7 @@ from eval.embedding_plan import EmbeddingPlan
 from eval.embeddings import read_manifest, read_store
 from siglip_jax import cli
 from siglip_jax.errors import UserError
-from tools.workflow import embed, load_encoder
+from tools.embedding import embed, load_encoder
 
 EMBED = """
 import os, signal, sys
