@@ -16,6 +16,7 @@ What follows may be absent:
   conclusion: str, the page's first sentence, in the place of the one made of the first difference
   minimum_detectable: float, the difference in the primary metric that such data would show
   warnings: [str], what a reader must know before the numbers (leaks, heavy users, an index of low recall)
+  missing: {store: [{"row", "id", "reason"}]}, items that it was embedded without, and that no row has
   notes: [str], sentences below the counts: what was left out, and why
   resampled: what the bootstrap draws, "queries" when absent
   new, against: names of the two rows in the headline

@@ -7,16 +7,20 @@ import hashlib
 import itertools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from etils import epath
 
 from eval.embedding_plan import EmbeddingPlan
 from eval.embeddings import EmbeddingStore, read_store, write_store
+from input_pipeline import item_table
 from input_pipeline.dataset import attributes, dataset_fingerprint, open_split
+from input_pipeline.faults import BadRow
 from input_pipeline.loader import iterate_split
+from input_pipeline.passes import Pass
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
@@ -82,6 +86,7 @@ def embed(
     output: epath.PathLike,
     most: int | None = None,
     rows_per_shard: int = SHARD_ROWS,
+    on_error: str = "raise",
     overwrite: bool = False,
 ) -> EmbeddingStore:
     """Embeds the pictures of a split into a store; continues one that was stopped, and keeps one that is complete.
@@ -91,10 +96,11 @@ def embed(
     Args:
       most: at most so many items, spread evenly over the split; all of them when absent.
       rows_per_shard: what a stop loses at most; a multiple of EMBED_BATCH, or a smaller batch itself.
+      on_error: of a row that cannot be read, as for `iterate_split`; one that is skipped is recorded in the store.
       overwrite: replace a store of another model or other data.
 
     Raises:
-      UserError: `output` holds such a store, or no store.
+      UserError: `output` holds such a store, or no store; a row that cannot be read, unless it is to be skipped.
     """
     from siglip_jax.training.distributed import first_process_first, is_first_process
 
@@ -110,11 +116,19 @@ def embed(
     }
     if chosen.step > 1:
         manifest["dataset"]["every"] = chosen.step
-    plan = EmbeddingPlan(folder=epath.Path(output), manifest=manifest, rows=len(chosen), rows_per_shard=rows_per_shard)
+    plan = EmbeddingPlan(
+        folder=epath.Path(output),
+        manifest=manifest,
+        rows=len(chosen),
+        rows_per_shard=rows_per_shard,
+        may_skip=on_error == "skip",
+    )
     with first_process_first("the store is claimed"):
         complete = plan.claim(overwrite=overwrite)
     if not complete:
-        _embed_shards(encoder, plan, dataset=dataset, split=split, chosen=chosen, batch_size=batch_size)
+        _embed_shards(
+            encoder, plan, dataset=dataset, split=split, chosen=chosen, batch_size=batch_size, on_error=on_error
+        )
         with first_process_first("every shard is written"):
             pass
         with first_process_first("the store is complete"):
@@ -149,6 +163,7 @@ def _embed_shards(
     split: str,
     chosen: range,
     batch_size: int,
+    on_error: str,
 ) -> None:
     """Those of this process's stretch that are not finished; `chosen` are the rows of the split that are embedded."""
     import jax
@@ -156,14 +171,18 @@ def _embed_shards(
     shards = plan.shards()
     low, high = (len(shards) * (jax.process_index() + k) // jax.process_count() for k in (0, 1))
     missing = [number for number in range(low, high) if not plan.is_finished(number)]
-    options: dict[str, Any] = dict(split=split, preprocessing=encoder.preprocessing, batch_size=batch_size)
-    batches = (
-        (number, batch)
-        for number in missing
-        for batch in iterate_split(dataset, rows=_part(chosen, shards[number]), **options)
+    options: dict[str, Any] = dict(
+        split=split, preprocessing=encoder.preprocessing, batch_size=batch_size, on_error=on_error
     )
+
+    def batches() -> Iterator[tuple[int, Pass, dict[str, Any] | None]]:
+        for number in missing:
+            found = iterate_split(dataset, rows=_part(chosen, shards[number]), **options)
+            yield number, found, next(found, None)  # None where every row is skipped
+            yield from ((number, found, batch) for batch in found)
+
     watched = progress(
-        batches,
+        batches(),
         total=sum(len(shards[number]) for number in missing),
         label=f"embedding ({encoder.description['name']})",
         unit="images",
@@ -171,8 +190,29 @@ def _embed_shards(
         show=jax.process_index() == 0,
     )
     for number, group in itertools.groupby(watched, key=operator.itemgetter(0)):
-        pairs = [(batch["id"], encoder.encode(batch["image"])) for _, batch in group]
-        plan.write(number, [item for ids, _ in pairs for item in ids], np.concatenate([rows for _, rows in pairs]))
+        pairs, skipped = [], []
+        for _, found, batch in group:
+            if batch is not None:
+                pairs.append((batch["id"], encoder.encode(batch["image"])))
+            skipped = found.skipped  # the pass's own list, whole once the group has ended
+        plan.write(
+            number,
+            [item for ids, _ in pairs for item in ids],
+            np.concatenate([rows for _, rows in pairs]) if pairs else None,
+            skipped=_named(skipped, dataset, split),
+        )
+
+
+def _named(skipped: Sequence[BadRow], dataset: epath.PathLike, split: str) -> list[dict[str, Any]]:
+    """As the store records them; ids that cannot be read from a damaged record are those that its build wrote down."""
+    known: list[str] = []
+    if any(not each.id for each in skipped) and (epath.Path(dataset) / item_table.FILE).exists():
+        table = item_table.item_table(dataset, columns=("id", "split"))
+        known = table.filter(pc.equal(table["split"], split))["id"].to_pylist()
+    return [
+        dataclasses.asdict(each) | {"id": each.id or (known[each.row] if each.row < len(known) else "")}
+        for each in skipped
+    ]
 
 
 def _part(rows: range, stretch: range) -> range:

@@ -255,6 +255,7 @@ def rank_logs(
         *log_notes.of_absent(absent),
     ]
     warnings = [
+        *items.warnings(),
         *log_notes.of_simulated(queries),
         *log_notes.of_heavy(queries, heavy),
         *log_notes.of_refused({name: recall[name] for name in refused}, k=deepest),
@@ -330,6 +331,7 @@ def rank_logs(
         "losses": losses,
         "grid": [],
         "warnings": warnings,
+        "missing": items.missing,
         "notes": notes,
         "log": {
             **counts,
