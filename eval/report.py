@@ -20,6 +20,7 @@ What follows may be absent:
   notes: [str], sentences below the counts: what was left out, and why
   resampled: what the bootstrap draws, "queries" when absent
   new, against: names of the two rows in the headline
+  max_grade: number, the highest grade there can be, where a metric (ERR) depends on it
   users: int;  list_length: int, or {"min", "median", "mean", "max"}
   rows: also "bytes_per_item": int
   differences: also "relative", "p", "p_holm": float; above 0.05 the latter leaves a difference undecided

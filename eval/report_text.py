@@ -65,7 +65,8 @@ def format_table(report: dict[str, Any]) -> str:
     said = headlines(data) if pairs <= _ALL_METRICS else headlines(data)[:1]
     if data.get("conclusion"):
         said = [data["conclusion"], *said[1:]]
-    prose = [*said, *data.get("warnings", []), "", f"{data['protocol']}; {data['gain']} gain", counts]
+    grades = f"; ERR with grades up to {data['max_grade']:g}" if data.get("max_grade") is not None else ""
+    prose = [*said, *data.get("warnings", []), "", f"{data['protocol']}; {data['gain']} gain{grades}", counts]
     prose += [*data.get("notes", []), ""]
     wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
     tables = [_align(table), _align(differences), _ladder_lines(data), _slice_lines(data)]

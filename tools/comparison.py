@@ -14,7 +14,7 @@ from etils import epath
 from eval import baselines
 from eval.examples import Items, catalogue_examples, largest_changes
 from eval.ladder import measure_ladder
-from eval.metrics import max_cutoff
+from eval.metrics import max_cutoff, needs_max_grade
 from eval.neighbours import LEAST_RECALL
 from eval.ranking import CatalogueRanking, compare_rows, rank_catalogue
 from eval.reduction import Reduction
@@ -122,6 +122,7 @@ def rank(
         "metrics": tuple(options.metrics),
         "gain": options.gain,
         "relevant_from": options.relevant_from,
+        "max_grade": relevance.max_grade,
     }
     exact: dict[str, CatalogueRanking] = {}
     approximate: dict[str, CatalogueRanking] = {}
@@ -189,6 +190,7 @@ def rank(
         "gain": options.gain,
         "relevance": [{"gain": rule.gain, "agree": list(rule.agree)} for rule in relevance.rules],
         "relevant_from": options.relevant_from,
+        "max_grade": relevance.max_grade if needs_max_grade(options.metrics) else None,
         "queries": len(ids) - left_out,
         "items": len(ids),
         "left_out": left_out,

@@ -22,7 +22,7 @@ from eval.ladder import measure_ladder
 from eval.live import Live, live_items
 from eval.log_examples import log_examples
 from eval.logs import Log, LogFormat, iso, read_log
-from eval.metrics import max_cutoff
+from eval.metrics import max_cutoff, needs_max_grade
 from eval.neighbours import LEAST_RECALL
 from eval.protocols import (
     LEAVE_ONE_OUT,
@@ -164,7 +164,10 @@ def rank_logs(
             f"{len(leaked)} evaluation items are in the training split by id, picture or title: {shown}"
             f"{', ...' if len(leaked) > 10 else ''}; leave them out with --leakage=drop"
         )
-    measures = Measures(tuple(options.metrics), options.gain, "expected", options.relevant_from)
+    worth = form.gains()
+    measures = Measures(
+        tuple(options.metrics), options.gain, "expected", options.relevant_from, max_grade=max(worth.values())
+    )
     deepest = max(1, max_cutoff(measures.metrics))
     propensity = Propensity(options.propensity_power, options.propensity_clip)
     n = len(items.ids)
@@ -298,8 +301,9 @@ def rank_logs(
         "protocol": PROTOCOLS[protocol],
         "gain": options.gain,
         "relevance": [],
-        "actions": form.gains(),
+        "actions": worth,
         "relevant_from": options.relevant_from,
+        "max_grade": measures.max_grade if needs_max_grade(measures.metrics) else None,
         "queries": len(queries) - left_out,
         "items": n,
         "list_length": {"min": sizes.min(), "median": np.median(sizes), "mean": sizes.mean(), "max": sizes.max()},

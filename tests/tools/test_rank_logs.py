@@ -96,6 +96,31 @@ def test_a_protocol_and_what_it_leaves(rank, tmp_path, capsys, protocol):
     assert ("Sensitivity to position" in out) == (protocol == "logged_lists")
 
 
+@pytest.mark.parametrize("protocol", ["logged_lists", "retrieval"])
+def test_err_knows_the_highest_gain_of_the_actions(rank, tmp_path, protocol):
+    """Against its definition (Chapelle et al. 2009, algorithm 1) over the TREC files, whose scores do not tie there."""
+    flags = ["--config.evaluation.metrics=('ERR@4','nDCG@5')", f"--protocol={protocol}", "--from=2024-05-01"]
+    code, report = rank(*flags, f"--trec={tmp_path / 'trec'}", f"--per_query={tmp_path / 'q.parquet'}")
+    assert code == 0
+    assert report["max_grade"] == 3  # a purchase, though the log may hold none
+    qrels, run = read_qrels(tmp_path / "trec/qrels.txt"), read_run(tmp_path / "trec/run.new.txt")
+    table = pq.read_table(tmp_path / "q.parquet").to_pylist()
+    found = {row["query_id"]: row for row in table if row["row"] == "new"}
+    compared = 0
+    for query, grades in qrels.items():
+        row = found[query]
+        if row["tied"]:
+            continue
+        err, reached = 0.0, 1.0
+        for place, item in enumerate(sorted(run[query], key=lambda item: -run[query][item])[:4], 1):
+            stop = (2 ** grades.get(item, 0) - 1) / 2**3
+            err += reached * stop / place
+            reached *= 1 - stop
+        assert row["ERR@4"] == pytest.approx(err, abs=1e-9)
+        compared += 1
+    assert compared > 20
+
+
 def test_a_constant_scorer_gains_nothing(rank, made, capsys):
     code, report = rank("--protocol=retrieval", f"--store=constant={made / 'constant'}")
     assert code == 0
