@@ -9,26 +9,16 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from etils import epath
 
-from eval import profiles
-from eval.baselines import PopularityRow
-from eval.cooccurrence import CooccurrenceRow
 from eval.examples import largest_changes
 from eval.exposure import Propensity
 from eval.ladder import measure_ladder
-from eval.live import Live, live_items
+from eval.live import live_items
 from eval.log_examples import log_examples
-from eval.logs import Log, LogFormat, iso, read_log
+from eval.logs import LogFormat, iso, read_log
 from eval.metrics import max_cutoff, needs_max_grade
 from eval.neighbours import LEAST_RECALL
 from eval.protocols import (
-    LEAVE_ONE_OUT,
-    LOGGED_LISTS,
-    RETRIEVAL,
-    TIME_SPLIT,
     Measures,
     Ranked,
     allowed,
@@ -37,52 +27,17 @@ from eval.protocols import (
     reachable,
     rerank_lists,
 )
-from eval.queries import Queries, heavy_users, known_items, read_queries, repeated_queries
+from eval.queries import heavy_users
 from eval.ranking import compare_rows
-from eval.rows import Row, VectorRow
-from eval.slices import Slicing, by_age, by_popularity, by_volume, measure_slices
+from eval.rows import VectorRow
+from eval.slices import Slicing, measure_slices
 from eval.trec import TrecWriter, query_names
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from tools import log_notes
 from tools.conclude import conclude
+from tools.log_protocols import PROTOCOLS, Window, prepare, query_slicings, rows_of_log
 from tools.rows import Rows
-
-PROTOCOLS = {
-    "logged_lists": LOGGED_LISTS,
-    "retrieval": RETRIEVAL,
-    "leave_one_out": LEAVE_ONE_OUT,
-    "time_split": TIME_SPLIT,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """Times in microseconds since 1970, None for no bound; [since, until) each."""
-
-    since: int | None = None
-    until: int | None = None
-    train_since: int | None = None
-    train_until: int | None = None
-
-    def checked(self) -> Window:
-        """With the end of the training window where none was given: the begin of the evaluation.
-
-        Raises:
-          UserError: a window that is empty, or training that reaches into evaluation.
-        """
-        train_until = self.since if self.train_until is None else self.train_until
-        if self.until is not None and self.since is not None and self.since >= self.until:
-            raise UserError(f"--from={iso(self.since)} is not before --until={iso(self.until)}")
-        if train_until is not None and (self.since is None or train_until > self.since):
-            begins = "has no begin (--from)" if self.since is None else f"begins at {iso(self.since)}"
-            raise UserError(
-                f"the training window ends at {iso(train_until)} and the evaluation {begins}: they overlap; end the "
-                "training before, with --train_until"
-            )
-        if self.train_since is not None and (train_until is None or self.train_since >= train_until):
-            raise UserError(f"--train_from={iso(self.train_since)}: not before the end of the training window")
-        return dataclasses.replace(self, train_until=train_until)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,18 +58,6 @@ class Comparison:
     tied: dict[str, np.ndarray]
     clusters: np.ndarray
     queries: dict[str, np.ndarray]
-
-
-def log_format(config: ml_collections.ConfigDict, *, columns: Mapping[str, str], on_error: str) -> LogFormat:
-    """From `config.evaluation` and the flags."""
-    options = config.evaluation
-    return LogFormat(
-        actions=dict(options.actions),
-        columns={**dict(options.log_columns), **columns},
-        like_from=options.like_from,
-        first_position=options.first_position,
-        on_error=on_error,
-    )
 
 
 def rank_logs(
@@ -176,11 +119,11 @@ def rank_logs(
         live = live_items(items.columns, items.ids, live_from=options.live_from, live_until=options.live_until, log=log)
         kept = ~np.isin(np.asarray(items.ids), np.asarray(list(leaked or ()), str))
         live = dataclasses.replace(live, until=np.where(kept, live.until, live.since))  # never, where it is leaked
-        prepared = _prepare(log, protocol, options, window, kept)
+        prepared = prepare(log, protocol, options, window, kept)
         queries, history = prepared.queries, prepared.history
         if protocol != "logged_lists":
             queries = reachable(queries, live, history)
-        of_log = _rows_of_log(compared.of_log, prepared.counted, n)
+        of_log = rows_of_log(compared.of_log, prepared.counted, n)
         absent = [name for name in compared.of_log if name not in of_log]
         random = {name: row for name, row in compared.rows.items() if name == "random"}
         rows = {**random, **of_log, **compared.rows}
@@ -284,7 +227,7 @@ def rank_logs(
         for name, rungs in compared.ladders.items()
     ]  # fmt: skip
     values = {name: per_row[name][primary] for name in (against, new)}
-    slicings = _query_slicings(slicings, queries, live, prepared.counted, n)
+    slicings = query_slicings(slicings, queries, live, prepared.counted, n)
     sliced = None
     if slicings:
         sliced = measure_slices(slicings, values[new], values[against], clusters=queries.users)
@@ -366,96 +309,6 @@ def rank_logs(
         "relevant": relevant,
     }
     return Comparison(report, per_row, tied, queries.users, columns)
-
-
-def write_per_query(path: epath.PathLike, comparison: Comparison) -> None:
-    """One line for each query and row as Parquet: the query's columns, protocol, row, tied, and the metrics."""
-    rows = len(comparison.metrics)
-    table: dict[str, Any] = {name: pa.array(np.tile(values, rows)) for name, values in comparison.queries.items()}
-    count = len(comparison.clusters)
-    table["protocol"] = pa.array([comparison.report["protocol"]] * (rows * count))
-    table["row"] = pa.array([name for name in comparison.metrics for _ in range(count)])
-    table["tied"] = pa.array(np.concatenate([comparison.tied[name] for name in comparison.metrics]))
-    for metric in next(iter(comparison.metrics.values())):
-        values = np.concatenate([comparison.metrics[name][metric] for name in comparison.metrics])
-        table[metric] = pa.array(values, mask=np.isnan(values))
-    target = epath.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        pq.write_table(pa.table(table), file)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    queries: Queries
-    history: profiles.History | None
-    counted: tuple[profiles.Pairs, np.ndarray] | None  # pairs, and which of them rows may learn from
-    training: str  # what those are, in words
-
-
-def _prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndarray) -> _Prepared:
-    """Queries of the protocol, with those items of the catalogue alone that are `kept` (bool [n])."""
-    if protocol in ("logged_lists", "retrieval"):
-        lists = protocol == "logged_lists"
-        queries = read_queries(log, query_item=options.query_item, lists=lists, since=window.since, until=window.until)
-        queries = queries.keep(~repeated_queries(queries), reason="the same as an earlier query")
-        queries = known_items(queries, items=log.items, rule=options.missing_items)
-        queries = queries.only_items(kept, reason="in the training split")
-        if lists:
-            queries = queries.keep(queries.lengths > 1, reason="fewer than two candidates")
-            if not len(queries):
-                raise UserError("log: no list with two items of the catalogue; nothing to rank")
-        if window.train_until is None:
-            return _Prepared(queries, None, None, "none")
-        pairs = profiles.read_pairs(log, until=window.train_until)
-        counted = np.ones(len(pairs), bool) if window.train_since is None else pairs.times >= window.train_since
-        any_worth = bool((counted & (pairs.gains > 0)).any())
-        begin = "the begin" if window.train_since is None else iso(window.train_since)
-        training = f"{begin} to {iso(window.train_until)}"
-        return _Prepared(queries, None, (pairs, counted) if any_worth else None, training)
-    if window.train_since is not None or (window.train_until is not None and window.train_until != window.since):
-        raise UserError(f"--train_from, --train_until: {protocol} learns from the users' histories; leave them out")
-    pairs = profiles.read_pairs(log, until=window.until)
-    pairs = pairs.only(kept[pairs.items])
-    if protocol == "leave_one_out":
-        queries, history, held_out = profiles.leave_one_out(pairs, profile=options.profile, since=window.since)
-        training = "all events but the held-out ones, of any time"
-        return _Prepared(queries, history, (pairs, ~held_out), training)
-    at = profiles.split_time(pairs) if window.since is None else window.since
-    queries, history, _ = profiles.time_split(pairs, at=at, profile=options.profile)
-    share = "the time before which 80 % of the events lie" if window.since is None else "as given"
-    return _Prepared(queries, history, (pairs, pairs.times < at), f"before {iso(at)} ({share})")
-
-
-def _rows_of_log(names: Sequence[str], counted: tuple[profiles.Pairs, np.ndarray] | None, n: int) -> dict[str, Row]:
-    """Those that the log before the queries can tell of; none where there is none."""
-    if counted is None:
-        return {}
-    pairs, chosen = counted
-    liked = pairs.only(chosen & (pairs.gains > 0))
-    made: dict[str, Row] = {
-        "popularity": PopularityRow(profiles.popularity(pairs, chosen, n)),
-        "item-to-item": CooccurrenceRow(liked.users, liked.items, n),
-    }
-    return {name: made[name] for name in names}
-
-
-def _query_slicings(
-    slicings: Sequence[Slicing],
-    queries: Queries,
-    live: Live,
-    counted: tuple[profiles.Pairs, np.ndarray] | None,
-    n: int,
-) -> list[Slicing]:
-    """By attributes of the query item, its age and popularity, and how much its user asks; none for profiles."""
-    if not len(queries) or (queries.items < 0).any():
-        return []
-    found = [dataclasses.replace(slicing, codes=slicing.codes[queries.items]) for slicing in slicings]
-    if counted is not None:
-        found.append(by_popularity(profiles.popularity(*counted, n)[queries.items]))
-    if (days := live.age(queries.items, queries.times)).size and not np.isnan(days).all():
-        found.append(by_age(days))
-    return [*found, by_volume(queries.users)]
 
 
 class _Watch:

@@ -129,7 +129,9 @@ def _rank_logs(values: flags.FlagValues) -> None:
     from siglip_jax.training.config import check, config_to_json
     from tools import comparison
     from tools.leaked import training_items
-    from tools.log_comparison import Window, log_format, rank_logs, write_per_query
+    from tools.log_comparison import rank_logs
+    from tools.log_protocols import Window, log_format
+    from tools.per_query import write_per_query
 
     config, dataset = values.config, values.dataset
     check(config)
