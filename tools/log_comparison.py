@@ -15,7 +15,8 @@ from eval.exposure import Propensity
 from eval.ladder import measure_ladder
 from eval.live import live_items
 from eval.log_examples import log_examples
-from eval.logs import LogFormat, iso, read_log
+from eval.log_times import iso
+from eval.logs import LogFormat, read_log
 from eval.metrics import max_cutoff, needs_max_grade
 from eval.neighbours import LEAST_RECALL
 from eval.protocols import (

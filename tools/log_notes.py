@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.exposure import Propensity
 from eval.live import Live
-from eval.logs import iso
+from eval.log_times import iso
 from eval.metrics import report_name
 from eval.neighbours import LEAST_RECALL
 from eval.queries import Queries

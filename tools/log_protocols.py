@@ -13,7 +13,8 @@ from eval import profiles
 from eval.baselines import PopularityRow
 from eval.cooccurrence import CooccurrenceRow
 from eval.live import Live
-from eval.logs import Log, LogFormat, iso
+from eval.log_times import iso
+from eval.logs import Log, LogFormat
 from eval.protocols import LEAVE_ONE_OUT, LOGGED_LISTS, RETRIEVAL, TIME_SPLIT
 from eval.queries import Queries, known_items, read_queries, repeated_queries
 from eval.rows import Row

@@ -123,7 +123,8 @@ def _rank_attributes(values: flags.FlagValues) -> None:
 
 
 def _rank_logs(values: flags.FlagValues) -> None:
-    from eval.logs import movielens_columns, parse_time
+    from eval.log_files import movielens_columns
+    from eval.log_times import parse_time
     from eval.report import format_table, write_report
     from input_pipeline.dataset import dataset_fingerprint
     from siglip_jax.training.config import check, config_to_json
