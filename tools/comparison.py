@@ -12,10 +12,10 @@ import numpy as np
 from etils import epath
 
 from eval import baselines
+from eval.checks import check_queries
 from eval.examples import Items, catalogue_examples, largest_changes
 from eval.ladder import measure_ladder
 from eval.metrics import max_cutoff, needs_max_grade
-from eval.neighbours import LEAST_RECALL
 from eval.ranking import CatalogueRanking, compare_rows, rank_catalogue
 from eval.reduction import Reduction
 from eval.relevance import AttributeRelevance
@@ -31,6 +31,7 @@ from siglip_jax.preprocessing import Preprocessing
 from tools import log_notes
 from tools.catalogue import Catalogue, read_split
 from tools.conclude import beyond_table, conclude
+from tools.index_columns import index_columns
 
 PROTOCOL = "full-catalogue retrieval, attribute agreement"
 BATCH = 256
@@ -130,6 +131,7 @@ def rank(
         exact[name] = rank_catalogue(row, relevance, show=range(len(ids)), show_depth=LISTED, **settings)
         if scann is not None and isinstance(row, VectorRow):
             approximate[name] = rank_catalogue(row, relevance, backend="scann", index_options=scann, **settings)
+    check_queries(ids)
     clusters = title_groups(titles)  # queries of one title are no independent evidence
     others = [name for name in list(rows)[::-1] if name not in (new, against)]
     others = [against, *sorted(others, key=lambda name: name.startswith(f"{new}, "))]  # its own reductions last
@@ -142,13 +144,7 @@ def rank(
     )
     metrics = {name: result.metrics for name, result in exact.items()}
     said = conclude(table, metrics, new=new, against=against, clusters=clusters, seed=seed)
-    recall = {name: float(np.mean(r.index_recall)) for name, r in approximate.items() if r.index_recall is not None}
-    refused = [name for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall]
-    shown = {name: result.metrics for name, result in approximate.items() if name not in refused}
-    scann_rows = {}
-    if shown:
-        scanned = compare_rows(shown, clusters=clusters, seed=seed)
-        scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
+    indexed = index_columns(exact, approximate, allow_low_recall=allow_low_recall, clusters=clusters, seed=seed)
     primary = table["metrics"][0]
     depth = max(1, max_cutoff(options.metrics))
     left_out = table["rows"][0]["metrics"][primary]["left_out"]
@@ -197,7 +193,7 @@ def rank(
         "list_length": len(ids) - 1,
         "warnings": [
             *catalogue.warnings(),
-            *log_notes.of_refused({name: recall[name] for name in refused}, k=depth),
+            *log_notes.of_refused(indexed.refused, k=depth),
         ],
         "missing": catalogue.missing,
         "primary_metric": primary,
@@ -209,9 +205,7 @@ def rank(
             {
                 "name": row["name"],
                 "exact": row["metrics"],
-                "scann": scann_rows.get(row["name"]),
-                "scann_recall": {f"recall@{depth}": recall[row["name"]]} if row["name"] in recall else None,
-                "scann_refused": row["name"] in refused,
+                **indexed.of(row["name"], k=depth),
                 "tie_rate": row["tie_rate"],
                 "bytes_per_item": (bytes_per_item or {}).get(row["name"]),
             }

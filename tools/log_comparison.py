@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
+from eval import profiles
+from eval.checks import check_queries
 from eval.examples import largest_changes
 from eval.exposure import Propensity
 from eval.ladder import measure_ladder
@@ -18,10 +21,10 @@ from eval.log_examples import log_examples
 from eval.log_times import iso
 from eval.logs import LogFormat, read_log
 from eval.metrics import max_cutoff, needs_max_grade
-from eval.neighbours import LEAST_RECALL
 from eval.protocols import (
     Measures,
     Ranked,
+    Sink,
     allowed,
     rank_live,
     rank_live_indexed,
@@ -31,12 +34,15 @@ from eval.protocols import (
 from eval.queries import heavy_users
 from eval.ranking import compare_rows
 from eval.rows import VectorRow
+from eval.sinks import FirstLists, Several
 from eval.slices import Slicing, measure_slices
 from eval.trec import TrecWriter, query_names
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from tools import log_notes
-from tools.conclude import conclude
+from tools.comparison import LISTED, relevance_attributes
+from tools.conclude import beyond_table, conclude
+from tools.index_columns import index_columns
 from tools.log_protocols import PROTOCOLS, Window, prepare, query_slicings, rows_of_log
 from tools.rows import Rows
 
@@ -71,6 +77,7 @@ def rank_logs(
     title: str,
     window: Window | None = None,
     leaked: Mapping[str, str] | None = None,
+    leaked_by: str = "id, picture or title",
     leakage: str = "refuse",
     scann: Mapping[str, Any] | None = None,
     allow_low_recall: bool = False,
@@ -89,6 +96,7 @@ def rank_logs(
       compared: the rows and the catalogue.
       window: of the log.
       leaked: items that training saw, see `in_training`; None where nobody looked.
+      leaked_by: what of the items was looked for there, in words.
       leakage: "refuse" such items, or "drop" them as queries and candidates.
       scann: options of the ScaNN column, None to leave it out.
       slicings: of the catalogue's items, by which queries are sliced that have a query item.
@@ -132,11 +140,15 @@ def rank_logs(
         names = log.user_names()[queries.users]
         if history is not None:
             queries = dataclasses.replace(queries, ids=names)
-        sink = None
+        called = query_names(queries)
+        check_queries(called)
+        first = FirstLists(len(queries), k=LISTED)
+        sinks: list[tuple[Sink, int]] = [] if protocol == "logged_lists" else [(first, LISTED)]
         if trec:
-            called = query_names(queries)
             writer = TrecWriter(trec, queries, names=called, items=items.ids, protocol=PROTOCOLS[protocol])
-            sink = stack.enter_context(writer)
+            # Of a list that was shown a run has every item.
+            sinks.append((stack.enter_context(writer), sys.maxsize if protocol == "logged_lists" else trec_depth))
+        sink = Several(*sinks) if sinks else None
         watch = _Watch(PROTOCOLS[protocol], len(queries))
         if protocol == "logged_lists":
             ranked = rerank_lists(
@@ -150,7 +162,7 @@ def rank_logs(
                 measures=measures,
                 history=history,
                 sink=sink,
-                sink_depth=trec_depth,
+                sink_depth=LISTED if sink is None else sink.depth,
                 progress=watch,
             )
         watch.close()
@@ -179,17 +191,7 @@ def rank_logs(
         per_row, pairs=[(new, other) for other in others], clusters=queries.users, tied=tied, seed=seed
     )
     said = conclude(table, per_row, new=new, against=against, clusters=queries.users, seed=seed)
-    recall = {
-        name: float(np.nanmean(result.index_recall))
-        for name, result in approximate.items()
-        if result.index_recall is not None
-    }
-    refused = [name for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall]
-    columns_shown = {name: result.metrics for name, result in approximate.items() if name not in refused}
-    scann_rows = {}
-    if columns_shown:
-        scanned = compare_rows(columns_shown, clusters=queries.users, seed=seed)
-        scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
+    indexed = index_columns(ranked, approximate, allow_low_recall=allow_low_recall, clusters=queries.users, seed=seed)
     primary = table["metrics"][0]
     left_out = table["rows"][0]["metrics"][primary]["left_out"]
     if protocol == "logged_lists":  # the logged order may lack more
@@ -198,14 +200,14 @@ def rank_logs(
     notes = [
         *log_notes.of_log(counts, protocol, since=window.since, until=window.until, training=prepared.training),
         *log_notes.of_queries(queries, sizes, relevant, live=live, protocol=protocol),
-        log_notes.of_leakage(leaked),
+        log_notes.of_leakage(leaked, by=leaked_by),
         *log_notes.of_absent(absent),
     ]
     warnings = [
         *items.warnings(),
         *log_notes.of_simulated(queries),
         *log_notes.of_heavy(queries, heavy),
-        *log_notes.of_refused({name: recall[name] for name in refused}, k=deepest),
+        *log_notes.of_refused(indexed.refused, k=deepest),
     ]
     exposure = {name: result.exposure for name, result in ranked.items() if result.exposure}
     if protocol == "logged_lists":
@@ -227,6 +229,17 @@ def rank_logs(
         )
         for name, rungs in compared.ladders.items()
     ]  # fmt: skip
+    beyond = None
+    if first.lists:
+        beyond = beyond_table(
+            first.lists,
+            items=n,
+            k=LISTED,
+            attributes={name: items.columns[name] for name in relevance_attributes(config) if name in items.columns},
+            popularity=None if prepared.counted is None else profiles.popularity(*prepared.counted, n),
+            clusters=queries.users,
+            seed=seed,
+        )
     values = {name: per_row[name][primary] for name in (against, new)}
     slicings = query_slicings(slicings, queries, live, prepared.counted, n)
     sliced = None
@@ -262,9 +275,7 @@ def rank_logs(
             {
                 "name": row["name"],
                 "exact": row["metrics"],
-                "scann": scann_rows.get(row["name"]),
-                "scann_recall": {f"recall@{deepest}": recall[row["name"]]} if row["name"] in recall else None,
-                "scann_refused": row["name"] in refused,
+                **indexed.of(row["name"], k=deepest),
                 "tie_rate": row["tie_rate"],
                 "bytes_per_item": compared.bytes_per_item.get(row["name"]),
                 "mean_over_users": {primary: users_means[row["name"]]},
@@ -274,6 +285,7 @@ def rank_logs(
         "differences": table["differences"],
         "ladders": ladders,
         "slices": sliced,
+        "beyond": beyond,
         "loss_curve": [],
         "gains": gains,
         "losses": losses,

@@ -148,9 +148,16 @@ def _rank_logs(values: flags.FlagValues) -> None:
     if values.layout == "movielens":
         columns = {**movielens_columns(values.logs), **columns}
         config.evaluation.like_from = config.evaluation.like_from or LIKED_FROM
-    train_split = config.data.train_split
-    leaked = training_items(dataset, split, train_dataset=values.train_dataset, train_split=train_split)
     catalogue = rows.read_items_of(values, split=split)
+    leaked = training_items(
+        dataset,
+        split,
+        ids=catalogue.ids,
+        train_dataset=values.train_dataset,
+        train_split=config.data.train_split,
+        leakage=values.leakage,
+        output=values.output.removesuffix(".html") + ".leakage.csv",
+    )
     slicings = _slicings(values, catalogue) if dataset else []
     compared = rows.read_rows(values, split=split, catalogue=catalogue, over_logs=True)
     measured = rank_logs(
@@ -162,6 +169,7 @@ def _rank_logs(values: flags.FlagValues) -> None:
         title=f"Ranking over {', '.join(pathlib.Path(path).name for path in values.logs)}",
         window=window,
         leaked=leaked,
+        leaked_by="id, picture or title" if dataset else "id",
         leakage=values.leakage,
         scann=options.scann_options(values.scann),
         allow_low_recall=values.allow_low_recall,
