@@ -10,6 +10,7 @@ The manifest is written last, so a folder with a manifest is complete. Folders m
 import hashlib
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ PLAN = "plan.json"  # of a store that is being written shard by shard (embedding
 FORMAT = "siglip-jax embeddings 1"
 NEEDED_KEYS = ("format", "library_version", "dimension", "count", "shards")
 OWN_KEYS = (*NEEDED_KEYS, "skipped")  # absent where nothing was
-SKIPPED_SHOWN = 5
+SKIPPED_SHOWN, REASON_SHOWN = 5, 80  # rows, and letters of each
 _SHARD_BYTES = 256 << 20
 _OWN_FILES = re.compile(r"(shard-[0-9]{5,}\.(parquet|json)|manifest\.json|plan\.json)(\.partial)?")
 
@@ -52,7 +53,8 @@ def skipped_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> str:
     """The first few of them in one line, such as "row 3, id x3: not a readable picture; and 2 more"."""
     shown = [
-        f"row {each['row']}{', id ' + each['id'] if each['id'] else ''}: {each['reason']}"
+        f"row {each['row']}{', id ' + each['id'] if each['id'] else ''}: "
+        + textwrap.shorten(each["reason"], REASON_SHOWN, placeholder=" ...")
         for each in skipped[:SKIPPED_SHOWN]
     ]
     return "; ".join([*shown, *([f"and {len(skipped) - SKIPPED_SHOWN} more"] if len(skipped) > SKIPPED_SHOWN else [])])
