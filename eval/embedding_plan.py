@@ -1,7 +1,8 @@
 """An embedding store written shard by shard, by a run that may be killed and started again, or by several at once.
 
     store/plan.json          what is being written: model, preprocessing, dataset, rows, rows of a shard
-    store/shard-00000.json   file, count, dimension and sha256, written after the shard that it vouches for
+    store/shard-00000.json   file, count, dimension and sha256, written after the shard that it vouches for; what was
+                             skipped of its rows; without a file where that is all of them
 
 Shard k holds rows k * rows_per_shard ... of the dataset whoever writes it, so the store is the same whether one process
 wrote it or several, stopped or not. Both kinds of file end in the manifest. Folders may be local or gs://.
@@ -22,8 +23,10 @@ from eval.embeddings import (
     MANIFEST,
     OWN_KEYS,
     PLAN,
+    describe_skipped,
     earlier_files,
     read_manifest,
+    skipped_of,
     write_manifest,
     write_shard,
     write_whole,
@@ -40,12 +43,15 @@ class EmbeddingPlan:
       manifest: what the embeddings are, as of `embeddings.write_store`.
       rows: of the dataset's split.
       rows_per_shard: what a stop loses at most.
+      may_skip: whether rows that cannot be read may be left out and recorded. A plan that may not writes those shards
+        again that lack some; all others serve either plan.
     """
 
     folder: epath.Path
     manifest: Mapping[str, Any]
     rows: int
     rows_per_shard: int
+    may_skip: bool = False
 
     def __post_init__(self):
         if self.rows_per_shard < 1:
@@ -63,14 +69,23 @@ class EmbeddingPlan:
           overwrite: delete a store of another model or dataset.
 
         Raises:
-          UserError: such a store without `overwrite`, or a folder that holds anything but a store.
+          UserError: such a store, or one that skipped rows where this plan may not, without `overwrite`; or a folder
+            that holds anything but a store.
         """
         earlier = earlier_files(self.folder)
         complete = (self.folder / MANIFEST).exists()
         if complete:
             found = read_manifest(self.folder)
             different = _differences(self.manifest, {k: v for k, v in found.items() if k not in OWN_KEYS})
-            if not different and all(self._is_sound(shard) for shard in found["shards"]):
+            skipped = skipped_of(found)
+            if not different and skipped and not self.may_skip and not overwrite:
+                raise UserError(
+                    f"embedding store {self.folder}: lacks {len(skipped)} rows that could not be read "
+                    f"({describe_skipped(skipped)}); give --on_error=skip to keep it as it is, or --overwrite to embed "
+                    "anew"
+                )
+            allowed = self.may_skip or not skipped
+            if not different and allowed and all(self._is_sound(shard) for shard in found["shards"]):
                 return True
         elif (self.folder / PLAN).exists():
             if not (different := _differences(self._json(), _read_json(self.folder / PLAN))):
@@ -93,17 +108,33 @@ class EmbeddingPlan:
     def is_finished(self, number: int) -> bool:
         """Whether a shard is written, and still what was written."""
         entry = _read_json(self._entry(number))
-        return bool(entry) and self._is_sound(entry)
+        skipped = skipped_of(entry)
+        if skipped and not self.may_skip:
+            return False
+        return self._is_sound(entry) if "file" in entry else bool(skipped)
 
-    def write(self, number: int, ids: Sequence[str], vectors: np.ndarray) -> None:
-        """Writes one shard; see `embeddings.write_shard`."""
-        write_whole(self._entry(number), _bytes(write_shard(self.folder, number, ids, vectors)))
+    def write(
+        self,
+        number: int,
+        ids: Sequence[str],
+        vectors: np.ndarray | None,
+        *,
+        skipped: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Writes one shard; see `embeddings.write_shard`.
+
+        Args:
+          vectors: None where every row was skipped.
+          skipped: of the shard's rows, as `embeddings.EmbeddingStore.skipped` has them.
+        """
+        entry = {} if vectors is None else write_shard(self.folder, number, ids, vectors)
+        write_whole(self._entry(number), _bytes({**entry, **({"skipped": list(skipped)} if skipped else {})}))
 
     def complete(self) -> dict[str, Any]:
         """Writes the manifest once all shards are there, and returns it.
 
         Raises:
-          UserError: a shard is missing, as when processes do not see the same folder.
+          UserError: a shard is missing, as when processes do not see the same folder; or all rows were skipped.
         """
         entries = [_read_json(self._entry(number)) for number in range(len(self.shards()))]
         if missing := [number for number, entry in enumerate(entries) if not entry]:
@@ -111,7 +142,14 @@ class EmbeddingPlan:
                 f"embedding store {self.folder}: {len(missing)} of {len(entries)} shards are missing, the first of "
                 f"them {missing[0]}; all processes must write to one folder that all of them see"
             )
-        written = write_manifest(self.folder, entries, manifest=self.manifest)
+        skipped = [each for entry in entries for each in skipped_of(entry)]
+        shards = [entry for entry in entries if "file" in entry]
+        if not shards:
+            raise UserError(
+                f"embedding store {self.folder}: none of the {self.rows} rows could be read "
+                f"({describe_skipped(skipped)}); build the dataset again"
+            )
+        written = write_manifest(self.folder, shards, manifest=self.manifest, skipped=skipped)
         for number in range(len(entries)):
             self._entry(number).unlink(missing_ok=True)
         (self.folder / PLAN).unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """The embedding store: Parquet shards of (id, embedding) and a manifest that vouches for them.
 
     store/shard-00000.parquet   id string, embedding fixed_size_list<float32>[dimension]
-    store/manifest.json         model, preprocessing, dataset, dimension, count, sha256 of every shard
+    store/manifest.json         model, preprocessing, dataset, dimension, count, sha256 of every shard; skipped, the
+                                items that should be here and could not be read: row of the split, id, reason
 
 The manifest is written last, so a folder with a manifest is complete. Folders may be local or gs://.
 """
@@ -9,6 +10,7 @@ The manifest is written last, so a folder with a manifest is complete. Folders m
 import hashlib
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +26,9 @@ from siglip_jax.errors import UserError
 MANIFEST = "manifest.json"
 PLAN = "plan.json"  # of a store that is being written shard by shard (embedding_plan.py)
 FORMAT = "siglip-jax embeddings 1"
-OWN_KEYS = ("format", "library_version", "dimension", "count", "shards")
+NEEDED_KEYS = ("format", "library_version", "dimension", "count", "shards")
+OWN_KEYS = (*NEEDED_KEYS, "skipped")  # absent where nothing was
+SKIPPED_SHOWN, REASON_SHOWN = 5, 80  # rows, and letters of each
 _SHARD_BYTES = 256 << 20
 _OWN_FILES = re.compile(r"(shard-[0-9]{5,}\.(parquet|json)|manifest\.json|plan\.json)(\.partial)?")
 
@@ -34,6 +38,26 @@ class EmbeddingStore:
     ids: list[str]
     vectors: np.ndarray  # float32 [n, dimension], row i belongs to ids[i]
     manifest: dict[str, Any]
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """What could not be read when this was embedded: {"row" of the split, "id" ("" where unknown), "reason"}."""
+        return skipped_of(self.manifest)
+
+
+def skipped_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`EmbeddingStore.skipped` of a manifest."""
+    return list(manifest.get("skipped", []))
+
+
+def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> str:
+    """The first few of them in one line, such as "row 3, id x3: not a readable picture; and 2 more"."""
+    shown = [
+        f"row {each['row']}{', id ' + each['id'] if each['id'] else ''}: "
+        + textwrap.shorten(each["reason"], REASON_SHOWN, placeholder=" ...")
+        for each in skipped[:SKIPPED_SHOWN]
+    ]
+    return "; ".join([*shown, *([f"and {len(skipped) - SKIPPED_SHOWN} more"] if len(skipped) > SKIPPED_SHOWN else [])])
 
 
 def write_store(
@@ -49,7 +73,7 @@ def write_store(
         folder: local or gs:// path, made if missing.
         batches: (ids, embeddings [batch, dimension]) pairs, consumed as a stream; one shard is held in memory.
         manifest: what the embeddings are: model, preprocessing, dataset (its fingerprint). JSON values; the keys
-            format, library_version, dimension, count and shards are the store's own.
+            format, library_version, dimension, count, shards and skipped are the store's own.
         rows_per_shard: None for shards of about 256 MB.
 
     Returns:
@@ -100,9 +124,17 @@ def write_shard(folder: epath.PathLike, number: int, ids: Sequence[str], vectors
 
 
 def write_manifest(
-    folder: epath.PathLike, shards: Sequence[Mapping[str, Any]], *, manifest: Mapping[str, Any]
+    folder: epath.PathLike,
+    shards: Sequence[Mapping[str, Any]],
+    *,
+    manifest: Mapping[str, Any],
+    skipped: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Completes a store out of what `write_shard` returned, in the order rows shall have. Returns the manifest."""
+    """Completes a store out of what `write_shard` returned, in the order rows shall have. Returns the manifest.
+
+    Args:
+        skipped: items without an embedding, as `EmbeddingStore.skipped` has them.
+    """
     _check_manifest(manifest)
     dimensions = sorted({shard["dimension"] for shard in shards})
     if len(dimensions) != 1:
@@ -114,6 +146,7 @@ def write_manifest(
         "dimension": dimensions[0],
         "count": sum(shard["count"] for shard in shards),
         "shards": [{key: shard[key] for key in ("file", "count", "sha256")} for shard in shards],
+        **({"skipped": [dict(each) for each in skipped]} if skipped else {}),
     }
     write_whole(epath.Path(folder) / MANIFEST, (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode())
     return whole
@@ -188,7 +221,7 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except ValueError:
         raise UserError(f"embedding store {folder}: {MANIFEST} is not JSON; embed again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not manifest.keys() >= set(OWN_KEYS):
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not manifest.keys() >= set(NEEDED_KEYS):
         raise UserError(f"embedding store {folder}: {MANIFEST} is not of format {FORMAT!r}")
     for key in ("dimension", "count"):
         if not _is_count(manifest[key]) or manifest[key] == 0:
@@ -208,6 +241,13 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
         raise UserError(
             f"embedding store {folder}: {rows} rows in the shards, {manifest['count']} in the manifest; embed again"
         )
+    skipped = manifest.get("skipped", [])
+    strange = [each for each in skipped if not _is_skipped(each)] if isinstance(skipped, list) else [skipped]
+    if strange:
+        raise UserError(
+            f"embedding store {folder}: {MANIFEST} has skipped {str(strange[0])[:200]}: expected a list of "
+            '{"row": a whole number, "id": text, "reason": text}; embed again'
+        )
     return manifest
 
 
@@ -220,6 +260,14 @@ def _is_shard(value: Any) -> bool:
         return False
     name = value.get("file")
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def _is_skipped(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_count(value.get("row"))
+        and all(isinstance(value.get(name), str) for name in ("id", "reason"))
+    )
 
 
 def earlier_files(folder: epath.Path) -> list[epath.Path]:

@@ -64,7 +64,7 @@ class Exposure:
         if not len(query):
             return
         alone = np.arange(scores.shape[1]) == place[:, None]
-        values = rank_metrics(scores[query], alone, mask[query], metrics=self.metrics, ties=self.ties)
+        values = rank_metrics(scores[query], alone, mask[query], metrics=self.metrics, ties=self.ties, max_grade=1)
         table = np.stack([values[name] for name in self.metrics])
         gain = gains[query, place].astype(np.float64)
         weight = gain * self.propensity.weights(at)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from eval.logs import Log, times_of
+from eval.log_times import times_of
+from eval.logs import Log
 from siglip_jax.errors import UserError
 
 FIRST_SEEN = "first_seen"

@@ -68,6 +68,11 @@ def max_cutoff(metrics: Sequence[str]) -> int:
     return max((parse_metric(name).k or 0 for name in metrics), default=0)
 
 
+def needs_max_grade(metrics: Sequence[str]) -> bool:
+    """Whether any asks for the highest grade that labels can have (ERR). UserError on an unknown name."""
+    return any(parse_metric(name).kind == "ERR" for name in metrics)
+
+
 def has_uncut(metrics: Sequence[str]) -> bool:
     """Whether any looks at the whole ranking (MRR, MAP, nDCG without @k, ...). UserError on an unknown name."""
     return any(parse_metric(name).k is None for name in metrics)

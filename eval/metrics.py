@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from eval.formulas import Rules, block_metrics
-from eval.metric_names import KNOWN_METRICS, has_uncut, max_cutoff, parse_metric, report_name, trec_name
+from eval.metric_names import (
+    KNOWN_METRICS,
+    has_uncut,
+    max_cutoff,
+    needs_max_grade,
+    parse_metric,
+    report_name,
+    trec_name,
+)
 from eval.threads import in_threads
 from eval.topk import select_top
 from siglip_jax.errors import UserError
@@ -24,6 +32,7 @@ __all__ = [
     "has_uncut",
     "max_cutoff",
     "mean_metrics",
+    "needs_max_grade",
     "rank_metrics",
     "report_name",
     "select_top",
@@ -99,7 +108,7 @@ def rank_metrics(
     _check_options({"without_relevant": without_relevant, "missing": missing}, ("skip", "zero", "error"))
     if not relevant_from > 0:
         raise UserError(f"relevant_from={relevant_from!r} must be above 0: label 0 means not relevant")
-    if any(metric.kind == "ERR" for metric in parsed.values()) and not (max_grade and 0 < max_grade <= 64):
+    if needs_max_grade(metrics) and not (max_grade and 0 < max_grade <= 64):
         raise UserError(f"ERR with max_grade={max_grade!r}: declare the highest grade labels can have, such as 3")
     scores, labels = np.asarray(scores), np.asarray(labels)
     mask = None if mask is None else np.asarray(mask)

@@ -42,6 +42,7 @@ class Measures:
     gain: str = "exponential"
     ties: str = "expected"
     relevant_from: float = 1
+    max_grade: float | None = None
 
     def of(self, scores: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
         return rank_metrics(
@@ -52,6 +53,7 @@ class Measures:
             gain=self.gain,
             ties=self.ties,
             relevant_from=self.relevant_from,
+            max_grade=self.max_grade,
         )
 
 

@@ -60,6 +60,7 @@ def rank_catalogue(
     gain: str = "exponential",
     ties: str = "expected",
     relevant_from: float = 1,
+    max_grade: float | None = None,
     backend: str = "exact",
     index_options: Mapping[str, Any] | None = None,
     show: Sequence[int] = (),
@@ -76,7 +77,7 @@ def rank_catalogue(
     Args:
         ranker: a row of the comparison over n >= 2 items, or its vectors, real [n, dimension], any norm but 0.
         relevance: of the same n items in the same order.
-        metrics, gain, ties, relevant_from: as for `eval.metrics.rank_metrics`; the names in the result are
+        metrics, gain, ties, relevant_from, max_grade: as for `eval.metrics.rank_metrics`; the names in the result are
             `report_name`'s (nDCG_exp@5 under the exponential gain).
         backend: "exact", or "scann" with `index_options` (mode, leaves, leaves_to_search, reorder).
         show: item rows whose first `show_depth` neighbours to return.
@@ -132,7 +133,13 @@ def rank_catalogue(
             recall[rows] = recall_of(found, scorer, rows, k=deepest, scores=scores)
             scores = only_found(found.rows, found.scores, n)
         for name, values in rank_metrics(
-            scores, labels, metrics=metrics, ties=ties, gain=gain, relevant_from=relevant_from
+            scores,
+            labels,
+            metrics=metrics,
+            ties=ties,
+            gain=gain,
+            relevant_from=relevant_from,
+            max_grade=max_grade,
         ).items():
             per_query[name][rows] = values
         tied[rows] = has_ties(scores, k=deepest)

@@ -64,6 +64,11 @@ class AttributeRelevance:
     def __len__(self) -> int:
         return self.items
 
+    @property
+    def max_grade(self) -> int:
+        """The highest grade that a pair can have, as the rules declare it."""
+        return self.rules[0].gain
+
     def labels(self, query_rows: slice | np.ndarray) -> np.ndarray:
         """Labels of all items for the given query items: uint8 [query, item]; an item's label for itself is 0."""
         rows = np.arange(self.items)[query_rows]

@@ -16,12 +16,15 @@ What follows may be absent:
   conclusion: str, the page's first sentence, in the place of the one made of the first difference
   minimum_detectable: float, the difference in the primary metric that such data would show
   warnings: [str], what a reader must know before the numbers (leaks, heavy users, an index of low recall)
+  missing: {store: [{"row", "id", "reason"}]}, items that it was embedded without, and that no row has
   notes: [str], sentences below the counts: what was left out, and why
   resampled: what the bootstrap draws, "queries" when absent
   new, against: names of the two rows in the headline
+  max_grade: number, the highest grade there can be, where a metric (ERR) depends on it
   users: int;  list_length: int, or {"min", "median", "mean", "max"}
-  rows: also "bytes_per_item": int
-  differences: also "relative", "p", "p_holm": float; above 0.05 the latter leaves a difference undecided
+  rows: also "bytes_per_item": int; "scann_change": {metric: estimate of ScaNN minus exact, paired by query}
+  differences: also "relative", "p", "p_holm": float; above 0.05 the latter leaves a difference undecided; "low_all",
+    "high_all": float, the ends of the interval that holds for all differences in this metric at once
   columns: [{"name", "note", "values": {row name: number or estimate}}], more columns of the first table
   beyond: {"metrics": [name], "rows": {row name: {metric: number or estimate}}, "notes": {what: str}}, coverage, say
   ladders: what `eval.ladder.measure_ladder` gives, a list
@@ -106,10 +109,12 @@ def render(data: dict[str, Any], *, pictures: Callable[[str], bytes]) -> str:
         sentences=headlines(data)[1:],
         metrics=report_text.metric_names(data),
         rows=[
-            row | {"bar": bar, "lost": _ann_loss(row, primary)} for row, bar in zip(data["rows"], row_bars, strict=True)
+            row | {"bar": bar, "change": report_text.scann_change(row, primary)}
+            for row, bar in zip(data["rows"], row_bars, strict=True)
         ],
         row_ticks=row_ticks,
         has_scann=has_scann,
+        compared_at_once=sum(d.get("low_all") is not None for d in first),
         has_bytes=any(row.get("bytes_per_item") for row in data["rows"]),
         recall_name=next((name for row in data["rows"] for name in row.get("scann_recall") or {}), "recall"),
         low_recall=[row["name"] for row in data["rows"] if (report_text.scann_recall(row) or 1) < _LEAST_RECALL],
@@ -145,12 +150,6 @@ def _example_rows(data: dict[str, Any]) -> set[str]:
     reduced = {name for name in names if any(name.startswith(f"{other}, ") for other in names)}
     order = [*leading, *(n for n in names if n not in reduced), *(n for n in names if n in reduced)]
     return set(list(dict.fromkeys(order))[:_EXAMPLE_ROWS])
-
-
-def _ann_loss(row: dict[str, Any], metric: str) -> float | None:
-    """What the approximate index changes of the metric's mean."""
-    exact, scann = (((row.get(key) or {}).get(metric) or {}).get("mean") for key in ("exact", "scann"))
-    return None if exact is None or scann is None else scann - exact
 
 
 def _forest(differences: list[dict[str, Any]]) -> dict[str, Any]:

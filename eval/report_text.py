@@ -44,6 +44,8 @@ def format_table(report: dict[str, Any]) -> str:
     extra: list[list[str]] = []
     if has_scann:
         extra.append(["ScaNN", *(number((row["scann"] or {}).get(primary, {}).get("mean")) for row in data["rows"])])
+        changes = [scann_change(row, primary) for row in data["rows"]]
+        extra.append(["change [95 %]", *(_interval(c, signed) if c and c["low"] is not None else "–" for c in changes)])
         extra.append(["recall@10", *(number(scann_recall(row)) for row in data["rows"])])
     extra.append(["ties", *(percent(row.get("tie_rate")) for row in data["rows"])])
     for metric in metric_names(data)[1:]:
@@ -54,18 +56,19 @@ def format_table(report: dict[str, Any]) -> str:
         if len(_align(wider)[0]) <= _WIDTH:
             table = wider
     pairs = len({(d["a"], d["b"]) for d in data["differences"]})
-    differences = [
-        [f"{d['a']} − {d['b']}", d["metric"], _interval(d, signed), verdict(d)]
-        for d in data["differences"]
-        if pairs <= _ALL_METRICS or d["metric"] == primary
-    ]
+    shown = [d for d in data["differences"] if pairs <= _ALL_METRICS or d["metric"] == primary]
+    differences = [[f"{d['a']} − {d['b']}", d["metric"], _interval(d, signed), verdict(d)] for d in shown]
+    if any(d.get("low_all") is not None for d in shown):
+        wider = [[*cells, _all_at_once(d)] for cells, d in zip(differences, shown, strict=True)]
+        differences = wider if len(_align(wider)[0]) <= _WIDTH else differences
     counts = (
         f"{data['queries']} queries, {data['items']} items, {data['left_out']} queries without a relevant item left out"
     )
     said = headlines(data) if pairs <= _ALL_METRICS else headlines(data)[:1]
     if data.get("conclusion"):
         said = [data["conclusion"], *said[1:]]
-    prose = [*said, *data.get("warnings", []), "", f"{data['protocol']}; {data['gain']} gain", counts]
+    grades = f"; ERR with grades up to {data['max_grade']:g}" if data.get("max_grade") is not None else ""
+    prose = [*said, *data.get("warnings", []), "", f"{data['protocol']}; {data['gain']} gain{grades}", counts]
     prose += [*data.get("notes", []), ""]
     wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
     tables = [_align(table), _align(differences), _ladder_lines(data), _slice_lines(data)]
@@ -114,6 +117,14 @@ def metric_names(report: dict[str, Any]) -> list[str]:
 def scann_recall(row: dict[str, Any]) -> float | None:
     """The one share of the exact neighbours that a row's index found, None without an index."""
     return next(iter((row.get("scann_recall") or {}).values()), None)
+
+
+def scann_change(row: dict[str, Any], metric: str) -> dict[str, Any] | None:
+    """What the approximate index changes of a metric: an estimate, its interval None where it was not computed."""
+    if found := (row.get("scann_change") or {}).get(metric):
+        return found
+    exact, scann = (((row.get(key) or {}).get(metric) or {}).get("mean") for key in ("exact", "scann"))
+    return None if exact is None or scann is None else {"mean": scann - exact, "low": None, "high": None}
 
 
 def verdict(difference: dict[str, Any]) -> str:
@@ -187,6 +198,11 @@ def _interval(estimate: dict[str, Any] | None, form: Callable[[float | None], st
     if not estimate:
         return "–"
     return f"{form(estimate['mean'])} [{form(estimate['low'])}, {form(estimate['high'])}]"
+
+
+def _all_at_once(difference: dict[str, Any]) -> str:
+    low, high = difference.get("low_all"), difference.get("high_all")
+    return "" if low is None else f"all at once [{signed(low)}, {signed(high)}]"
 
 
 def _capital(text: str) -> str:

@@ -54,6 +54,7 @@ class Index(ABC):
         self.dimension = dimension
         self.options = dict(options)  # what the backend was built with
         self.measured = dict(measured)  # what `measure_recall` said, kept in the manifest
+        self.missing: list[dict[str, Any]] = []  # what the store was embedded without, `EmbeddingStore.skipped`; kept
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -97,6 +98,7 @@ class Index(ABC):
             "dimension": self.dimension,
             "options": self.options,
             "measured": self.measured,
+            **({"missing": self.missing} if self.missing else {}),
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -231,14 +233,17 @@ def load_index(folder: epath.PathLike) -> Index:
         vectors = npy_array(contents[VECTORS])
         if vectors.shape != (count, dimension):
             raise UserError(f"search index {folder}: vectors {vectors.shape}, manifest {(count, dimension)}")
-        return ExactIndex(vectors, ids, manifest["measured"])
-    if manifest["backend"] == "scann":
+        index: Index = ExactIndex(vectors, ids, manifest["measured"])
+    elif manifest["backend"] == "scann":
         from eval import scann_index
 
-        return scann_index.load(contents, ids, manifest)
-    raise UserError(
-        f"search index {folder}: backend {manifest['backend']!r} is unknown: known are {', '.join(BACKENDS)}"
-    )
+        index = scann_index.load(contents, ids, manifest)
+    else:
+        raise UserError(
+            f"search index {folder}: backend {manifest['backend']!r} is unknown: known are {', '.join(BACKENDS)}"
+        )
+    index.missing = manifest.get("missing", [])
+    return index
 
 
 def measure_recall(

@@ -111,10 +111,13 @@ def check_leakage(
       UserError: items of the evaluation are in the training set: how many by which key, the first ids, where the list
         is; and whatever `find_leakage` refuses.
     """
+    return _refuse(find_leakage(training, evaluation, keys=keys, near=near), output=output)
+
+
+def _refuse(leakage: Leakage, *, output: str | os.PathLike) -> Leakage:
     from pyarrow import csv
 
     output = pathlib.Path(output)
-    leakage = find_leakage(training, evaluation, keys=keys, near=near)
     if not len(leakage.found):
         output.unlink(missing_ok=True)
         return leakage
@@ -138,17 +141,37 @@ def check_log(
     keys: Sequence[str] = KEYS,
     near: int | None = None,
 ) -> Leakage:
-    """`check_leakage` of the items of a ranking log against the split that a model was trained on.
+    """`find_log_leakage`, which then must find nothing.
+
+    Args:
+      output: see `check_leakage`.
+
+    Raises:
+      UserError: leakage; whatever `find_log_leakage` refuses.
+    """
+    found = find_log_leakage(dataset_dir, item_ids, train_split=train_split, keys=keys, near=near)
+    return _refuse(found, output=output)
+
+
+def find_log_leakage(
+    dataset_dir: str | os.PathLike,
+    item_ids: Iterable[str],
+    *,
+    train_split: str = "train",
+    keys: Sequence[str] = KEYS,
+    near: int | None = None,
+) -> Leakage:
+    """`find_leakage` of the items of a ranking log in the split that a model was trained on.
 
     What the dataset knows of the items beside their ids is compared too; items that it does not have, by id alone.
 
     Args:
       dataset_dir: the dataset trained on.
       item_ids: the log's items, repeated or not.
-      output, keys, near: see `check_leakage`.
+      keys, near: see `find_leakage`.
 
     Raises:
-      UserError: leakage; no dataset or no such split.
+      UserError: no dataset or no such split.
     """
     if train_split not in (names := split_names(dataset_dir)):
         raise UserError(f"{dataset_dir}: no split {train_split}; splits are {', '.join(names)}")
@@ -161,10 +184,9 @@ def check_log(
     items = pa.table({"id": pa.array(dict.fromkeys(map(str, item_ids)), pa.string())})
     known = table.filter(pc.is_in(table["id"], items["id"].combine_chunks()))
     unknown = items.filter(pc.invert(pc.is_in(items["id"], known["id"].combine_chunks())))
-    return check_leakage(
+    return find_leakage(
         table.filter(pc.equal(table["split"], train_split)),
         pa.concat_tables([known, unknown], promote_options="default"),
-        output=output,
         keys=keys,
         near=near,
     )

@@ -135,7 +135,7 @@ def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, datase
             for b in batches
         ]
         image, text, groups = (np.concatenate(part) for part in zip(*parts, strict=True))
-        settings = {key: evaluation[key] for key in ("gain", "relevant_from")}
+        settings = {key: evaluation[key] for key in ("gain", "relevant_from")} | {"max_grade": relevance.max_grade}
         ranking = rank_catalogue(image, relevance, metrics=tuple(evaluation.metrics), **settings)
         rows[name] = {**ranking.metrics, **retrieval_of_queries(image, text, groups)}
     tuned = [name for name in models if name != START]

@@ -43,11 +43,11 @@ def main(values: flags.FlagValues) -> None:
     from eval.report import format_table
     from eval.rows import VectorRow
     from input_pipeline.dataset import attributes
-    from tools import comparison, workflow
+    from tools import comparison, embedding
 
     split = values.config.evaluation.split
     comparison.relevance_of(values.config, values.dataset)  # says at once what is wrong with it
-    encoder = workflow.load_encoder(values.model)
+    encoder = embedding.load_encoder(values.model)
     kinds = list(dict.fromkeys(values.resize))
     variants = {kind: with_resize(encoder, kind) for kind in kinds}
     if len(kinds) < 2:

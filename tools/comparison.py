@@ -12,17 +12,16 @@ import numpy as np
 from etils import epath
 
 from eval import baselines
-from eval.embeddings import EmbeddingStore
+from eval.checks import check_queries
 from eval.examples import Items, catalogue_examples, largest_changes
 from eval.ladder import measure_ladder
-from eval.metrics import max_cutoff
-from eval.neighbours import LEAST_RECALL
+from eval.metrics import max_cutoff, needs_max_grade
 from eval.ranking import CatalogueRanking, compare_rows, rank_catalogue
 from eval.reduction import Reduction
 from eval.relevance import AttributeRelevance
 from eval.rows import Row, VectorRow
 from eval.slices import Slicing, measure_slices
-from input_pipeline.dataset import attributes, dataset_fingerprint, open_split
+from input_pipeline.dataset import dataset_fingerprint, open_split
 from input_pipeline.loader import iterate_split
 from input_pipeline.progress import progress
 from input_pipeline.split import title_groups
@@ -30,7 +29,9 @@ from siglip_jax import __version__
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 from tools import log_notes
+from tools.catalogue import Catalogue, read_split
 from tools.conclude import beyond_table, conclude
+from tools.index_columns import index_columns
 
 PROTOCOL = "full-catalogue retrieval, attribute agreement"
 BATCH = 256
@@ -38,9 +39,13 @@ LISTED = 10  # first items of a ranking that coverage and variety are measured o
 
 
 def relevance_of(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> AttributeRelevance:
-    """The config's relevance rules over the evaluation split; also the check that the catalogue has the attributes."""
-    _, titles, columns = attributes(dataset, config.evaluation.split)
-    return AttributeRelevance(tuple(config.evaluation.relevance), {"title": titles, **columns})
+    """`relevance_over` the evaluation split."""
+    return relevance_over(config, read_split(dataset, config.evaluation.split))
+
+
+def relevance_over(config: ml_collections.ConfigDict, catalogue: Catalogue) -> AttributeRelevance:
+    """The config's relevance rules over the items; also the check that the catalogue has the attributes."""
+    return AttributeRelevance(tuple(config.evaluation.relevance), {"title": catalogue.titles, **catalogue.columns})
 
 
 def relevance_attributes(config: ml_collections.ConfigDict) -> list[str]:
@@ -49,25 +54,29 @@ def relevance_attributes(config: ml_collections.ConfigDict) -> list[str]:
     return [name for name in names if name != "title"]
 
 
-def pixel_vectors(dataset: epath.PathLike, split: str, *, side: int = 32) -> np.ndarray:
-    """The pictures of a split as vectors of the "raw pixels" row: squashed to side x side, centred."""
+def pixel_vectors(
+    dataset: epath.PathLike, split: str, *, catalogue: Catalogue | None = None, side: int = 32
+) -> np.ndarray:
+    """The pictures of a split, or of its items in `catalogue`, as "raw pixels": squashed to side x side, centred.
+
+    Raises:
+      UserError: one of these pictures cannot be read.
+    """
     preprocessing = Preprocessing(image_size=(side, side))
-    batches = iterate_split(dataset, split=split, preprocessing=preprocessing, batch_size=BATCH)
     total = len(open_split(dataset, split))
+    wanted = np.ones(total, bool)
+    if catalogue is not None:
+        wanted[:] = False
+        wanted[catalogue.rows] = True
+    on_error = "raise" if wanted.all() else "skip"
+    batches = iterate_split(dataset, split=split, preprocessing=preprocessing, batch_size=BATCH, on_error=on_error)
     watched = progress(batches, total=total, label="raw pixels", unit="images", step=BATCH)
-    return baselines.raw_pixels(np.concatenate([batch["image"] for batch in watched]))
-
-
-def check_same_items(name: str, store: EmbeddingStore, ids: Sequence[str], *, fingerprint: str) -> None:
-    """Raises a UserError where a store does not hold exactly the items of the split, in its order."""
-    stored = store.manifest.get("dataset", {}).get("fingerprint")
-    if stored not in (None, fingerprint):
-        raise UserError(f"store {name!r} was made from another dataset ({stored}, not {fingerprint}); embed it again")
-    if list(store.ids) != list(ids):
+    images = np.concatenate([batch["image"][wanted[batch["index"]]] for batch in watched])
+    if lost := [bad for bad in batches.skipped if wanted[bad.row]]:
         raise UserError(
-            f"store {name!r} holds {len(store.ids)} items that are not the {len(ids)} of this split, in order; "
-            "embed the split again"
+            f"{dataset}: split {split}: {lost[0]}, though the stores have it; embed again, or leave out raw pixels"
         )
+    return baselines.raw_pixels(images)
 
 
 def rank(
@@ -75,6 +84,7 @@ def rank(
     *,
     config: ml_collections.ConfigDict,
     dataset: epath.PathLike,
+    catalogue: Catalogue | None = None,
     title: str,
     new: str,
     against: str,
@@ -92,7 +102,8 @@ def rank(
     """Ranks each item of the evaluation split against the others with every row; the report as a dict.
 
     Args:
-      rows: {name: row} over the items of the split, in its order.
+      rows: {name: row} over the items, in their order.
+      catalogue: the items; those of the split when absent.
       config: `config.evaluation` decides split, relevance, gain and metrics.
       new: the row whose differences to all others are reported.
       against: the one of them that comes first, and that slices and examples are about.
@@ -105,12 +116,14 @@ def rank(
       changes: how many of the largest gains, and of the largest losses, to show.
     """
     options = config.evaluation
-    ids, titles, columns_of = attributes(dataset, options.split)
-    relevance = relevance_of(config, dataset)
+    catalogue = read_split(dataset, options.split) if catalogue is None else catalogue
+    ids, titles, columns_of = catalogue.ids, catalogue.titles, catalogue.columns
+    relevance = relevance_over(config, catalogue)
     settings: dict[str, Any] = {
         "metrics": tuple(options.metrics),
         "gain": options.gain,
         "relevant_from": options.relevant_from,
+        "max_grade": relevance.max_grade,
     }
     exact: dict[str, CatalogueRanking] = {}
     approximate: dict[str, CatalogueRanking] = {}
@@ -118,6 +131,7 @@ def rank(
         exact[name] = rank_catalogue(row, relevance, show=range(len(ids)), show_depth=LISTED, **settings)
         if scann is not None and isinstance(row, VectorRow):
             approximate[name] = rank_catalogue(row, relevance, backend="scann", index_options=scann, **settings)
+    check_queries(ids)
     clusters = title_groups(titles)  # queries of one title are no independent evidence
     others = [name for name in list(rows)[::-1] if name not in (new, against)]
     others = [against, *sorted(others, key=lambda name: name.startswith(f"{new}, "))]  # its own reductions last
@@ -130,13 +144,7 @@ def rank(
     )
     metrics = {name: result.metrics for name, result in exact.items()}
     said = conclude(table, metrics, new=new, against=against, clusters=clusters, seed=seed)
-    recall = {name: float(np.mean(r.index_recall)) for name, r in approximate.items() if r.index_recall is not None}
-    refused = [name for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall]
-    shown = {name: result.metrics for name, result in approximate.items() if name not in refused}
-    scann_rows = {}
-    if shown:
-        scanned = compare_rows(shown, clusters=clusters, seed=seed)
-        scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
+    indexed = index_columns(exact, approximate, allow_low_recall=allow_low_recall, clusters=clusters, seed=seed)
     primary = table["metrics"][0]
     depth = max(1, max_cutoff(options.metrics))
     left_out = table["rows"][0]["metrics"][primary]["left_out"]
@@ -178,11 +186,16 @@ def rank(
         "gain": options.gain,
         "relevance": [{"gain": rule.gain, "agree": list(rule.agree)} for rule in relevance.rules],
         "relevant_from": options.relevant_from,
+        "max_grade": relevance.max_grade if needs_max_grade(options.metrics) else None,
         "queries": len(ids) - left_out,
         "items": len(ids),
         "left_out": left_out,
         "list_length": len(ids) - 1,
-        "warnings": log_notes.of_refused({name: recall[name] for name in refused}, k=depth),
+        "warnings": [
+            *catalogue.warnings(),
+            *log_notes.of_refused(indexed.refused, k=depth),
+        ],
+        "missing": catalogue.missing,
         "primary_metric": primary,
         **said,
         "new": new,
@@ -192,9 +205,7 @@ def rank(
             {
                 "name": row["name"],
                 "exact": row["metrics"],
-                "scann": scann_rows.get(row["name"]),
-                "scann_recall": {f"recall@{depth}": recall[row["name"]]} if row["name"] in recall else None,
-                "scann_refused": row["name"] in refused,
+                **indexed.of(row["name"], k=depth),
                 "tie_rate": row["tie_rate"],
                 "bytes_per_item": (bytes_per_item or {}).get(row["name"]),
             }
@@ -226,12 +237,14 @@ def rank(
     }
 
 
-def pictures_by_id(dataset: epath.PathLike, split: str) -> Callable[[str], bytes]:
+def pictures_by_id(
+    dataset: epath.PathLike, split: str, *, catalogue: Catalogue | None = None
+) -> Callable[[str], bytes]:
     """id -> encoded picture, for the report."""
-    rows = open_split(dataset, split)
-    ids, _, _ = attributes(dataset, split)
-    places = {item: place for place, item in enumerate(ids)}
-    return lambda item: rows[places[item]]["image"]
+    source = open_split(dataset, split)
+    catalogue = read_split(dataset, split) if catalogue is None else catalogue
+    places = dict(zip(catalogue.ids, catalogue.rows, strict=True))
+    return lambda item: source[places[item]]["image"]
 
 
 def versions() -> dict[str, str]:

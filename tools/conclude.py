@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.beyond import beyond_accuracy
 from eval.significance import conclusion, holm
-from eval.statistics import bootstrap_columns, paired_bootstrap
+from eval.statistics import bootstrap_columns, paired_bootstrap, simultaneous_intervals
 
 BEYOND_NOTES = {
     "coverage": "share of the items that any list shows",
@@ -30,7 +30,8 @@ def conclude(
 ) -> dict[str, Any]:
     """{"conclusion", "minimum_detectable"} of new against `against` in the first metric, for the report.
 
-    Writes p_holm, corrected for the number of rows that `new` is compared with, into the table's differences.
+    Writes into the table's differences what corrects them for the number of rows that `new` is compared with: p_holm,
+    and low_all and high_all, the intervals of the first metric that hold all at once.
 
     Args:
       table: of `eval.ranking.compare_rows`, all pairs with `new` first.
@@ -44,6 +45,7 @@ def conclude(
             cell["p_holm"] = None if np.isnan(p) else float(p)
     cells = [cell for cell in table["differences"] if cell["metric"] == primary]
     cell = next(cell for cell in cells if cell["b"] == against)
+    _widen(cells, metrics, metric=primary, clusters=clusters, seed=seed)
     means = {row["name"]: row["metrics"][primary]["mean"] for row in table["rows"]}
     difference = paired_bootstrap(metrics[new][primary], metrics[against][primary], clusters=clusters, seed=seed)
     found = conclusion(
@@ -59,6 +61,29 @@ def conclude(
     return {"conclusion": found.text, "minimum_detectable": None if np.isnan(least) else float(least)}
 
 
+def _widen(
+    cells: Sequence[dict[str, Any]],
+    metrics: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    metric: str,
+    clusters: np.ndarray,
+    seed: int,
+) -> None:
+    """Writes simultaneous intervals into the differences of one metric, where there are several.
+
+    They are of the same queries: a pair that lacks more of them than its first row does (a logged order without
+    positions) has none.
+    """
+    pairs = [(cell, metrics[cell["a"]][metric], metrics[cell["b"]][metric]) for cell in cells]
+    alike = [(cell, a - b) for cell, a, b in pairs if np.array_equal(np.isnan(a - b), np.isnan(a))]
+    if len(alike) < 2:
+        return
+    columns = np.stack([difference for _, difference in alike], axis=1)
+    for (cell, _), found in zip(alike, simultaneous_intervals(columns, clusters=clusters, seed=seed), strict=True):
+        if not np.isnan(found.low):
+            cell |= {"low_all": found.low, "high_all": found.high}
+
+
 def beyond_table(
     lists: Mapping[str, np.ndarray],
     *,
@@ -66,6 +91,7 @@ def beyond_table(
     k: int,
     attributes: Mapping[str, Sequence[str]],
     clusters: np.ndarray,
+    popularity: np.ndarray | None = None,
     seed: int,
 ) -> dict[str, Any]:
     """The report's "beyond" part: coverage, evenness and variety of each row's first k.
@@ -73,10 +99,11 @@ def beyond_table(
     Args:
       lists: {row: int64 [query, k]}, item rows, -1 where a list is shorter.
       attributes: to measure variety by.
+      popularity: [item] interactions before the queries, to measure novelty by.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, shown in lists.items():
-        found = beyond_accuracy(shown, items=items, k=k, attributes=attributes)
+        found = beyond_accuracy(shown, items=items, k=k, attributes=attributes, popularity=popularity)
         rows[name] = {}
         for metric, value in found.items():
             if isinstance(value, np.ndarray):

@@ -40,7 +40,7 @@ def main(values: flags.FlagValues) -> None:
     from eval.rows import Row, VectorRow
     from input_pipeline.dataset import attributes
     from siglip_jax.training.config import check, config_to_json
-    from tools import comparison, workflow
+    from tools import comparison, embedding, workflow
     from tools.rows import slicings_of
 
     begin = time.monotonic()
@@ -84,10 +84,10 @@ def main(values: flags.FlagValues) -> None:
     compared["raw pixels"] = VectorRow("raw pixels", comparison.pixel_vectors(dataset, split))
     for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
         output = workdir / "embeddings" / folder
-        encoder = workflow.image_encoder(model, name=name)
-        vectors = workflow.embed(encoder, dataset=dataset, split=split, output=output, overwrite=True).vectors
+        encoder = embedding.image_encoder(model, name=name)
+        vectors = embedding.embed(encoder, dataset=dataset, split=split, output=output, overwrite=True).vectors
         compared[name] = VectorRow(name, vectors, ids=ids)
-    fitted = workflow.embed(
+    fitted = embedding.embed(
         encoder,
         dataset=dataset,
         split=config.data.train_split,

@@ -6,6 +6,9 @@ siglip-jax embed --embeddings=mine.npy --dataset=data/fashion --output=runs/mine
 
 --embeddings brings vectors made elsewhere, by id: .npy with .ids.txt beside it, .npz (ids, embeddings), .parquet, .csv.
 
+A row that cannot be read is an error; with --on_error=skip it is left out, named, and recorded in the store, so that
+ranking and search know that the item is missing.
+
 Started again after a stop it continues, finished shards kept. Several processes (docs/launch.md) share out the shards.
 """
 
@@ -35,27 +38,37 @@ def define_flags(values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
+    flags.DEFINE_enum(
+        "on_error", "raise", ["raise", "skip"], "What a row does whose record or picture cannot be read.",
+        flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_boolean("overwrite", False, "Replace a store of another model or dataset.", flag_values=values)
     options.define_distributed(values)
 
 
 def main(values: flags.FlagValues) -> None:
     options.start_distributed(values)
-    from tools import workflow
+    from eval.embeddings import describe_skipped
+    from tools import embedding
 
     if (values.model is None) == (values.embeddings is None):
         raise UserError("expected either --model to embed with, or --embeddings that are made already")
     where = {"dataset": values.dataset, "split": values.split, "output": values.output}
-    if values.embeddings is not None and values.most is not None:
-        raise UserError("--most is of --model: embeddings that are made already are taken as they are")
+    if values.embeddings is not None and (values.most is not None or values.on_error != "raise"):
+        flag = "most" if values.most is not None else "on_error"
+        raise UserError(f"--{flag} is of --model: embeddings that are made already are taken as they are")
     if values.embeddings is not None:
-        store = workflow.import_embeddings(values.embeddings, **where)
+        store = embedding.import_embeddings(values.embeddings, **where)
     else:
-        store = workflow.embed(
-            workflow.load_encoder(values.model),
+        store = embedding.embed(
+            embedding.load_encoder(values.model),
             **where,
             most=values.most,
             rows_per_shard=values.rows_per_shard,
+            on_error=values.on_error,
             overwrite=values.overwrite,
         )
+    if store.skipped:
+        said = describe_skipped(store.skipped)
+        print(f"{len(store.skipped)} rows of split {values.split} skipped, as the store's manifest says: {said}")
     print(f"{len(store.ids)} embeddings of {store.vectors.shape[1]} numbers in {values.output}")

@@ -67,6 +67,7 @@ def make_evaluators(config: ml_collections.ConfigDict, *, model: Model, dataset:
             figures |= cross_modal_retrieval(image, text, group)
         if relevance is not None:
             settings = {name: options[name] for name in ("gain", "relevant_from")}
+            settings["max_grade"] = relevance.max_grade
             ranking = rank_catalogue(image, relevance, metrics=tuple(options.metrics), **settings)
             figures |= {f"ranking/{name}": mean["mean"] for name, mean in mean_metrics(ranking.metrics).items()}
         return {name: value for name, value in figures.items() if math.isfinite(value)}

@@ -24,14 +24,18 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from eval.embeddings import read_store
+    from eval.embeddings import describe_skipped, read_store
     from eval.search import build_index, measure_recall
 
     store = read_store(values.store)
     chosen = {"mode": values.mode} if values.mode else {}
     index = build_index(store.vectors, store.ids, backend=values.backend, **chosen)
+    index.missing = store.skipped
     measured = measure_recall(index, store.vectors)
     index.save(values.output)
     print(
         f"{len(index)} items, recall@{measured['k']} {measured['recall']:.4f} against exact search, in {values.output}"
     )
+    if index.missing:
+        said = describe_skipped(index.missing)
+        print(f"{len(index.missing)} items are not in the index, since they could not be read to be embedded: {said}")

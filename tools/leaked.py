@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
 from input_pipeline.dataset import has_split
 from input_pipeline.item_table import item_table, split_names
-from input_pipeline.leakage import find_leakage
+from input_pipeline.leakage import Leakage, check_log, find_leakage, find_log_leakage
 from siglip_jax.errors import UserError
 
 KINDS = {"title": "title", "image": "picture", "id": "id"}  # the last that holds is told
@@ -18,25 +20,42 @@ def in_training(
     dataset: epath.PathLike, split: str, *, train_dataset: epath.PathLike, train_split: str
 ) -> dict[str, str]:
     """{id: "id", "picture" or "title", what of it is in the training split} for the items of an evaluation split."""
-    found = find_leakage(_items(train_dataset, train_split), _items(dataset, split)).found
-    leaked: dict[str, str] = {}
+    return _by_item(find_leakage(_items(train_dataset, train_split), _items(dataset, split)))
+
+
+def _by_item(leakage: Leakage) -> dict[str, str]:
+    found, leaked = leakage.found, dict[str, str]()
     for key, kind in KINDS.items():
         leaked |= dict.fromkeys(found.filter(pc.equal(found["key"], key))["id"].to_pylist(), kind)
     return leaked
 
 
 def training_items(
-    dataset: epath.PathLike | None, split: str, *, train_dataset: epath.PathLike | None, train_split: str
+    dataset: epath.PathLike | None,
+    split: str,
+    *,
+    ids: Sequence[str],
+    train_dataset: epath.PathLike | None,
+    train_split: str,
+    leakage: str,
+    output: epath.PathLike,
 ) -> dict[str, str] | None:
     """`in_training` where there is something to compare with; None where there is not.
 
+    Args:
+      ids: of the items, which alone are known of them without a dataset; the training dataset may know more.
+      leakage: "refuse" or "drop". Without a dataset this refuses; otherwise `rank_logs` does.
+      output: a .csv file for the list of what is refused here.
+
     Raises:
-      UserError: a training dataset without one to compare it with.
+      UserError: no such split; leakage without a dataset, unless it is to be dropped.
     """
     if not dataset:
-        if train_dataset:
-            raise UserError(f"--train_dataset={train_dataset}: the pictures to look for are in --dataset; give it too")
-        return None
+        if not train_dataset:
+            return None
+        if leakage == "drop":
+            return _by_item(find_log_leakage(train_dataset, ids, train_split=train_split))
+        return _by_item(check_log(train_dataset, ids, train_split=train_split, output=output))
     if not train_dataset and (split == train_split or not has_split(dataset, train_split)):
         return None
     return in_training(dataset, split, train_dataset=train_dataset or dataset, train_split=train_split)

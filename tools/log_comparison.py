@@ -4,85 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from etils import epath
 
 from eval import profiles
-from eval.baselines import PopularityRow
-from eval.cooccurrence import CooccurrenceRow
+from eval.checks import check_queries
 from eval.examples import largest_changes
 from eval.exposure import Propensity
 from eval.ladder import measure_ladder
-from eval.live import Live, live_items
+from eval.live import live_items
 from eval.log_examples import log_examples
-from eval.logs import Log, LogFormat, iso, read_log
-from eval.metrics import max_cutoff
-from eval.neighbours import LEAST_RECALL
+from eval.log_times import iso
+from eval.logs import LogFormat, read_log
+from eval.metrics import max_cutoff, needs_max_grade
 from eval.protocols import (
-    LEAVE_ONE_OUT,
-    LOGGED_LISTS,
-    RETRIEVAL,
-    TIME_SPLIT,
     Measures,
     Ranked,
+    Sink,
     allowed,
     rank_live,
     rank_live_indexed,
     reachable,
     rerank_lists,
 )
-from eval.queries import Queries, heavy_users, known_items, read_queries, repeated_queries
+from eval.queries import heavy_users
 from eval.ranking import compare_rows
-from eval.rows import Row, VectorRow
-from eval.slices import Slicing, by_age, by_popularity, by_volume, measure_slices
+from eval.rows import VectorRow
+from eval.sinks import FirstLists, Several
+from eval.slices import Slicing, measure_slices
 from eval.trec import TrecWriter, query_names
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from tools import log_notes
-from tools.conclude import conclude
+from tools.comparison import LISTED, relevance_attributes
+from tools.conclude import beyond_table, conclude
+from tools.index_columns import index_columns
+from tools.log_protocols import PROTOCOLS, Window, prepare, query_slicings, rows_of_log
 from tools.rows import Rows
-
-PROTOCOLS = {
-    "logged_lists": LOGGED_LISTS,
-    "retrieval": RETRIEVAL,
-    "leave_one_out": LEAVE_ONE_OUT,
-    "time_split": TIME_SPLIT,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """Times in microseconds since 1970, None for no bound; [since, until) each."""
-
-    since: int | None = None
-    until: int | None = None
-    train_since: int | None = None
-    train_until: int | None = None
-
-    def checked(self) -> Window:
-        """With the end of the training window where none was given: the begin of the evaluation.
-
-        Raises:
-          UserError: a window that is empty, or training that reaches into evaluation.
-        """
-        train_until = self.since if self.train_until is None else self.train_until
-        if self.until is not None and self.since is not None and self.since >= self.until:
-            raise UserError(f"--from={iso(self.since)} is not before --until={iso(self.until)}")
-        if train_until is not None and (self.since is None or train_until > self.since):
-            begins = "has no begin (--from)" if self.since is None else f"begins at {iso(self.since)}"
-            raise UserError(
-                f"the training window ends at {iso(train_until)} and the evaluation {begins}: they overlap; end the "
-                "training before, with --train_until"
-            )
-        if self.train_since is not None and (train_until is None or self.train_since >= train_until):
-            raise UserError(f"--train_from={iso(self.train_since)}: not before the end of the training window")
-        return dataclasses.replace(self, train_until=train_until)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,18 +67,6 @@ class Comparison:
     queries: dict[str, np.ndarray]
 
 
-def log_format(config: ml_collections.ConfigDict, *, columns: Mapping[str, str], on_error: str) -> LogFormat:
-    """From `config.evaluation` and the flags."""
-    options = config.evaluation
-    return LogFormat(
-        actions=dict(options.actions),
-        columns={**dict(options.log_columns), **columns},
-        like_from=options.like_from,
-        first_position=options.first_position,
-        on_error=on_error,
-    )
-
-
 def rank_logs(
     logs: Sequence[str],
     *,
@@ -127,6 +77,7 @@ def rank_logs(
     title: str,
     window: Window | None = None,
     leaked: Mapping[str, str] | None = None,
+    leaked_by: str = "id, picture or title",
     leakage: str = "refuse",
     scann: Mapping[str, Any] | None = None,
     allow_low_recall: bool = False,
@@ -145,6 +96,7 @@ def rank_logs(
       compared: the rows and the catalogue.
       window: of the log.
       leaked: items that training saw, see `in_training`; None where nobody looked.
+      leaked_by: what of the items was looked for there, in words.
       leakage: "refuse" such items, or "drop" them as queries and candidates.
       scann: options of the ScaNN column, None to leave it out.
       slicings: of the catalogue's items, by which queries are sliced that have a query item.
@@ -164,7 +116,10 @@ def rank_logs(
             f"{len(leaked)} evaluation items are in the training split by id, picture or title: {shown}"
             f"{', ...' if len(leaked) > 10 else ''}; leave them out with --leakage=drop"
         )
-    measures = Measures(tuple(options.metrics), options.gain, "expected", options.relevant_from)
+    worth = form.gains()
+    measures = Measures(
+        tuple(options.metrics), options.gain, "expected", options.relevant_from, max_grade=max(worth.values())
+    )
     deepest = max(1, max_cutoff(measures.metrics))
     propensity = Propensity(options.propensity_power, options.propensity_clip)
     n = len(items.ids)
@@ -173,11 +128,11 @@ def rank_logs(
         live = live_items(items.columns, items.ids, live_from=options.live_from, live_until=options.live_until, log=log)
         kept = ~np.isin(np.asarray(items.ids), np.asarray(list(leaked or ()), str))
         live = dataclasses.replace(live, until=np.where(kept, live.until, live.since))  # never, where it is leaked
-        prepared = _prepare(log, protocol, options, window, kept)
+        prepared = prepare(log, protocol, options, window, kept)
         queries, history = prepared.queries, prepared.history
         if protocol != "logged_lists":
             queries = reachable(queries, live, history)
-        of_log = _rows_of_log(compared.of_log, prepared.counted, n)
+        of_log = rows_of_log(compared.of_log, prepared.counted, n)
         absent = [name for name in compared.of_log if name not in of_log]
         random = {name: row for name, row in compared.rows.items() if name == "random"}
         rows = {**random, **of_log, **compared.rows}
@@ -185,11 +140,15 @@ def rank_logs(
         names = log.user_names()[queries.users]
         if history is not None:
             queries = dataclasses.replace(queries, ids=names)
-        sink = None
+        called = query_names(queries)
+        check_queries(called)
+        first = FirstLists(len(queries), k=LISTED)
+        sinks: list[tuple[Sink, int]] = [] if protocol == "logged_lists" else [(first, LISTED)]
         if trec:
-            called = query_names(queries)
             writer = TrecWriter(trec, queries, names=called, items=items.ids, protocol=PROTOCOLS[protocol])
-            sink = stack.enter_context(writer)
+            # Of a list that was shown a run has every item.
+            sinks.append((stack.enter_context(writer), sys.maxsize if protocol == "logged_lists" else trec_depth))
+        sink = Several(*sinks) if sinks else None
         watch = _Watch(PROTOCOLS[protocol], len(queries))
         if protocol == "logged_lists":
             ranked = rerank_lists(
@@ -203,7 +162,7 @@ def rank_logs(
                 measures=measures,
                 history=history,
                 sink=sink,
-                sink_depth=trec_depth,
+                sink_depth=LISTED if sink is None else sink.depth,
                 progress=watch,
             )
         watch.close()
@@ -232,17 +191,7 @@ def rank_logs(
         per_row, pairs=[(new, other) for other in others], clusters=queries.users, tied=tied, seed=seed
     )
     said = conclude(table, per_row, new=new, against=against, clusters=queries.users, seed=seed)
-    recall = {
-        name: float(np.nanmean(result.index_recall))
-        for name, result in approximate.items()
-        if result.index_recall is not None
-    }
-    refused = [name for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall]
-    columns_shown = {name: result.metrics for name, result in approximate.items() if name not in refused}
-    scann_rows = {}
-    if columns_shown:
-        scanned = compare_rows(columns_shown, clusters=queries.users, seed=seed)
-        scann_rows = {row["name"]: row["metrics"] for row in scanned["rows"]}
+    indexed = index_columns(ranked, approximate, allow_low_recall=allow_low_recall, clusters=queries.users, seed=seed)
     primary = table["metrics"][0]
     left_out = table["rows"][0]["metrics"][primary]["left_out"]
     if protocol == "logged_lists":  # the logged order may lack more
@@ -251,13 +200,14 @@ def rank_logs(
     notes = [
         *log_notes.of_log(counts, protocol, since=window.since, until=window.until, training=prepared.training),
         *log_notes.of_queries(queries, sizes, relevant, live=live, protocol=protocol),
-        log_notes.of_leakage(leaked),
+        log_notes.of_leakage(leaked, by=leaked_by),
         *log_notes.of_absent(absent),
     ]
     warnings = [
+        *items.warnings(),
         *log_notes.of_simulated(queries),
         *log_notes.of_heavy(queries, heavy),
-        *log_notes.of_refused({name: recall[name] for name in refused}, k=deepest),
+        *log_notes.of_refused(indexed.refused, k=deepest),
     ]
     exposure = {name: result.exposure for name, result in ranked.items() if result.exposure}
     if protocol == "logged_lists":
@@ -279,8 +229,19 @@ def rank_logs(
         )
         for name, rungs in compared.ladders.items()
     ]  # fmt: skip
+    beyond = None
+    if first.lists:
+        beyond = beyond_table(
+            first.lists,
+            items=n,
+            k=LISTED,
+            attributes={name: items.columns[name] for name in relevance_attributes(config) if name in items.columns},
+            popularity=None if prepared.counted is None else profiles.popularity(*prepared.counted, n),
+            clusters=queries.users,
+            seed=seed,
+        )
     values = {name: per_row[name][primary] for name in (against, new)}
-    slicings = _query_slicings(slicings, queries, live, prepared.counted, n)
+    slicings = query_slicings(slicings, queries, live, prepared.counted, n)
     sliced = None
     if slicings:
         sliced = measure_slices(slicings, values[new], values[against], clusters=queries.users)
@@ -297,8 +258,9 @@ def rank_logs(
         "protocol": PROTOCOLS[protocol],
         "gain": options.gain,
         "relevance": [],
-        "actions": form.gains(),
+        "actions": worth,
         "relevant_from": options.relevant_from,
+        "max_grade": measures.max_grade if needs_max_grade(measures.metrics) else None,
         "queries": len(queries) - left_out,
         "items": n,
         "list_length": {"min": sizes.min(), "median": np.median(sizes), "mean": sizes.mean(), "max": sizes.max()},
@@ -313,9 +275,7 @@ def rank_logs(
             {
                 "name": row["name"],
                 "exact": row["metrics"],
-                "scann": scann_rows.get(row["name"]),
-                "scann_recall": {f"recall@{deepest}": recall[row["name"]]} if row["name"] in recall else None,
-                "scann_refused": row["name"] in refused,
+                **indexed.of(row["name"], k=deepest),
                 "tie_rate": row["tie_rate"],
                 "bytes_per_item": compared.bytes_per_item.get(row["name"]),
                 "mean_over_users": {primary: users_means[row["name"]]},
@@ -325,11 +285,13 @@ def rank_logs(
         "differences": table["differences"],
         "ladders": ladders,
         "slices": sliced,
+        "beyond": beyond,
         "loss_curve": [],
         "gains": gains,
         "losses": losses,
         "grid": [],
         "warnings": warnings,
+        "missing": items.missing,
         "notes": notes,
         "log": {
             **counts,
@@ -360,96 +322,6 @@ def rank_logs(
         "relevant": relevant,
     }
     return Comparison(report, per_row, tied, queries.users, columns)
-
-
-def write_per_query(path: epath.PathLike, comparison: Comparison) -> None:
-    """One line for each query and row as Parquet: the query's columns, protocol, row, tied, and the metrics."""
-    rows = len(comparison.metrics)
-    table: dict[str, Any] = {name: pa.array(np.tile(values, rows)) for name, values in comparison.queries.items()}
-    count = len(comparison.clusters)
-    table["protocol"] = pa.array([comparison.report["protocol"]] * (rows * count))
-    table["row"] = pa.array([name for name in comparison.metrics for _ in range(count)])
-    table["tied"] = pa.array(np.concatenate([comparison.tied[name] for name in comparison.metrics]))
-    for metric in next(iter(comparison.metrics.values())):
-        values = np.concatenate([comparison.metrics[name][metric] for name in comparison.metrics])
-        table[metric] = pa.array(values, mask=np.isnan(values))
-    target = epath.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        pq.write_table(pa.table(table), file)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    queries: Queries
-    history: profiles.History | None
-    counted: tuple[profiles.Pairs, np.ndarray] | None  # pairs, and which of them rows may learn from
-    training: str  # what those are, in words
-
-
-def _prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndarray) -> _Prepared:
-    """Queries of the protocol, with those items of the catalogue alone that are `kept` (bool [n])."""
-    if protocol in ("logged_lists", "retrieval"):
-        lists = protocol == "logged_lists"
-        queries = read_queries(log, query_item=options.query_item, lists=lists, since=window.since, until=window.until)
-        queries = queries.keep(~repeated_queries(queries), reason="the same as an earlier query")
-        queries = known_items(queries, items=log.items, rule=options.missing_items)
-        queries = queries.only_items(kept, reason="in the training split")
-        if lists:
-            queries = queries.keep(queries.lengths > 1, reason="fewer than two candidates")
-            if not len(queries):
-                raise UserError("log: no list with two items of the catalogue; nothing to rank")
-        if window.train_until is None:
-            return _Prepared(queries, None, None, "none")
-        pairs = profiles.read_pairs(log, until=window.train_until)
-        counted = np.ones(len(pairs), bool) if window.train_since is None else pairs.times >= window.train_since
-        any_worth = bool((counted & (pairs.gains > 0)).any())
-        begin = "the begin" if window.train_since is None else iso(window.train_since)
-        training = f"{begin} to {iso(window.train_until)}"
-        return _Prepared(queries, None, (pairs, counted) if any_worth else None, training)
-    if window.train_since is not None or (window.train_until is not None and window.train_until != window.since):
-        raise UserError(f"--train_from, --train_until: {protocol} learns from the users' histories; leave them out")
-    pairs = profiles.read_pairs(log, until=window.until)
-    pairs = pairs.only(kept[pairs.items])
-    if protocol == "leave_one_out":
-        queries, history, held_out = profiles.leave_one_out(pairs, profile=options.profile, since=window.since)
-        training = "all events but the held-out ones, of any time"
-        return _Prepared(queries, history, (pairs, ~held_out), training)
-    at = profiles.split_time(pairs) if window.since is None else window.since
-    queries, history, _ = profiles.time_split(pairs, at=at, profile=options.profile)
-    share = "the time before which 80 % of the events lie" if window.since is None else "as given"
-    return _Prepared(queries, history, (pairs, pairs.times < at), f"before {iso(at)} ({share})")
-
-
-def _rows_of_log(names: Sequence[str], counted: tuple[profiles.Pairs, np.ndarray] | None, n: int) -> dict[str, Row]:
-    """Those that the log before the queries can tell of; none where there is none."""
-    if counted is None:
-        return {}
-    pairs, chosen = counted
-    liked = pairs.only(chosen & (pairs.gains > 0))
-    made: dict[str, Row] = {
-        "popularity": PopularityRow(profiles.popularity(pairs, chosen, n)),
-        "item-to-item": CooccurrenceRow(liked.users, liked.items, n),
-    }
-    return {name: made[name] for name in names}
-
-
-def _query_slicings(
-    slicings: Sequence[Slicing],
-    queries: Queries,
-    live: Live,
-    counted: tuple[profiles.Pairs, np.ndarray] | None,
-    n: int,
-) -> list[Slicing]:
-    """By attributes of the query item, its age and popularity, and how much its user asks; none for profiles."""
-    if not len(queries) or (queries.items < 0).any():
-        return []
-    found = [dataclasses.replace(slicing, codes=slicing.codes[queries.items]) for slicing in slicings]
-    if counted is not None:
-        found.append(by_popularity(profiles.popularity(*counted, n)[queries.items]))
-    if (days := live.age(queries.items, queries.times)).size and not np.isnan(days).all():
-        found.append(by_age(days))
-    return [*found, by_volume(queries.users)]
 
 
 class _Watch:

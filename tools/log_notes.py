@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.exposure import Propensity
 from eval.live import Live
-from eval.logs import iso
+from eval.log_times import iso
 from eval.metrics import report_name
 from eval.neighbours import LEAST_RECALL
 from eval.queries import Queries
@@ -97,11 +97,12 @@ def of_heavy(queries: Queries, heavy: Mapping[str, int]) -> list[str]:
     ]
 
 
-def of_leakage(leaked: Mapping[str, str] | None) -> str:
+def of_leakage(leaked: Mapping[str, str] | None, *, by: str) -> str:
+    """by: what of the items was looked for."""
     if leaked is None:
         return "Leakage: not checked, no training split was given."
     if not leaked:
-        return "Leakage: no item shares its id, picture or title with the training split."
+        return f"Leakage: no item shares its {by} with the training split."
     kinds = {kind: list(leaked.values()).count(kind) for kind in sorted(set(leaked.values()))}
     return f"Leakage: {len(leaked):,} items of the catalogue are in the training split (by {_listed(kinds)}), dropped."
 

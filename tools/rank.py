@@ -18,12 +18,15 @@ themselves. A store may be a file of embeddings: --store=mine=vectors.npy. Made 
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from siglip_jax.errors import UserError
 from tools import options, rows
+
+if TYPE_CHECKING:
+    from tools.catalogue import Catalogue
 
 LIKED_FROM = 4.0  # stars of MovieLens
 ATTRIBUTES = "attribute_agreement"
@@ -95,13 +98,15 @@ def _rank_attributes(values: flags.FlagValues) -> None:
     if not values.dataset:
         raise UserError(f"--protocol={ATTRIBUTES} reads attributes from a dataset: give --dataset")
     config, split = values.config, values.config.evaluation.split
-    comparison.relevance_of(config, values.dataset)  # before minutes are spent on rows
-    slicings = _slicings(values)
-    compared = rows.read_rows(values, split=split)
+    catalogue = rows.read_items_of(values, split=split)
+    comparison.relevance_over(config, catalogue)  # before minutes are spent on rows
+    slicings = _slicings(values, catalogue)
+    compared = rows.read_rows(values, split=split, catalogue=catalogue)
     report = comparison.rank(
         compared.rows,
         config=config,
         dataset=values.dataset,
+        catalogue=catalogue,
         title=f"Ranking of {pathlib.Path(values.dataset).name}",
         new=compared.new,
         against=compared.against,
@@ -112,19 +117,22 @@ def _rank_attributes(values: flags.FlagValues) -> None:
         bytes_per_item=compared.bytes_per_item,
         provenance=compared.provenance,
     )
-    write_report(values.output, report, pictures=comparison.pictures_by_id(values.dataset, split))
+    write_report(values.output, report, pictures=comparison.pictures_by_id(values.dataset, split, catalogue=catalogue))
     print(format_table(report))
     print(f"report: {values.output}")
 
 
 def _rank_logs(values: flags.FlagValues) -> None:
-    from eval.logs import movielens_columns, parse_time
+    from eval.log_files import movielens_columns
+    from eval.log_times import parse_time
     from eval.report import format_table, write_report
     from input_pipeline.dataset import dataset_fingerprint
     from siglip_jax.training.config import check, config_to_json
     from tools import comparison
     from tools.leaked import training_items
-    from tools.log_comparison import Window, log_format, rank_logs, write_per_query
+    from tools.log_comparison import rank_logs
+    from tools.log_protocols import Window, log_format
+    from tools.per_query import write_per_query
 
     config, dataset = values.config, values.dataset
     check(config)
@@ -140,10 +148,18 @@ def _rank_logs(values: flags.FlagValues) -> None:
     if values.layout == "movielens":
         columns = {**movielens_columns(values.logs), **columns}
         config.evaluation.like_from = config.evaluation.like_from or LIKED_FROM
-    train_split = config.data.train_split
-    leaked = training_items(dataset, split, train_dataset=values.train_dataset, train_split=train_split)
-    slicings = _slicings(values) if dataset else []
-    compared = rows.read_rows(values, split=split, over_logs=True)
+    catalogue = rows.read_items_of(values, split=split)
+    leaked = training_items(
+        dataset,
+        split,
+        ids=catalogue.ids,
+        train_dataset=values.train_dataset,
+        train_split=config.data.train_split,
+        leakage=values.leakage,
+        output=values.output.removesuffix(".html") + ".leakage.csv",
+    )
+    slicings = _slicings(values, catalogue) if dataset else []
+    compared = rows.read_rows(values, split=split, catalogue=catalogue, over_logs=True)
     measured = rank_logs(
         values.logs,
         protocol=values.protocol,
@@ -153,6 +169,7 @@ def _rank_logs(values: flags.FlagValues) -> None:
         title=f"Ranking over {', '.join(pathlib.Path(path).name for path in values.logs)}",
         window=window,
         leaked=leaked,
+        leaked_by="id, picture or title" if dataset else "id",
         leakage=values.leakage,
         scann=options.scann_options(values.scann),
         allow_low_recall=values.allow_low_recall,
@@ -166,7 +183,7 @@ def _rank_logs(values: flags.FlagValues) -> None:
             **compared.provenance,
         },
     )
-    pictures = comparison.pictures_by_id(dataset, split) if dataset else _no_picture
+    pictures = comparison.pictures_by_id(dataset, split, catalogue=catalogue) if dataset else _no_picture
     write_report(values.output, measured.report, pictures=pictures)
     if values.per_query:
         write_per_query(values.per_query, measured)
@@ -174,17 +191,15 @@ def _rank_logs(values: flags.FlagValues) -> None:
     print(f"report: {values.output}")
 
 
-def _slicings(values: flags.FlagValues) -> list[Any]:
+def _slicings(values: flags.FlagValues, catalogue: Catalogue) -> list[Any]:
     """By the attributes that --slice names, or of relevance that the catalogue has."""
-    from input_pipeline.dataset import attributes
     from tools import comparison
 
-    ids, titles, columns = attributes(values.dataset, values.config.evaluation.split)
-    known = {"title": titles, **columns}
+    known = {"title": catalogue.titles, **catalogue.columns}
     named = values["slice"].value
     if named is None:
         named = [name for name in comparison.relevance_attributes(values.config) if name in known]
-    return rows.slicings_of(named, known, ids=ids)
+    return rows.slicings_of(named, known, ids=catalogue.ids)
 
 
 def _no_picture(item: str) -> bytes:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # numpy and more, which --help does not wait for
     from eval.reduction import Reduction
     from eval.rows import Row
     from eval.slices import Slicing
+    from tools.catalogue import Catalogue
 
 BASELINES = ("random", "raw pixels", "title TF-IDF", "popularity:COLUMN")
 DEFAULT_BASELINES = ["random", "raw pixels"]
@@ -82,20 +83,17 @@ class Rows:
     of_log: list[str] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass(frozen=True)
-class Catalogue:
-    """Parallel: ids, titles ("" where not known) and attributes."""
+def read_items_of(values: flags.FlagValues, *, split: str) -> Catalogue:
+    """The items of the flags' dataset and stores; see `tools.catalogue.read_items`."""
+    from tools.catalogue import read_items
 
-    ids: list[str]
-    titles: list[str]
-    columns: dict[str, list[str]]
+    return read_items(values.dataset, split, options.named_paths(values.store or [], flag="store"))
 
 
-def read_rows(values: flags.FlagValues, *, split: str, over_logs: bool = False) -> Rows:
-    """The rows that the flags name, over the items of a split.
+def read_rows(values: flags.FlagValues, *, split: str, catalogue: Catalogue, over_logs: bool = False) -> Rows:
+    """The rows that the flags name, over the catalogue's items, those of a split.
 
-    With `over_logs` a store may hold more items than the split, in any order; without a dataset, the items are those of
-    the first store.
+    With `over_logs` a store may hold more items than the split, in any order.
 
     Raises:
       UserError: a name twice or unknown, a store of other items, a reduction that does not fit.
@@ -105,7 +103,6 @@ def read_rows(values: flags.FlagValues, *, split: str, over_logs: bool = False) 
 
     dataset = values.dataset
     stores = options.named_paths(values.store or [], flag="store")
-    catalogue = _catalogue(dataset, split, stores)
     ids = catalogue.ids
     baselines = values.baseline
     if baselines is None:
@@ -144,7 +141,7 @@ def read_rows(values: flags.FlagValues, *, split: str, over_logs: bool = False) 
     ladders: dict[str, list[Reduction]] = {}
     for name, path in stores.items():
         vectors[name], provenance["stores"][name] = read_vectors(
-            name, path, ids=ids, dataset=dataset, any_order=over_logs
+            name, path, catalogue=catalogue, dataset=dataset, any_order=over_logs
         )
         add(name, VectorRow(name, vectors[name], ids=ids), 4 * vectors[name].shape[1])
         specs = [spec for owner, spec in reduced if owner == name]
@@ -164,28 +161,10 @@ def read_rows(values: flags.FlagValues, *, split: str, over_logs: bool = False) 
     return Rows(rows, new, against, sizes, vectors, ladders, provenance, catalogue, of_log)
 
 
-def _catalogue(dataset: epath.PathLike | None, split: str, stores: Mapping[str, str]) -> Catalogue:
-    from etils import epath as paths
-
-    from eval.embedding_files import read_embeddings
-    from eval.embeddings import read_store
-    from input_pipeline.dataset import attributes
-
-    if dataset:
-        return Catalogue(*attributes(dataset, split))
-    if not stores:
-        raise UserError("no items: give --dataset or a --store")
-    first = next(iter(stores.values()))
-    ids = list(read_store(first).ids if paths.Path(first).is_dir() else read_embeddings(first).ids or [])
-    if not ids:
-        raise UserError(f"{first}: holds no ids, which tell the log's items apart; give --dataset or a store with ids")
-    return Catalogue(ids, [""] * len(ids), {})
-
-
 def read_vectors(
-    name: str, path: str, *, ids: Sequence[str], dataset: epath.PathLike | None, any_order: bool = False
+    name: str, path: str, *, catalogue: Catalogue, dataset: epath.PathLike | None, any_order: bool = False
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """(vectors of a store or a file in the order of `ids`, a few words about them for the report).
+    """(vectors of a store or a file in the order of the catalogue, a few words about them for the report).
 
     A store has to hold exactly these items in this order, unless `any_order`: then these among any.
     """
@@ -194,13 +173,15 @@ def read_vectors(
     from eval.embedding_files import read_embeddings
     from eval.embeddings import read_store
     from input_pipeline.dataset import dataset_fingerprint
-    from tools.comparison import check_same_items
+    from tools.catalogue import places_in_store
 
+    ids = catalogue.ids
     if paths.Path(path).is_dir():
         store = read_store(path)
         if dataset and not any_order:
-            check_same_items(name, store, ids, fingerprint=dataset_fingerprint(dataset))
-            return store.vectors, store.manifest.get("model", {})
+            places = places_in_store(name, store, catalogue, fingerprint=dataset_fingerprint(dataset))
+            whole = len(places) == len(store.ids)
+            return store.vectors if whole else store.vectors[places], store.manifest.get("model", {})
         place = {item: row for row, item in enumerate(store.ids)}
         if lacking := [item for item in ids if item not in place]:
             raise UserError(
@@ -258,7 +239,7 @@ def _baseline(name: str, *, dataset: epath.PathLike | None, split: str, catalogu
     if name == "random":
         return RandomRow(len(ids)), None
     if name == "raw pixels":
-        pixels = pixel_vectors(dataset, split)
+        pixels = pixel_vectors(dataset, split, catalogue=catalogue)
         return VectorRow(name, pixels, ids=ids), 4 * pixels.shape[1]
     if name == "title TF-IDF":
         return TitleRow(catalogue.titles), None

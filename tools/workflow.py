@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import itertools
-import math
-import operator
 import pathlib
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
 import numpy as np
 from etils import epath
 
-from eval.embedding_plan import EmbeddingPlan
-from eval.embeddings import EmbeddingStore, read_store, write_store
 from input_pipeline.augment import Augmentation
 from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import attributes, build_dataset, dataset_fingerprint, open_split
+from input_pipeline.dataset import build_dataset, dataset_fingerprint, open_split
 from input_pipeline.faults import readable_titles
-from input_pipeline.loader import iterate_split, make_loader
-from input_pipeline.progress import progress
+from input_pipeline.loader import make_loader
 from input_pipeline.tokenizer import train_tokenizer
 from siglip_jax.errors import Stopped, UserError
 from siglip_jax.preprocessing import Preprocessing
 
-EMBED_BATCH = 256
-SHARD_ROWS = 32 * EMBED_BATCH  # 25 MB of 768 numbers
 PICTURES_CHECKED = 64  # of an export
 MAX_PIXELS_ERROR = 1e-5
 MIN_BYTES_COSINE = 0.9999
@@ -232,176 +223,6 @@ def metrics_of(workdir: epath.PathLike) -> list[dict[str, float]]:
     from siglip_jax.training.metrics import read_metrics
 
     return read_metrics(workdir)
-
-
-# --- embeddings -------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """What turns pictures into vectors: batches of `preprocessing`, arrays or `Patches` of uint8 -> float32 [n, d]."""
-
-    encode: Callable[[Any], np.ndarray]
-    preprocessing: Preprocessing
-    description: dict[str, Any]
-
-
-def image_encoder(model: Any, *, name: str) -> Encoder:
-    """The image tower of a `siglip_jax.Model`."""
-    preprocessing = model.preprocessing
-    if preprocessing is None:
-        raise UserError(f"{name}: the model has no known preprocessing; save it with preprocessing= first")
-
-    def encode(images: Any) -> np.ndarray:
-        return model.encode_image(preprocessing.to_float(images), batch_size=EMBED_BATCH)
-
-    description = {
-        "name": name,
-        "architecture": model.architecture.to_json(),
-        "dtype": np.dtype(model.module.dtype).name,
-        "image_tower_sha256": _checksum(model.params["img"]),
-    }
-    return Encoder(encode, preprocessing, description)
-
-
-def load_encoder(path: str) -> Encoder:
-    """A saved model or a workdir; a .tflite, .onnx or SavedModel network as a baseline."""
-    network: Any = None
-    if path.endswith(".tflite"):
-        from eval.encoders.tflite import TfliteEncoder
-
-        network = TfliteEncoder(path)
-    elif path.endswith(".onnx"):
-        from eval.encoders.onnx import OnnxEncoder
-
-        network = OnnxEncoder(path)
-    elif (epath.Path(path) / "saved_model.pb").exists():
-        from eval.encoders.savedmodel import SavedModelEncoder
-
-        network = SavedModelEncoder(path)
-    if network is not None:
-        return Encoder(network.encode_image, network.preprocessing, network.description)
-    from siglip_jax.loading import load
-
-    return image_encoder(load(path), name=path)
-
-
-def embed(
-    encoder: Encoder,
-    *,
-    dataset: epath.PathLike,
-    split: str,
-    output: epath.PathLike,
-    most: int | None = None,
-    rows_per_shard: int = SHARD_ROWS,
-    overwrite: bool = False,
-) -> EmbeddingStore:
-    """Embeds the pictures of a split into a store; continues one that was stopped, and keeps one that is complete.
-
-    Each of several processes embeds a stretch of the shards; all see the same folder, and all return the whole store.
-
-    Args:
-      most: at most so many items, spread evenly over the split; all of them when absent.
-      rows_per_shard: what a stop loses at most; a multiple of EMBED_BATCH, or a smaller batch itself.
-      overwrite: replace a store of another model or other data.
-
-    Raises:
-      UserError: `output` holds such a store, or no store.
-    """
-    from siglip_jax.training.distributed import first_process_first, is_first_process
-
-    count = len(open_split(dataset, split))
-    chosen = range(0, count, 1 if most is None else math.ceil(count / most))
-    batch_size = min(EMBED_BATCH, rows_per_shard)
-    if rows_per_shard < 1 or rows_per_shard % batch_size:
-        raise UserError(f"rows_per_shard={rows_per_shard}; expected a multiple of {EMBED_BATCH}, or 1 to {EMBED_BATCH}")
-    manifest = {
-        "model": encoder.description,
-        "preprocessing": encoder.preprocessing.to_json(),
-        "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
-    }
-    if chosen.step > 1:
-        manifest["dataset"]["every"] = chosen.step
-    plan = EmbeddingPlan(folder=epath.Path(output), manifest=manifest, rows=len(chosen), rows_per_shard=rows_per_shard)
-    with first_process_first("the store is claimed"):
-        complete = plan.claim(overwrite=overwrite)
-    if not complete:
-        _embed_shards(encoder, plan, dataset=dataset, split=split, chosen=chosen, batch_size=batch_size)
-        with first_process_first("every shard is written"):
-            pass
-        with first_process_first("the store is complete"):
-            if is_first_process():
-                plan.complete()
-    return read_store(output)
-
-
-def import_embeddings(path: str, *, dataset: epath.PathLike, split: str, output: epath.PathLike) -> EmbeddingStore:
-    """Writes embeddings that somebody brings as a file to an embedding store, in the order of the split."""
-    from eval.embedding_files import read_embeddings
-
-    ids, _, _ = attributes(dataset, split)
-    file = read_embeddings(path)
-    vectors, more = file.aligned(ids)
-    if more:
-        print(f"{more} embeddings of items that are not in split {split} left out")
-    manifest = {
-        "model": {"name": epath.Path(path).name, "sha256": file.sha256},
-        "preprocessing": None,
-        "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
-    }
-    write_store(output, [(ids, vectors)], manifest=manifest)
-    return read_store(output)
-
-
-def _embed_shards(
-    encoder: Encoder,
-    plan: EmbeddingPlan,
-    *,
-    dataset: epath.PathLike,
-    split: str,
-    chosen: range,
-    batch_size: int,
-) -> None:
-    """Those of this process's stretch that are not finished; `chosen` are the rows of the split that are embedded."""
-    import jax
-
-    shards = plan.shards()
-    low, high = (len(shards) * (jax.process_index() + k) // jax.process_count() for k in (0, 1))
-    missing = [number for number in range(low, high) if not plan.is_finished(number)]
-    options: dict[str, Any] = dict(split=split, preprocessing=encoder.preprocessing, batch_size=batch_size)
-    batches = (
-        (number, batch)
-        for number in missing
-        for batch in iterate_split(dataset, rows=_part(chosen, shards[number]), **options)
-    )
-    watched = progress(
-        batches,
-        total=sum(len(shards[number]) for number in missing),
-        label=f"embedding ({encoder.description['name']})",
-        unit="images",
-        step=batch_size,
-        show=jax.process_index() == 0,
-    )
-    for number, group in itertools.groupby(watched, key=operator.itemgetter(0)):
-        pairs = [(batch["id"], encoder.encode(batch["image"])) for _, batch in group]
-        plan.write(number, [item for ids, _ in pairs for item in ids], np.concatenate([rows for _, rows in pairs]))
-
-
-def _part(rows: range, stretch: range) -> range:
-    return rows[stretch.start : stretch.stop]
-
-
-def _checksum(params: Any) -> str:
-    """sha256 of parameters, by name."""
-    import jax
-
-    from siglip_jax.training.rules import path_name
-
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
-        digest.update(f"{path_name(path)} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval.live import live_items
-from eval.logs import LogFormat, iso, log_files, movielens_columns, parse_time, read_log, times_of
+from eval.log_files import log_files, movielens_columns
+from eval.log_times import iso, parse_time, times_of
+from eval.logs import LogFormat, read_log
 from eval.queries import heavy_users, known_items, read_queries, repeated_queries
 from siglip_jax.errors import UserError
 

@@ -91,6 +91,33 @@ def page_of(tmp_path, report):
     return page, html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)))
 
 
+def test_intervals_of_the_index_and_of_all_comparisons_at_once(tmp_path):
+    report = whole_report()
+    for row in report["rows"]:
+        row["scann_change"] = {"nDCG@5": estimate(-0.0125, 0.0041) | {"p": 0.001}}
+    first = report["differences"][0]
+    report["differences"] = [
+        first | {"low_all": 0.0512, "high_all": 0.1488},
+        first | {"b": "new, PCA 128", "low_all": 0.0421, "high_all": 0.1579},
+        first | {"b": "random"},  # of other queries
+    ]
+    page, text = page_of(tmp_path, report)
+    for phrase in (
+        "−0.013 to 0.388 [−0.017, −0.008]",
+        "all at once +0.051 to +0.149",
+        "for all 2 comparisons together",
+    ):
+        assert phrase in text, phrase
+    assert page.count('class="all"') >= 2  # the thin lines
+    printed = format_table(report)
+    assert max(map(len, printed.splitlines())) <= 110
+    for phrase in ("change [95 %]", "−0.013 [−0.017, −0.008]", "all at once [+0.051, +0.149]"):
+        assert phrase in printed
+    assert printed.count("all at once") == 2
+    report["differences"][1]["b"] = "a row with a name that is far too long for a column more in a terminal"
+    assert "all at once" not in format_table(report)
+
+
 def test_every_part_says_its_numbers(tmp_path):
     page, text = page_of(tmp_path, whole_report())
     assert "<script" not in page
@@ -105,6 +132,7 @@ def test_every_part_says_its_numbers(tmp_path):
         "coverage", "0.777", "of items", "Largest gains", "0.987", "None.",
     ):  # fmt: skip
         assert phrase in text, phrase
+    assert "all at once" not in text
     order = [row["label"] for row in whole_report()["slices"]["slices"]]
     assert order == ["shoes", "shirts"]
     assert text.index("shoes") < text.index("shirts")

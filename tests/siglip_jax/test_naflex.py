@@ -67,7 +67,7 @@ def test_fine_tuning_starts_from_it(trained, naflex_config, shop_dataset, tmp_pa
 
 def test_embeddings_of_a_split(trained, shop_dataset, tmp_path):
     from input_pipeline.dataset import open_split
-    from tools.workflow import embed, load_encoder
+    from tools.embedding import embed, load_encoder
 
     store = embed(load_encoder(str(trained)), dataset=shop_dataset, split="test", output=tmp_path / "store")
     rows = open_split(shop_dataset, "test")

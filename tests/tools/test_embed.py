@@ -13,23 +13,8 @@ from eval.embedding_plan import EmbeddingPlan
 from eval.embeddings import read_manifest, read_store
 from siglip_jax import cli
 from siglip_jax.errors import UserError
-from tools.workflow import embed, load_encoder
+from tools.embedding import embed, load_encoder
 
-EMBED = """
-import os, signal, sys
-from eval import embedding_plan
-from siglip_jax.cli import main
-
-last, write = int(sys.argv[1]), embedding_plan.EmbeddingPlan.write
-
-def killed_after(self, number, ids, vectors):
-    write(self, number, ids, vectors)
-    if number == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-embedding_plan.EmbeddingPlan.write = killed_after
-sys.exit(main(["embed", *sys.argv[2:]]))
-"""
 NEVER = -1
 
 
@@ -49,9 +34,9 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_killed_run_continues_and_ends_with_the_same_bytes(flags, in_one_go, python, tmp_path, capsys):
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(flags, in_one_go, python, embed_script, tmp_path, capsys):
     output = tmp_path / "store"
-    done = python(EMBED, 2, *flags, f"--output={output}")
+    done = python(embed_script, 2, *flags, f"--output={output}")
     assert done.returncode == -signal.SIGKILL, done.stderr
     with pytest.raises(UserError, match=r"no manifest.json: not a store, or one whose writing was cut off"):
         read_store(output)
@@ -67,7 +52,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(flags, in_one_go, p
 
 
 def test_a_complete_store_is_left_as_it_is(flags, in_one_go, monkeypatch):
-    monkeypatch.setattr(EmbeddingPlan, "write", lambda *_: pytest.fail("embedded again"))
+    monkeypatch.setattr(EmbeddingPlan, "write", lambda *_, **__: pytest.fail("embedded again"))
     before = files_of(in_one_go)
     assert cli.main(["embed", *flags, f"--output={in_one_go}"]) == 0
     assert files_of(in_one_go) == before
@@ -84,11 +69,11 @@ def test_a_complete_store_that_was_damaged_is_made_again(flags, in_one_go, train
 
 @pytest.mark.parametrize("stopped", [True, False], ids=["unfinished", "complete"])
 def test_another_model_or_dataset_is_refused(
-    flags, in_one_go, python, tiny_model, shop_dataset, tmp_path, capsys, stopped
+    flags, in_one_go, python, embed_script, tiny_model, shop_dataset, tmp_path, capsys, stopped
 ):
     output, other = tmp_path / "store", tmp_path / "other"
     if stopped:
-        python(EMBED, 0, *flags, f"--output={output}")
+        python(embed_script, 0, *flags, f"--output={output}")
     else:
         output.mkdir()
         for name, content in files_of(in_one_go).items():
@@ -135,16 +120,25 @@ def test_shards_that_batches_do_not_fill_are_refused(flags, shop_dataset, traine
 
 
 def test_two_processes_share_out_what_is_missing(
-    flags, in_one_go, python, free_port, process_environment, tmp_path, capsys
+    flags, in_one_go, python, embed_script, free_port, process_environment, tmp_path, capsys
 ):
     """The store of one process, byte for byte; the shard that an earlier, killed process finished is kept."""
     output = tmp_path / "store"
-    python(EMBED, 0, *flags, f"--output={output}")
+    python(embed_script, 0, *flags, f"--output={output}")
     first = (output / "shard-00000.parquet").stat().st_ino
     group = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", EMBED, str(NEVER), *flags, f"--output={output}", *group, f"--process_id={index}"],
+            [
+                sys.executable,
+                "-c",
+                embed_script,
+                str(NEVER),
+                *flags,
+                f"--output={output}",
+                *group,
+                f"--process_id={index}",
+            ],
             env=process_environment(2),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

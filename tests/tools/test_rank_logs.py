@@ -1,5 +1,6 @@
 """`siglip-jax rank --logs`: what each protocol leaves behind, on simulated sessions, and every planted fault found."""
 
+import itertools
 import json
 import shutil
 
@@ -94,6 +95,80 @@ def test_a_protocol_and_what_it_leaves(rank, tmp_path, capsys, protocol):
         if not tied.any():
             assert np.mean([v["ndcg_cut_5"] for v in theirs.values()]) == pytest.approx(np.nanmean(values), abs=1e-9)
     assert ("Sensitivity to position" in out) == (protocol == "logged_lists")
+
+
+@pytest.mark.parametrize("protocol", ["logged_lists", "retrieval"])
+def test_err_knows_the_highest_gain_of_the_actions(rank, tmp_path, protocol):
+    """Against its definition (Chapelle et al. 2009, algorithm 1) over the TREC files, whose scores do not tie there."""
+    flags = ["--config.evaluation.metrics=('ERR@4','nDCG@5')", f"--protocol={protocol}", "--from=2024-05-01"]
+    code, report = rank(*flags, f"--trec={tmp_path / 'trec'}", f"--per_query={tmp_path / 'q.parquet'}")
+    assert code == 0
+    assert report["max_grade"] == 3  # a purchase, though the log may hold none
+    qrels, run = read_qrels(tmp_path / "trec/qrels.txt"), read_run(tmp_path / "trec/run.new.txt")
+    table = pq.read_table(tmp_path / "q.parquet").to_pylist()
+    found = {row["query_id"]: row for row in table if row["row"] == "new"}
+    compared = 0
+    for query, grades in qrels.items():
+        row = found[query]
+        if row["tied"]:
+            continue
+        err, reached = 0.0, 1.0
+        for place, item in enumerate(sorted(run[query], key=lambda item: -run[query][item])[:4], 1):
+            stop = (2 ** grades.get(item, 0) - 1) / 2**3
+            err += reached * stop / place
+            reached *= 1 - stop
+        assert row["ERR@4"] == pytest.approx(err, abs=1e-9)
+        compared += 1
+    assert compared > 20
+
+
+@pytest.mark.parametrize("protocol", ["retrieval", "time_split", "logged_lists"])
+def test_what_the_lists_are_like_beyond_accuracy(rank, made, shop_dataset, tmp_path, protocol):
+    """Coverage, novelty and variety of the first ten, from the TREC runs, the log and the attributes themselves."""
+    flags = [f"--protocol={protocol}", "--from=2024-05-01", f"--trec={tmp_path / 'trec'}"]
+    code, report = rank(*flags, "--trec_depth=12")
+    assert code == 0
+    if protocol == "logged_lists":  # what is in a shown list is the old ranker's doing
+        assert report["beyond"] is None
+        return
+    beyond = report["beyond"]
+    assert list(beyond["rows"]) == ROWS
+    assert beyond["metrics"] == ["coverage@10", "gini@10", "novelty@10", "diversity_type@10", "diversity_colour@10"]
+    assert "Beyond accuracy" in (tmp_path / "report.html").read_text()
+    ids, _, columns = attributes(shop_dataset, "test")
+    run = read_run(tmp_path / "trec" / "run.new.txt")
+    lists = [sorted(scored, key=lambda item: -scored[item])[:10] for scored in run.values()]
+    assert {len(scored) for scored in run.values()} <= set(range(13))
+    found = beyond["rows"]["new"]
+    if report["left_out"] == 0:  # runs hold the other queries alone
+        assert found["coverage@10"] == pytest.approx(len({item for best in lists for item in best}) / len(ids))
+    kind = dict(zip(ids, columns["type"], strict=True))
+    apart = [
+        np.mean([kind[a] != kind[b] for a, b in itertools.combinations(best, 2)]) for best in lists if len(best) > 1
+    ]
+    slack = 1e-9 if report["left_out"] == 0 else 0.05
+    assert found["diversity_type@10"]["mean"] == pytest.approx(np.mean(apart), abs=slack)
+    assert found["diversity_type@10"]["low"] < found["diversity_type@10"]["mean"] < found["diversity_type@10"]["high"]
+    # Popular items first is nothing new.
+    novelty = {name: values["novelty@10"]["mean"] for name, values in beyond["rows"].items()}
+    assert min(novelty, key=novelty.get) == "popularity"
+
+
+def test_the_log_is_held_against_the_training_set_without_a_dataset_too(rank, shop_dataset, tmp_path, capsys):
+    flags = ["--protocol=retrieval", f"--train_dataset={shop_dataset}"]
+    code, _ = rank(*flags, dataset=None)
+    assert code == 0
+    assert "Leakage: no item shares its id with the training split." in capsys.readouterr().out
+    assert not (tmp_path / "report.leakage.csv").exists()
+    # The split that is evaluated here was trained on.
+    seen = [*flags, "--config.data.train_split=test"]
+    code, _ = rank(*seen, dataset=None)
+    error = capsys.readouterr().err
+    ids, _, _ = attributes(shop_dataset, "test")
+    assert code == 2
+    assert f"{len(ids)} of {len(ids)} evaluation items are in the training set ({len(ids)} by id, " in error
+    listed = (tmp_path / "report.leakage.csv").read_text()
+    assert all(item in listed for item in ids)
 
 
 def test_a_constant_scorer_gains_nothing(rank, made, capsys):

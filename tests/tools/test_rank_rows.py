@@ -103,6 +103,32 @@ def test_one_command_makes_the_table(stores, config_file, tiny_config, shop_data
     assert report["slices"]["small"]
 
 
+def test_err_knows_the_highest_grade_of_the_rules(stores, config_file, tiny_config, shop_dataset, capsys):
+    """Against the definition (Chapelle et al. 2009, algorithm 1) over the attributes themselves."""
+    flags = [f"--store=new={stores / 'new'}", "--config.evaluation.metrics=('ERR@5','nDCG@5')"]
+    report = rank(stores, config_file, shop_dataset, *flags)
+    assert report["max_grade"] == 2
+    assert "ERR with grades up to 2" in capsys.readouterr().out
+    _, x = vectors(shop_dataset, "test", seed=1)
+    _, _, columns = attributes(shop_dataset, "test")
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    values = []
+    for query in range(len(x)):
+        others = sorted(set(range(len(x))) - {query}, key=lambda item: -float(unit[query] @ unit[item]))
+        same = [[columns[name][item] == columns[name][query] for name in ("type", "colour")] for item in others]
+        grades = [2 if all(both) else int(both[0]) for both in same]
+        if not any(grade >= tiny_config.evaluation.relevant_from for grade in grades):
+            continue
+        err, reached = 0.0, 1.0
+        for place, grade in enumerate(grades[:5], 1):
+            stop = (2**grade - 1) / 2**2
+            err += reached * stop / place
+            reached *= 1 - stop
+        values.append(err)
+    found = next(row for row in report["rows"] if row["name"] == "new")["exact"]["ERR@5"]
+    assert (found["mean"], found["queries"]) == (pytest.approx(np.mean(values), abs=1e-6), len(values))
+
+
 def test_embeddings_from_a_file_become_a_store(stores, config_file, shop_dataset, capsys):
     where = [f"--dataset={shop_dataset}", f"--output={stores / 'imported'}"]
     assert cli.main(["embed", f"--embeddings={stores / 'mine.npy'}", *where]) == 0

@@ -1,0 +1,48 @@
+"""What the columns of a log mean, and what its actions are worth."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from siglip_jax.errors import UserError
+
+IMPRESSION = "impression"
+REQUIRED = ("user_id", "time", "item_id")
+OPTIONAL = ("query_id", "action", "rating", "position", "list_id", "query_item_id")
+COLUMNS = (*REQUIRED, *OPTIONAL)
+LIKE, RATED = "like", "rated"  # the actions that a rating is read as
+
+
+@dataclasses.dataclass(frozen=True)
+class LogFormat:
+    """How a log is written, and what its actions are worth.
+
+    Attributes:
+      actions: {action: gain}, gains finite and >= 0; "impression" is worth 0 and need not be named.
+      columns: {our column: the log's}, for those of another name.
+      like_from: instead of an action the log has a rating, "like" from this number and "rated" below it; 0 for none.
+      first_position: the position of the first item in a list.
+      on_error: what an impossible row does, "skip" (left out and counted) or "refuse".
+    """
+
+    actions: Mapping[str, float]
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    like_from: float = 0
+    first_position: int = 0
+    on_error: str = "skip"
+
+    def gains(self) -> dict[str, float]:
+        """{action: gain} with what needs no name. UserError on gains that are none."""
+        gains: dict[str, float] = {IMPRESSION: 0.0, **({RATED: 0.0} if self.like_from else {})}
+        for action, gain in self.actions.items():
+            if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 <= gain < float("inf"):
+                raise UserError(f"config.evaluation.actions: {action}={gain!r}; expected a number from 0")
+            gains[action] = float(gain)
+        if gains[IMPRESSION]:
+            raise UserError(f"config.evaluation.actions: impression={gains[IMPRESSION]:g}; being shown is worth 0")
+        if not any(gains.values()):
+            raise UserError('config.evaluation.actions: nothing is worth anything; expected such as {"tap": 1}')
+        if self.like_from and not gains.get(LIKE):
+            raise UserError(f'config.evaluation.like_from={self.like_from:g} needs a gain of "like" in actions')
+        return gains

@@ -1,0 +1,232 @@
+"""From an encoder and a split to an embedding store."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from etils import epath
+
+from eval.embedding_plan import EmbeddingPlan
+from eval.embeddings import EmbeddingStore, read_store, write_store
+from input_pipeline import item_table
+from input_pipeline.dataset import attributes, dataset_fingerprint, open_split
+from input_pipeline.faults import BadRow
+from input_pipeline.loader import iterate_split
+from input_pipeline.passes import Pass
+from input_pipeline.progress import progress
+from siglip_jax.errors import UserError
+from siglip_jax.preprocessing import Preprocessing
+
+EMBED_BATCH = 256
+SHARD_ROWS = 32 * EMBED_BATCH  # 25 MB of 768 numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What turns pictures into vectors: batches of `preprocessing`, arrays or `Patches` of uint8 -> float32 [n, d]."""
+
+    encode: Callable[[Any], np.ndarray]
+    preprocessing: Preprocessing
+    description: dict[str, Any]
+
+
+def image_encoder(model: Any, *, name: str) -> Encoder:
+    """The image tower of a `siglip_jax.Model`."""
+    preprocessing = model.preprocessing
+    if preprocessing is None:
+        raise UserError(f"{name}: the model has no known preprocessing; save it with preprocessing= first")
+
+    def encode(images: Any) -> np.ndarray:
+        return model.encode_image(preprocessing.to_float(images), batch_size=EMBED_BATCH)
+
+    description = {
+        "name": name,
+        "architecture": model.architecture.to_json(),
+        "dtype": np.dtype(model.module.dtype).name,
+        "image_tower_sha256": _checksum(model.params["img"]),
+    }
+    return Encoder(encode, preprocessing, description)
+
+
+def load_encoder(path: str) -> Encoder:
+    """A saved model or a workdir; a .tflite, .onnx or SavedModel network as a baseline."""
+    network: Any = None
+    if path.endswith(".tflite"):
+        from eval.encoders.tflite import TfliteEncoder
+
+        network = TfliteEncoder(path)
+    elif path.endswith(".onnx"):
+        from eval.encoders.onnx import OnnxEncoder
+
+        network = OnnxEncoder(path)
+    elif (epath.Path(path) / "saved_model.pb").exists():
+        from eval.encoders.savedmodel import SavedModelEncoder
+
+        network = SavedModelEncoder(path)
+    if network is not None:
+        return Encoder(network.encode_image, network.preprocessing, network.description)
+    from siglip_jax.loading import load
+
+    return image_encoder(load(path), name=path)
+
+
+def embed(
+    encoder: Encoder,
+    *,
+    dataset: epath.PathLike,
+    split: str,
+    output: epath.PathLike,
+    most: int | None = None,
+    rows_per_shard: int = SHARD_ROWS,
+    on_error: str = "raise",
+    overwrite: bool = False,
+) -> EmbeddingStore:
+    """Embeds the pictures of a split into a store; continues one that was stopped, and keeps one that is complete.
+
+    Each of several processes embeds a stretch of the shards; all see the same folder, and all return the whole store.
+
+    Args:
+      most: at most so many items, spread evenly over the split; all of them when absent.
+      rows_per_shard: what a stop loses at most; a multiple of EMBED_BATCH, or a smaller batch itself.
+      on_error: of a row that cannot be read, as for `iterate_split`; one that is skipped is recorded in the store.
+      overwrite: replace a store of another model or other data.
+
+    Raises:
+      UserError: `output` holds such a store, or no store; a row that cannot be read, unless it is to be skipped.
+    """
+    from siglip_jax.training.distributed import first_process_first, is_first_process
+
+    count = len(open_split(dataset, split))
+    chosen = range(0, count, 1 if most is None else math.ceil(count / most))
+    batch_size = min(EMBED_BATCH, rows_per_shard)
+    if rows_per_shard < 1 or rows_per_shard % batch_size:
+        raise UserError(f"rows_per_shard={rows_per_shard}; expected a multiple of {EMBED_BATCH}, or 1 to {EMBED_BATCH}")
+    manifest = {
+        "model": encoder.description,
+        "preprocessing": encoder.preprocessing.to_json(),
+        "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
+    }
+    if chosen.step > 1:
+        manifest["dataset"]["every"] = chosen.step
+    plan = EmbeddingPlan(
+        folder=epath.Path(output),
+        manifest=manifest,
+        rows=len(chosen),
+        rows_per_shard=rows_per_shard,
+        may_skip=on_error == "skip",
+    )
+    with first_process_first("the store is claimed"):
+        complete = plan.claim(overwrite=overwrite)
+    if not complete:
+        _embed_shards(
+            encoder, plan, dataset=dataset, split=split, chosen=chosen, batch_size=batch_size, on_error=on_error
+        )
+        with first_process_first("every shard is written"):
+            pass
+        with first_process_first("the store is complete"):
+            if is_first_process():
+                plan.complete()
+    return read_store(output)
+
+
+def import_embeddings(path: str, *, dataset: epath.PathLike, split: str, output: epath.PathLike) -> EmbeddingStore:
+    """Writes embeddings that somebody brings as a file to an embedding store, in the order of the split."""
+    from eval.embedding_files import read_embeddings
+
+    ids, _, _ = attributes(dataset, split)
+    file = read_embeddings(path)
+    vectors, more = file.aligned(ids)
+    if more:
+        print(f"{more} embeddings of items that are not in split {split} left out")
+    manifest = {
+        "model": {"name": epath.Path(path).name, "sha256": file.sha256},
+        "preprocessing": None,
+        "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
+    }
+    write_store(output, [(ids, vectors)], manifest=manifest)
+    return read_store(output)
+
+
+def _embed_shards(
+    encoder: Encoder,
+    plan: EmbeddingPlan,
+    *,
+    dataset: epath.PathLike,
+    split: str,
+    chosen: range,
+    batch_size: int,
+    on_error: str,
+) -> None:
+    """Those of this process's stretch that are not finished; `chosen` are the rows of the split that are embedded."""
+    import jax
+
+    shards = plan.shards()
+    low, high = (len(shards) * (jax.process_index() + k) // jax.process_count() for k in (0, 1))
+    missing = [number for number in range(low, high) if not plan.is_finished(number)]
+    options: dict[str, Any] = dict(
+        split=split, preprocessing=encoder.preprocessing, batch_size=batch_size, on_error=on_error
+    )
+
+    def batches() -> Iterator[tuple[int, Pass, dict[str, Any] | None]]:
+        for number in missing:
+            found = iterate_split(dataset, rows=_part(chosen, shards[number]), **options)
+            yield number, found, next(found, None)  # None where every row is skipped
+            yield from ((number, found, batch) for batch in found)
+
+    watched = progress(
+        batches(),
+        total=sum(len(shards[number]) for number in missing),
+        label=f"embedding ({encoder.description['name']})",
+        unit="images",
+        step=batch_size,
+        show=jax.process_index() == 0,
+    )
+    for number, group in itertools.groupby(watched, key=operator.itemgetter(0)):
+        pairs, skipped = [], []
+        for _, found, batch in group:
+            if batch is not None:
+                pairs.append((batch["id"], encoder.encode(batch["image"])))
+            skipped = found.skipped  # the pass's own list, whole once the group has ended
+        plan.write(
+            number,
+            [item for ids, _ in pairs for item in ids],
+            np.concatenate([rows for _, rows in pairs]) if pairs else None,
+            skipped=_named(skipped, dataset, split),
+        )
+
+
+def _named(skipped: Sequence[BadRow], dataset: epath.PathLike, split: str) -> list[dict[str, Any]]:
+    """As the store records them; ids that cannot be read from a damaged record are those that its build wrote down."""
+    known: list[str] = []
+    if any(not each.id for each in skipped) and (epath.Path(dataset) / item_table.FILE).exists():
+        table = item_table.item_table(dataset, columns=("id", "split"))
+        known = table.filter(pc.equal(table["split"], split))["id"].to_pylist()
+    return [
+        dataclasses.asdict(each) | {"id": each.id or (known[each.row] if each.row < len(known) else "")}
+        for each in skipped
+    ]
+
+
+def _part(rows: range, stretch: range) -> range:
+    return rows[stretch.start : stretch.stop]
+
+
+def _checksum(params: Any) -> str:
+    """sha256 of parameters, by name."""
+    import jax
+
+    from siglip_jax.training.rules import path_name
+
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
+        digest.update(f"{path_name(path)} {leaf.dtype} {leaf.shape}\n".encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()

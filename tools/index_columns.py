@@ -1,0 +1,80 @@
+"""The ScaNN columns of a comparison: what an approximate index changes of each row, beside its recall."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from eval.neighbours import LEAST_RECALL
+from eval.protocols import Ranked
+from eval.ranking import CatalogueRanking, compare_rows
+
+_EXACT = "exact: "  # before a row's name, for its exact figures in the same table
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexColumns:
+    """Of the rows that were searched with an index.
+
+    Attributes:
+      recall: {row: share of the exact neighbours that were found}.
+      refused: {row: its recall} of those whose columns are not shown.
+      metrics: {row: {metric: estimate}}, without those.
+      change: {row: {metric: estimate of ScaNN minus exact, paired by query}}, likewise.
+    """
+
+    recall: dict[str, float]
+    refused: dict[str, float]
+    metrics: dict[str, dict[str, Any]]
+    change: dict[str, dict[str, Any]]
+
+    def of(self, row: str, *, k: int) -> dict[str, Any]:
+        """The parts of a report's row, see `eval.report`; k: of the recall."""
+        return {
+            "scann": self.metrics.get(row),
+            "scann_change": self.change.get(row),
+            "scann_recall": {f"recall@{k}": self.recall[row]} if row in self.recall else None,
+            "scann_refused": row in self.refused,
+        }
+
+
+def index_columns(
+    exact: Mapping[str, CatalogueRanking] | Mapping[str, Ranked],
+    approximate: Mapping[str, CatalogueRanking] | Mapping[str, Ranked],
+    *,
+    allow_low_recall: bool,
+    clusters: np.ndarray,
+    seed: int,
+) -> IndexColumns:
+    """Compares the rows of `approximate` with those of the same name in `exact`, over the same queries.
+
+    Args:
+      allow_low_recall: show a row though its recall is under `eval.neighbours.LEAST_RECALL`.
+      clusters: [q], whom the bootstrap draws.
+    """
+    recall = {
+        name: float(np.nanmean(found.index_recall))
+        for name, found in approximate.items()
+        if found.index_recall is not None
+    }
+    refused = {name: value for name, value in recall.items() if value < LEAST_RECALL and not allow_low_recall}
+    shown = [name for name in approximate if name not in refused]
+    if not shown:
+        return IndexColumns(recall, refused, {}, {})
+    table = compare_rows(
+        {
+            **{name: approximate[name].metrics for name in shown},
+            **{_EXACT + name: exact[name].metrics for name in shown},
+        },
+        pairs=[(name, _EXACT + name) for name in shown],
+        clusters=clusters,
+        seed=seed,
+    )
+    change: dict[str, dict[str, Any]] = {name: {} for name in shown}
+    for cell in table["differences"]:
+        change[cell["a"]][cell["metric"]] = {key: cell[key] for key in ("mean", "low", "high", "p")}
+    metrics = {row["name"]: row["metrics"] for row in table["rows"] if row["name"] in change}
+    return IndexColumns(recall, refused, metrics, change)

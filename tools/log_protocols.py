@@ -1,0 +1,151 @@
+"""What each protocol asks of a log, and what rows may learn from it: queries, histories, windows of time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from eval import profiles
+from eval.baselines import PopularityRow
+from eval.cooccurrence import CooccurrenceRow
+from eval.live import Live
+from eval.log_times import iso
+from eval.logs import Log, LogFormat
+from eval.protocols import LEAVE_ONE_OUT, LOGGED_LISTS, RETRIEVAL, TIME_SPLIT
+from eval.queries import Queries, known_items, read_queries, repeated_queries
+from eval.rows import Row
+from eval.slices import Slicing, by_age, by_popularity, by_volume
+from siglip_jax.errors import UserError
+
+PROTOCOLS = {
+    "logged_lists": LOGGED_LISTS,
+    "retrieval": RETRIEVAL,
+    "leave_one_out": LEAVE_ONE_OUT,
+    "time_split": TIME_SPLIT,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Times in microseconds since 1970, None for no bound; [since, until) each."""
+
+    since: int | None = None
+    until: int | None = None
+    train_since: int | None = None
+    train_until: int | None = None
+
+    def checked(self) -> Window:
+        """With the end of the training window where none was given: the begin of the evaluation.
+
+        Raises:
+          UserError: a window that is empty, or training that reaches into evaluation.
+        """
+        train_until = self.since if self.train_until is None else self.train_until
+        if self.until is not None and self.since is not None and self.since >= self.until:
+            raise UserError(f"--from={iso(self.since)} is not before --until={iso(self.until)}")
+        if train_until is not None and (self.since is None or train_until > self.since):
+            begins = "has no begin (--from)" if self.since is None else f"begins at {iso(self.since)}"
+            raise UserError(
+                f"the training window ends at {iso(train_until)} and the evaluation {begins}: they overlap; end the "
+                "training before, with --train_until"
+            )
+        if self.train_since is not None and (train_until is None or self.train_since >= train_until):
+            raise UserError(f"--train_from={iso(self.train_since)}: not before the end of the training window")
+        return dataclasses.replace(self, train_until=train_until)
+
+
+def log_format(config: ml_collections.ConfigDict, *, columns: Mapping[str, str], on_error: str) -> LogFormat:
+    """From `config.evaluation` and the flags."""
+    options = config.evaluation
+    return LogFormat(
+        actions=dict(options.actions),
+        columns={**dict(options.log_columns), **columns},
+        like_from=options.like_from,
+        first_position=options.first_position,
+        on_error=on_error,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a protocol asks of a log.
+
+    Attributes:
+      history: of the users, where queries are profiles.
+      counted: pairs of users and items, and which of them rows may learn from (bool [pairs]); None where there is none.
+      training: what those are, in words.
+    """
+
+    queries: Queries
+    history: profiles.History | None
+    counted: tuple[profiles.Pairs, np.ndarray] | None
+    training: str
+
+
+def prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndarray) -> Prepared:
+    """Queries of the protocol, with those items of the catalogue alone that are `kept` (bool [n])."""
+    if protocol in ("logged_lists", "retrieval"):
+        lists = protocol == "logged_lists"
+        queries = read_queries(log, query_item=options.query_item, lists=lists, since=window.since, until=window.until)
+        queries = queries.keep(~repeated_queries(queries), reason="the same as an earlier query")
+        queries = known_items(queries, items=log.items, rule=options.missing_items)
+        queries = queries.only_items(kept, reason="in the training split")
+        if lists:
+            queries = queries.keep(queries.lengths > 1, reason="fewer than two candidates")
+            if not len(queries):
+                raise UserError("log: no list with two items of the catalogue; nothing to rank")
+        if window.train_until is None:
+            return Prepared(queries, None, None, "none")
+        pairs = profiles.read_pairs(log, until=window.train_until)
+        counted = np.ones(len(pairs), bool) if window.train_since is None else pairs.times >= window.train_since
+        any_worth = bool((counted & (pairs.gains > 0)).any())
+        begin = "the begin" if window.train_since is None else iso(window.train_since)
+        training = f"{begin} to {iso(window.train_until)}"
+        return Prepared(queries, None, (pairs, counted) if any_worth else None, training)
+    if window.train_since is not None or (window.train_until is not None and window.train_until != window.since):
+        raise UserError(f"--train_from, --train_until: {protocol} learns from the users' histories; leave them out")
+    pairs = profiles.read_pairs(log, until=window.until)
+    pairs = pairs.only(kept[pairs.items])
+    if protocol == "leave_one_out":
+        queries, history, held_out = profiles.leave_one_out(pairs, profile=options.profile, since=window.since)
+        training = "all events but the held-out ones, of any time"
+        return Prepared(queries, history, (pairs, ~held_out), training)
+    at = profiles.split_time(pairs) if window.since is None else window.since
+    queries, history, _ = profiles.time_split(pairs, at=at, profile=options.profile)
+    share = "the time before which 80 % of the events lie" if window.since is None else "as given"
+    return Prepared(queries, history, (pairs, pairs.times < at), f"before {iso(at)} ({share})")
+
+
+def rows_of_log(names: Sequence[str], counted: tuple[profiles.Pairs, np.ndarray] | None, n: int) -> dict[str, Row]:
+    """Those that the log before the queries can tell of; none where there is none."""
+    if counted is None:
+        return {}
+    pairs, chosen = counted
+    liked = pairs.only(chosen & (pairs.gains > 0))
+    made: dict[str, Row] = {
+        "popularity": PopularityRow(profiles.popularity(pairs, chosen, n)),
+        "item-to-item": CooccurrenceRow(liked.users, liked.items, n),
+    }
+    return {name: made[name] for name in names}
+
+
+def query_slicings(
+    slicings: Sequence[Slicing],
+    queries: Queries,
+    live: Live,
+    counted: tuple[profiles.Pairs, np.ndarray] | None,
+    n: int,
+) -> list[Slicing]:
+    """By attributes of the query item, its age and popularity, and how much its user asks; none for profiles."""
+    if not len(queries) or (queries.items < 0).any():
+        return []
+    found = [dataclasses.replace(slicing, codes=slicing.codes[queries.items]) for slicing in slicings]
+    if counted is not None:
+        found.append(by_popularity(profiles.popularity(*counted, n)[queries.items]))
+    if (days := live.age(queries.items, queries.times)).size and not np.isnan(days).all():
+        found.append(by_age(days))
+    return [*found, by_volume(queries.users)]
