@@ -27,6 +27,8 @@ import pyarrow.parquet as pq
 from input_pipeline import facts
 from input_pipeline.catalogue import Catalogue, ChosenItems, choose_items
 from input_pipeline.files import local_path
+from input_pipeline.problems import FILE as PROBLEMS_FILE
+from input_pipeline.problems import first_of_each_kind, problem_tables, write_problems
 from input_pipeline.progress import progress as show_progress
 from input_pipeline.records import NAME, Rows, write_info, write_shards
 from input_pipeline.split import (
@@ -43,7 +45,9 @@ from input_pipeline.staging import Stage, check_items
 from siglip_jax.errors import UserError
 
 ROWS_FILE = "rows.parquet"
-_OWN_FILES = ("dataset_info.json", "features.json", "audit.json", ROWS_FILE, f"{NAME}-*.array_record-*")
+_OWN_FILES = (
+    "dataset_info.json", "features.json", "audit.json", ROWS_FILE, PROBLEMS_FILE, f"{NAME}-*.array_record-*"
+)  # fmt: skip
 
 
 def build_dataset(
@@ -82,15 +86,17 @@ def build_dataset(
 
     Returns:
       The audit, as in `out_dir/audit.json`: rows (those chosen by `only`), not_chosen, only, kept, splits {name: rows},
-      problems {kind: count}, problem_rows [{row, id, kind, detail}], more_image_problems {kind: count} (further
-      pictures left out of rows that are kept), duplicate_images and duplicate_titles (kept rows whose first picture or
-      normalised title an earlier kept row has), linked_groups and largest_group (rows that had to stay together),
+      problems {kind: count}, problem_rows [{row, id, kind, detail}] (the first 100 of each kind; `problems.csv` has
+      all), more_image_problems {kind: count} (further pictures left out of rows that are kept), duplicate_images and
+      duplicate_titles (kept rows whose first picture or normalised title an earlier kept row has), linked_groups and
+      largest_group (rows that had to stay together),
       image_sides [smallest, largest] in pixels, attributes, seed, fractions, split_by, time_column, split_times, table,
       catalogue_sha256 (see `Catalogue`), fingerprint. Beside it `rows.parquet` has a line for every row.
 
     Raises:
-      UserError: problems with on_error="refuse" (the audit is then in `<out_dir>.audit.json`), no good row, a split
-        that would be empty, an `out_dir` that must not be written, or work in progress of another source or options.
+      UserError: problems with on_error="refuse" (the audit is then in `<out_dir>.audit.json`, every row in
+        `<out_dir>.problems.csv`), no good row, a split that would be empty, an `out_dir` that must not be written, or
+        work in progress of another source or options.
     """
     if fractions is None:
         fractions = {} if split_times else {"train": 0.8, "test": 0.2}
@@ -130,7 +136,8 @@ def build_dataset(
             _replace(out_dir, stage)
         audit = json.loads((out_dir / "audit.json").read_text(encoding="utf-8"))
         stage.remove()
-    _refusal_path(out_dir).unlink(missing_ok=True)
+    for path in _refusal_paths(out_dir):
+        path.unlink(missing_ok=True)
     return audit
 
 
@@ -159,8 +166,9 @@ def _write_dataset(
     title_groups = main_titles.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     rows = Rows(kept=kept, split=splits, title_group=title_groups, group=groups)
     audit = _audit(catalogue, columns, rows, kinds, rule, names)
-    _refuse(audit, out_dir, on_error)
+    _refuse(audit, problem_tables(parts, kinds), out_dir, on_error)
     stage.dataset.mkdir(exist_ok=True)
+    write_problems(stage.dataset / PROBLEMS_FILE, problem_tables(parts, kinds))
     audit["fingerprint"] = _write_rows(stage.dataset / ROWS_FILE, parts, rows, kinds, names, rule.names)
     shards = write_shards(stage, rows, names, rule.names, columns, progress)
     write_info(stage.dataset, shards, names, columns)
@@ -216,7 +224,7 @@ def _audit(
         "kept": kept,
         "splits": dict(zip(rule.names, counts, strict=True)),
         "problems": dict(sorted(found.items())),
-        "problem_rows": list(_problem_rows(columns.parts, kinds)),
+        "problem_rows": first_of_each_kind(problem_tables(columns.parts, kinds)),
         "more_image_problems": dict(sorted(more.items())),
         "duplicate_images": kept - pc.count_distinct(columns.staged("image_sha256")).as_py(),
         "duplicate_titles": kept - int(rows.title_group.max(initial=-1)) - 1,
@@ -228,18 +236,6 @@ def _audit(
         "table": catalogue.table,
         "catalogue_sha256": catalogue.sha256,
     }
-
-
-def _problem_rows(parts: Sequence[pathlib.Path], kinds: pa.ChunkedArray) -> Iterator[dict[str, Any]]:
-    start = 0
-    for path in parts:
-        table = facts.read_part(path, ["row", "id", "detail"])
-        here = kinds.slice(start, len(table))
-        start += len(table)
-        bad = pc.not_equal(here, "")
-        table = table.set_column(2, "detail", facts.details_of(here, table["id"], table["detail"])).filter(bad)
-        for row, kind in zip(table.to_pylist(), here.filter(bad).to_pylist(), strict=True):
-            yield {"row": row["row"], "id": row["id"], "kind": kind, "detail": row["detail"]}
 
 
 def _write_rows(
@@ -289,8 +285,8 @@ def _write_rows(
 # --- refusing ---------------------------------------------------------------------------------------------------------
 
 
-def _refuse(audit: dict[str, Any], out_dir: pathlib.Path, on_error: str) -> None:
-    """Raises, after writing the audit beside `out_dir`, where no dataset can or may be written."""
+def _refuse(audit: dict[str, Any], listed: Iterator[pa.Table], out_dir: pathlib.Path, on_error: str) -> None:
+    """Raises, after writing the audit and the list beside `out_dir`, where no dataset can or may be written."""
     problems = collections.Counter(audit["problems"])
     problems.update({f"further picture: {kind}": count for kind, count in audit["more_image_problems"].items()})
     found = ", ".join(f"{count} {kind}" for kind, count in problems.items())
@@ -307,13 +303,15 @@ def _refuse(audit: dict[str, Any], out_dir: pathlib.Path, on_error: str) -> None
         )
     else:
         return
-    path = _refusal_path(out_dir)
+    path, full_list = _refusal_paths(out_dir)
     write_json(path, audit)
-    raise UserError(f"{audit['table']}: {message}; every row is listed in {path}")
+    write_problems(full_list, listed)
+    every = f", every row is listed in {full_list}" if problems else ""
+    raise UserError(f"{audit['table']}: {message}; the counts are in {path}{every}")
 
 
-def _refusal_path(out_dir: pathlib.Path) -> pathlib.Path:
-    return out_dir.with_name(out_dir.name + ".audit.json")
+def _refusal_paths(out_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    return out_dir.with_name(f"{out_dir.name}.audit.json"), out_dir.with_name(f"{out_dir.name}.{PROBLEMS_FILE}")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from input_pipeline.perceptual import SIGNATURE_BYTES, picture_signature
+from input_pipeline.problems import FILE as PROBLEMS_FILE
+from input_pipeline.problems import read_problems
 from input_pipeline.progress import progress as show_progress
 from input_pipeline.reading import READ_ROWS, open_split
 from siglip_jax.errors import UserError
@@ -42,7 +44,7 @@ def item_table(
     """The table of all rows, or those columns of it; "attributes" is one of them.
 
     A dataset without `rows.parquet`, or one that lacks a column, is read record by record: rows left out by its build
-    are then those of `audit.json`, and pictures are decoded where a column needs it.
+    are then those of `problems.csv`, and pictures are decoded where a column needs it.
 
     Raises:
       UserError: no dataset, or a damaged one.
@@ -121,9 +123,11 @@ def _describe(record: dict[str, Any], split: str, decode: bool) -> dict[str, Any
 
 
 def _problem_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
-    try:
-        audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-        rows = [{key: row[key] for key in ("row", "id", "kind", "detail")} for row in audit["problem_rows"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    rows = read_problems(folder / PROBLEMS_FILE).to_pylist()
+    if not rows:  # a dataset of an earlier version, whose audit lists all
+        try:
+            audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+            rows = [{key: row[key] for key in ("row", "id", "kind", "detail")} for row in audit["problem_rows"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
     return [row | {"title": "", "split": "", "image_sha256": ""} for row in rows]
