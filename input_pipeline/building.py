@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from input_pipeline import facts
+from input_pipeline.audit_page import write_page
 from input_pipeline.catalogue import Catalogue, ChosenItems, choose_items
 from input_pipeline.files import local_path
 from input_pipeline.problems import FILE as PROBLEMS_FILE
@@ -45,8 +46,10 @@ from input_pipeline.staging import Stage, check_items
 from siglip_jax.errors import UserError
 
 ROWS_FILE = "rows.parquet"
+_CONTENTS = ("images", "titles", "sizes", "formats", "attributes")  # of the rows kept, as on the page
 _OWN_FILES = (
-    "dataset_info.json", "features.json", "audit.json", ROWS_FILE, PROBLEMS_FILE, f"{NAME}-*.array_record-*"
+    "dataset_info.json", "features.json", "audit.json", "audit.html", ROWS_FILE, PROBLEMS_FILE,
+    f"{NAME}-*.array_record-*",
 )  # fmt: skip
 
 
@@ -91,7 +94,8 @@ def build_dataset(
       duplicate_titles (kept rows whose first picture or normalised title an earlier kept row has), linked_groups and
       largest_group (rows that had to stay together),
       image_sides [smallest, largest] in pixels, attributes, seed, fractions, split_by, time_column, split_times, table,
-      catalogue_sha256 (see `Catalogue`), fingerprint. Beside it `rows.parquet` has a line for every row.
+      catalogue_sha256 (see `Catalogue`), fingerprint, contents {images, titles, sizes, formats, attributes} (see
+      `audit_table`). Beside it `audit.html` shows the same with pictures, and `rows.parquet` has a line for every row.
 
     Raises:
       UserError: problems with on_error="refuse" (the audit is then in `<out_dir>.audit.json`, every row in
@@ -130,6 +134,9 @@ def build_dataset(
             audit = _write_dataset(stage, chosen, out_dir, rule, on_error, progress)
             audit["only"] = only
             audit["not_chosen"] = chosen.others if isinstance(chosen, ChosenItems) else 0
+            write_json(stage.dataset / "audit.json", audit)
+            found = write_page(stage.dataset, stage.dataset / "audit.html")
+            audit["contents"] = {name: found[name] for name in _CONTENTS}
             write_json(stage.dataset / "audit.json", audit)
             stage.finish()
         if stage.dataset.exists():  # else an earlier process was killed after this
