@@ -29,9 +29,17 @@ from input_pipeline.audit_page import write_page
 from input_pipeline.catalogue import Catalogue, ChosenItems, choose_items
 from input_pipeline.files import local_path
 from input_pipeline.problems import FILE as PROBLEMS_FILE
-from input_pipeline.problems import first_of_each_kind, problem_tables, write_problems
+from input_pipeline.problems import (
+    first_of_each_kind,
+    problem_tables,
+    refusal_paths,
+    refuse,
+    write_json,
+    write_problems,
+)
 from input_pipeline.progress import progress as show_progress
 from input_pipeline.records import NAME, Rows, write_info, write_shards
+from input_pipeline.resuming import drop_changed
 from input_pipeline.split import (
     KEYS,
     OUT,
@@ -42,7 +50,7 @@ from input_pipeline.split import (
     split_by_time,
     split_rows,
 )
-from input_pipeline.staging import Stage, check_items
+from input_pipeline.staging import PART_ROWS, DamagedStage, Stage, check_gaps
 from siglip_jax.errors import UserError
 
 ROWS_FILE = "rows.parquet"
@@ -122,15 +130,16 @@ def build_dataset(
         stack.enter_context(_returning_memory())
         stack.enter_context(_keeping_finished_work(stage))
         with _telling_what_cannot_be_written(out_dir):
-            stack.enter_context(stage.opened({"source": chosen.identity(), "options": options}))
+            plan = {"source": chosen.identity(), "options": options}
+            stack.enter_context(stage.opened(plan, has_keys=chosen.has_keys))
         if not stage.is_finished():
-            done = stage.rows()
-            checked = check_items(
-                chosen, stage.next_row(), min_image_size=min_image_size, num_threads=num_threads or os.cpu_count() or 1
-            )
+            drop_changed(stage, chosen, progress)
+            done, gaps = stage.rows(), stage.gaps()
+            threads = num_threads or os.cpu_count() or 1
+            checked = check_gaps(chosen, gaps, min_image_size=min_image_size, num_threads=threads)
             total = None if chosen.total is None else chosen.total - done
             label = f"checking pictures{f' (after {done} done before)' if done else ''}"
-            stage.write(show_progress(checked, total=total, label=label, show=progress))
+            stage.write(show_progress(checked, total=total, label=label, show=progress), gaps)
             audit = _write_dataset(stage, chosen, out_dir, rule, on_error, progress)
             audit["only"] = only
             audit["not_chosen"] = chosen.others if isinstance(chosen, ChosenItems) else 0
@@ -143,7 +152,7 @@ def build_dataset(
             _replace(out_dir, stage)
         audit = json.loads((out_dir / "audit.json").read_text(encoding="utf-8"))
         stage.remove()
-    for path in _refusal_paths(out_dir):
+    for path in refusal_paths(out_dir):
         path.unlink(missing_ok=True)
     return audit
 
@@ -173,7 +182,7 @@ def _write_dataset(
     title_groups = main_titles.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     rows = Rows(kept=kept, split=splits, title_group=title_groups, group=groups)
     audit = _audit(catalogue, columns, rows, kinds, rule, names)
-    _refuse(audit, problem_tables(parts, kinds), out_dir, on_error)
+    refuse(audit, problem_tables(parts, kinds), out_dir, on_error)
     stage.dataset.mkdir(exist_ok=True)
     write_problems(stage.dataset / PROBLEMS_FILE, problem_tables(parts, kinds))
     audit["fingerprint"] = _write_rows(stage.dataset / ROWS_FILE, parts, rows, kinds, names, rule.names)
@@ -253,14 +262,14 @@ def _write_rows(
     names: Sequence[str],
     splits: Sequence[str],
 ) -> str:
-    """Writes the fact table, one row group for each part, and returns the fingerprint of the records kept."""
+    """Writes the fact table, in row groups of one size, and returns the fingerprint of the records kept."""
     texts = pa.struct([(name, pa.string()) for name in names])
-    plain = [field for field in facts.STAGED if field.name not in ("title_keys", "attributes", "record_bytes")]
+    plain = [field for field in facts.STAGED if field.name not in ("attributes", *facts.PASSING)]
     derived = [("split", pa.string()), ("title_group", pa.int64()), ("group", pa.int64())]
     schema = pa.schema([*plain, *derived, *([("attributes", texts)] if names else [])])
     digest = hashlib.sha256()
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        start = 0
+        start, waiting = 0, schema.empty_table()
         for part in parts:
             table = facts.read_part(part, facts.STAGED.names)
             here = slice(start, start + len(table))
@@ -285,44 +294,12 @@ def _write_rows(
             arrays += [pa.array(split), pa.array(title_group, pa.int64()), pa.array(group, pa.int64())]
             if names:
                 arrays.append(pa.array(attributes, texts))
-            writer.write_table(pa.table(arrays, schema=schema))
+            waiting = pa.concat_tables([waiting, pa.table(arrays, schema=schema)])
+            while len(waiting) >= PART_ROWS or (part == parts[-1] and len(waiting)):
+                # One chunk, so that the bytes do not tell where parts ended, which a build that went on may change.
+                writer.write_table(waiting.slice(0, PART_ROWS).combine_chunks())
+                waiting = waiting.slice(PART_ROWS)
     return digest.hexdigest()
-
-
-# --- refusing ---------------------------------------------------------------------------------------------------------
-
-
-def _refuse(audit: dict[str, Any], listed: Iterator[pa.Table], out_dir: pathlib.Path, on_error: str) -> None:
-    """Raises, after writing the audit and the list beside `out_dir`, where no dataset can or may be written."""
-    problems = collections.Counter(audit["problems"])
-    problems.update({f"further picture: {kind}": count for kind, count in audit["more_image_problems"].items()})
-    found = ", ".join(f"{count} {kind}" for kind, count in problems.items())
-    empty = [name for name, count in audit["splits"].items() if not count]
-    if not audit["kept"]:
-        message = f"no usable row among {audit['rows']} ({found})"
-    elif on_error == "refuse" and problems.keys() - {facts.SEEN}:
-        message = f"{found} among {audit['rows']} rows; mend them or leave them out with on_error=skip"
-    elif empty:
-        message = (
-            f"split {' and '.join(empty)} would be empty: {audit['kept']} rows form {audit['linked_groups']} groups "
-            f"with {' or '.join(audit['split_by'])} in common; "
-            + ("give another time" if audit["split_times"] else "give larger fractions, another seed or more rows")
-        )
-    else:
-        return
-    path, full_list = _refusal_paths(out_dir)
-    write_json(path, audit)
-    write_problems(full_list, listed)
-    every = f", every row is listed in {full_list}" if problems else ""
-    raise UserError(f"{audit['table']}: {message}; the counts are in {path}{every}")
-
-
-def _refusal_paths(out_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    return out_dir.with_name(f"{out_dir.name}.audit.json"), out_dir.with_name(f"{out_dir.name}.{PROBLEMS_FILE}")
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -350,13 +327,21 @@ def _returning_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _keeping_finished_work(stage: Stage) -> Iterator[None]:
-    """Removes the stage after refusals and where nothing is finished; else says that it can be gone on with."""
+    """Keeps the stage where it holds more than is quickly done again, and says so; else removes it."""
     try:
         yield
-    except UserError:
-        if stage.is_ours:
-            stage.remove()
+    except DamagedStage:
+        stage.remove()
         raise
+    except UserError as error:
+        if not stage.is_ours:
+            raise
+        if not stage.has_full_part():
+            stage.remove()
+            raise
+        stage.note_failure()
+        kept = f"what was checked of {stage.rows()} rows is kept in {stage.folder} for the next build of {stage.name}"
+        raise UserError(f"{error}; {kept} (delete that folder to give it up)") from error
     except BaseException:
         if not stage.is_ours:
             raise

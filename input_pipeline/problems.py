@@ -1,11 +1,13 @@
 """The rows a build left out: counted by kind, the first of each kind for the audit, all of them in a file.
 
-Further pictures left out of rows that are kept are listed too, as kind "further picture: ...".
+Further pictures left out of rows that are kept are listed too, as kind "further picture: ...". Where there can be no
+dataset, audit and list are written beside its place.
 """
 
 from __future__ import annotations
 
 import collections
+import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -90,3 +92,36 @@ def read_problems(path: pathlib.Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not readable ({str(error)[:120]}); build the dataset again") from error
     return table.filter(pc.invert(pc.starts_with(table["kind"], FURTHER)))
+
+
+def refuse(audit: dict[str, Any], listed: Iterator[pa.Table], out_dir: pathlib.Path, on_error: str) -> None:
+    """Raises, after writing the audit and the list beside `out_dir`, where no dataset can or may be written."""
+    problems = collections.Counter(audit["problems"])
+    problems.update({f"further picture: {kind}": count for kind, count in audit["more_image_problems"].items()})
+    found = ", ".join(f"{count} {kind}" for kind, count in problems.items())
+    empty = [name for name, count in audit["splits"].items() if not count]
+    if not audit["kept"]:
+        message = f"no usable row among {audit['rows']} ({found})"
+    elif on_error == "refuse" and problems.keys() - {facts.SEEN}:
+        message = f"{found} among {audit['rows']} rows; mend them or leave them out with on_error=skip"
+    elif empty:
+        message = (
+            f"split {' and '.join(empty)} would be empty: {audit['kept']} rows form {audit['linked_groups']} groups "
+            f"with {' or '.join(audit['split_by'])} in common; "
+            + ("give another time" if audit["split_times"] else "give larger fractions, another seed or more rows")
+        )
+    else:
+        return
+    path, full_list = refusal_paths(out_dir)
+    write_json(path, audit)
+    write_problems(full_list, listed)
+    every = f", every row is listed in {full_list}" if problems else ""
+    raise UserError(f"{audit['table']}: {message}; the counts are in {path}{every}")
+
+
+def refusal_paths(out_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    return out_dir.with_name(f"{out_dir.name}.audit.json"), out_dir.with_name(f"{out_dir.name}.{FILE}")
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
