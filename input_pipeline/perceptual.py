@@ -126,7 +126,7 @@ def near_groups(signatures: np.ndarray, *, distance: int = NEAR) -> np.ndarray:
     labels = np.arange(len(first))
     for keys in _block_keys(leading_bits(signatures[first]), distance=HASH_NEAR):
         order = np.argsort(keys, kind="stable")
-        labels = _joined(labels, alike, order, _pairs_in_line(keys[order]))
+        labels = _joined(labels, alike, order, _pairs_in_line(keys[order], labels[order]))
         order = np.lexsort((labels, keys))
         labels = _joined(labels, alike, order, _equal_pairs(keys[order], labels[order]))
     return first_rows(labels[inverse])
@@ -141,9 +141,7 @@ def _joined(
     nothing = np.empty((2, 0), np.int64)
     edges, waiting = [nothing], 0
     for left, right in pairs:
-        a, b = order[left], order[right]
-        apart = labels[a] != labels[b]
-        a, b = alike(a[apart], b[apart])
+        a, b = alike(order[left], order[right])
         edges.append(np.stack([labels[a], labels[b]]))
         waiting += len(a)
         if waiting > _PAIRS_AT_ONCE:  # joined now and then, so that memory stays flat
@@ -249,18 +247,23 @@ def _equal_pairs(keys: np.ndarray, labels: np.ndarray | None = None) -> Iterator
     ends = _run_ends(keys)
     starts = np.arange(1, len(keys) + 1) if labels is None else np.minimum(_run_ends(labels), ends)
     rows = np.flatnonzero(ends > starts)
-    return _products(rows, np.ones(len(rows), np.int64), starts[rows], (ends - starts)[rows])
+    counts = (ends - starts)[rows]
+    for some in _pieces(counts):
+        left, count = rows[some], counts[some]
+        offset = np.repeat(starts[left] - np.cumsum(count) + count, count)
+        yield np.repeat(left, count), offset + np.arange(len(offset))
 
 
-def _pairs_in_line(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of sorted keys, each position with the one before it and with the first of its key, where they are equal."""
+def _pairs_in_line(keys: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of sorted keys, each position with the one before it and with the first of its key, of different labels."""
     first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]][: len(keys)])
     firsts = np.repeat(first, np.diff(np.r_[first, len(keys)]))
     right = np.flatnonzero(firsts < np.arange(len(keys)))
     for start in range(0, len(right), _PAIRS_AT_ONCE):
         some = right[start : start + _PAIRS_AT_ONCE]
-        yield some - 1, some
-        yield firsts[some], some
+        for left in (some - 1, firsts[some]):
+            apart = labels[left] != labels[some]
+            yield left[apart], some[apart]
 
 
 def _run_ends(values: np.ndarray) -> np.ndarray:
@@ -274,13 +277,19 @@ def _products(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Every pair of a position in the run from a[i], a_sizes[i] long, and one in that from b[i]; in pieces."""
     counts = a_sizes * b_sizes
-    totals = np.cumsum(counts)
-    start = 0
-    while start < len(a):
-        done = totals[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(totals, done + _PAIRS_AT_ONCE, side="right")))
-        count = counts[start:stop]
-        run = np.repeat(np.arange(start, stop), count)
+    for some in _pieces(counts):
+        count = counts[some]
+        run = np.repeat(np.arange(some.start, some.stop), count)
         offset = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
         yield a[run] + offset // b_sizes[run], b[run] + offset % b_sizes[run]
+
+
+def _pieces(counts: np.ndarray) -> Iterator[slice]:
+    """Stretches whose counts add up to no more than can be compared at once, or of a single one."""
+    totals = np.cumsum(counts)
+    start = 0
+    while start < len(counts):
+        done = totals[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(totals, done + _PAIRS_AT_ONCE, side="right")))
+        yield slice(start, stop)
         start = stop

@@ -220,11 +220,9 @@ class Stage:
                     f"{self.folder}: an unfinished build of another kind ({difference}); give the same source and "
                     "options to go on with it, or delete the folder to begin anew"
                 )
-            self.is_ours = True
-            if not difference:
-                return
-            self._remove_dataset()
-            if told := _of_no_use(old, plan, has_keys):
+            if difference:
+                self._remove_dataset()
+            if difference and (told := _of_no_use(old, plan, has_keys)):
                 self.drop(self.parts())
                 print(f"{self.folder}: {told}, so that checking starts again", file=sys.stderr, flush=True)
         self.is_ours = True

@@ -254,7 +254,7 @@ def test_a_tar_packed_again_is_read_again(tmp_path, checked, capsys):
                     archive.addfile(member, io.BytesIO(data))
 
     pack(40)
-    with pytest.raises(UserError, match="1 corrupt image among 60 rows.*is kept in"):
+    with pytest.raises(UserError, match=r"1 corrupt image among 60 rows.*is kept in"):
         checked.build(tmp_path / "shop.tar", tmp_path / "out", on_error="refuse")
     os.utime(tmp_path / "shop.tar", (1, 1))
     pack(None)
@@ -268,7 +268,7 @@ def test_an_error_in_the_middle_keeps_what_was_checked(shop, tmp_path, checked):
         checked.build(shop, tmp_path / "out", stop=45, error=UserError("a bad disk"))
     assert checked.build(shop, tmp_path / "out") == list(range(40, ROWS))
     check_equal_to_a_new_build(checked, shop, tmp_path / "out")
-    with pytest.raises(UserError, match="a bad disk$"):
+    with pytest.raises(UserError, match=r"a bad disk$"):
         checked.build(shop, tmp_path / "other", stop=5, error=UserError("a bad disk"))
     assert not (tmp_path / "other.partial").exists()
 
