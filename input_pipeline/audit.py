@@ -1,13 +1,13 @@
 """What a dataset holds and what should be looked at before anyone trains on it: duplicates, sizes, titles, attributes.
 
-Everything is counted over the table of its rows (`item_table`), a column at a time; of what is found, the audit has the
-counts and the first examples, so that it stays small whatever the number of rows.
+Everything is counted over the table of its rows (`item_table`), of which one column at a time is in memory; of what is
+found, the audit has the counts and the first examples, so that it stays small whatever the number of rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from input_pipeline.groups import first_rows
+from input_pipeline.item_table import ItemColumns
 from input_pipeline.perceptual import NEAR, near_groups, signatures
 from input_pipeline.scripts import main_scripts
 from input_pipeline.split import normalise_title
@@ -23,7 +24,7 @@ EXAMPLES = 20  # of each kind
 GROUPS, MEMBERS = 9, 8  # groups told, and rows of each
 VALUES = 8  # of an attribute
 BINS = 24
-_TITLES_AT_ONCE = 8192  # for the tokenizer
+_TITLES_AT_ONCE = 8192  # as Python's strings
 _TITLE_SHOWN = 300  # characters
 
 
@@ -40,11 +41,13 @@ class Tokens:
     text_length: int
 
 
-def audit_table(table: pa.Table, *, near: int | None = NEAR, tokens: Tokens | None = None) -> dict[str, Any]:
+def audit_table(
+    table: pa.Table | ItemColumns, *, near: int | None = NEAR, tokens: Tokens | None = None
+) -> dict[str, Any]:
     """The audit of a table of rows, in JSON's own types.
 
     Args:
-      table: as `item_table` gives it.
+      table: as `item_table` or `open_columns` gives it.
       near: bits in which the signatures of pictures that look alike may differ, see `near_pictures`; None looks for
         equal bytes alone.
       tokens: counts tokens too.
@@ -55,59 +58,78 @@ def audit_table(table: pa.Table, *, near: int | None = NEAR, tokens: Tokens | No
       each a `_histogram` with the rows at its two ends; formats; attributes. A row is told as {place, id, title, split,
       height, width, bytes}, its place being the index in `table`.
     """
-    place = np.flatnonzero(pc.equal(table["kind"], "").to_numpy(zero_copy_only=False))
-    kept = table.take(pa.array(place))
-    tell = _Teller(kept, place)
-    pictures = first_rows(_codes(kept["image_sha256"]))
-    titles = kept["title"].to_pylist()
-    title_groups = first_rows(_codes(pa.array([normalise_title(title) for title in titles], pa.string())))
-    images = {"equal": _groups(pictures, tell, differing=title_groups)}
+    columns = ItemColumns(table) if isinstance(table, pa.Table) else table
+    kinds = columns.column("kind", only_kept=False)
+    tell = _Teller(columns, np.flatnonzero(pc.equal(kinds, "").to_numpy()))
+    splits = columns.column("split")
+    split_codes, split_counts = _codes(splits), _counts(splits)
+    del splits
+    pictures = first_rows(_codes(columns.column("image_sha256")))
+    titles = columns.column("title")
+    title_groups = first_rows(_codes(_normalised(titles)))
+    images = {"equal": _groups(pictures, tell, split_codes, differing=title_groups)}
     if near is not None:
-        groups = near_groups(signatures(kept["image_signature"]), distance=near)
-        images["near"] = {"distance": near, **_groups(groups, tell, differing=pictures, least=2)}
-    height, width = (kept[side].to_numpy().astype(np.float64) for side in ("height", "width"))
+        groups = near_groups(signatures(columns.column("image_signature")), distance=near)
+        images["near"] = {"distance": near, **_groups(groups, tell, split_codes, differing=pictures, least=2)}
+    height, width = (columns.column(side).to_numpy().astype(np.float64) for side in ("height", "width"))
     sizes = {
         "shorter_side": np.minimum(height, width),
         "aspect_ratio": width / height,
-        "bytes": kept["bytes"].to_numpy(),
+        "bytes": columns.column("bytes").to_numpy(),
     }
-    return {
-        "rows": len(table),
-        "kept": len(kept),
-        "splits": _counts(kept["split"]),
-        "problems": _problems(table),
+    audit = {
+        "rows": len(kinds),
+        "kept": len(titles),
+        "splits": split_counts,
+        "problems": _problems(columns, kinds),
         "images": images,
-        "titles": _titles(titles, title_groups, tell, tokens),
+        "titles": {
+            "repeated": _groups(title_groups, tell, split_codes, differing=np.arange(len(title_groups))),
+            **_texts(titles, tell, tokens),
+        },
         "sizes": {
             name: {**_histogram(values, logarithmic=True), **_ends(values, tell, name)}
             for name, values in sizes.items()
         },
-        "formats": _counts(kept["format"]),
-        "attributes": _attributes(kept),
+        "formats": _counts(columns.column("format")),
+        "attributes": [_attribute(name, columns.attribute(name)) for name in columns.attribute_names],
     }
+    tell.fill_in()
+    return audit
 
 
 class _Teller:
-    """Rows of a table as small dicts."""
+    """Rows as small dicts, all of whose texts and numbers are filled in by one look at each column."""
 
-    def __init__(self, table: pa.Table, place: np.ndarray):
-        self.table, self.place = table.select(["id", "title", "split", "height", "width", "bytes"]), place
-        self.split_codes = _codes(table["split"])
+    def __init__(self, columns: ItemColumns, place: np.ndarray):
+        self._columns, self._place = columns, place
+        self._lines: list[tuple[int, dict[str, Any]]] = []
 
-    def __call__(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        rows = np.asarray(rows, np.int64)
-        lines = self.table.take(pa.array(rows)).to_pylist()
-        for line, row in zip(lines, rows.tolist(), strict=True):
-            line["title"] = _shown(line["title"])
-            line["place"] = int(self.place[row])
+    def __call__(self, rows: Sequence[int] | np.ndarray, **values: np.ndarray) -> list[dict[str, Any]]:
+        """The dicts of rows among those kept, with what `values` has of each row by its index."""
+        lines = [
+            {"place": int(self._place[row]), **{name: column[row].item() for name, column in values.items()}}
+            for row in np.asarray(rows, np.int64).tolist()
+        ]
+        self._lines += zip(np.asarray(rows, np.int64).tolist(), lines, strict=True)
         return lines
 
+    def fill_in(self) -> None:
+        rows = pa.array([row for row, _ in self._lines], pa.int64())
+        for name in ("id", "title", "split", "height", "width", "bytes"):
+            values = self._columns.column(name).take(rows).to_pylist()
+            for (_, line), value in zip(self._lines, values, strict=True):
+                line[name] = _shown(value) if name == "title" else value
 
-def _groups(groups: np.ndarray, tell: _Teller, *, differing: np.ndarray, least: int = 1) -> dict[str, Any]:
+
+def _groups(
+    groups: np.ndarray, tell: _Teller, splits: np.ndarray, *, differing: np.ndarray, least: int = 1
+) -> dict[str, Any]:
     """Rows that are one in some way, and are told in groups.
 
     Args:
       groups: int64 [n], equal for rows of one group.
+      splits: int64 [n], of each row.
       differing: int64 [n], in what else the rows of a group may differ.
       least: distinct values of these that a group needs to be among those told.
 
@@ -118,7 +140,7 @@ def _groups(groups: np.ndarray, tell: _Teller, *, differing: np.ndarray, least: 
     """
     labels, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     variety = _distinct_by(inverse, differing, len(labels))
-    crossing = _distinct_by(inverse, tell.split_codes, len(labels)) > 1
+    crossing = _distinct_by(inverse, splits, len(labels)) > 1
     several = sizes > 1
     order = np.argsort(inverse, kind="stable")
     starts = np.cumsum(sizes) - sizes
@@ -145,8 +167,8 @@ def _groups(groups: np.ndarray, tell: _Teller, *, differing: np.ndarray, least: 
 
 def _distinct_by(groups: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     """int64 [count]: how many distinct values each group has."""
-    pairs = np.unique(np.stack([groups, values]), axis=1) if len(groups) else np.zeros((2, 0), np.int64)
-    return np.bincount(pairs[0], minlength=count)
+    base = values.max(initial=0) + 1  # both count rows at most, so that a pair is one number
+    return np.bincount(np.unique(groups * base + values) // base, minlength=count)
 
 
 def _repeats(values: np.ndarray) -> np.ndarray:
@@ -158,36 +180,46 @@ def _repeats(values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _problems(table: pa.Table) -> dict[str, Any]:
-    found = {}
-    for kind, count in _counts(table["kind"]).items():
-        if kind:
-            first = table.filter(pc.equal(table["kind"], kind)).slice(0, EXAMPLES)
-            examples = first.select(["row", "id", "title", "detail"]).to_pylist()
-            found[kind] = {"count": count, "examples": [line | {"title": _shown(line["title"])} for line in examples]}
+def _problems(columns: ItemColumns, kinds: pa.ChunkedArray) -> dict[str, Any]:
+    found: dict[str, Any] = {kind: {"count": count, "examples": []} for kind, count in _counts(kinds).items() if kind}
+    waiting = set(found)
+    for batch in columns.batches(["row", "id", "title", "kind", "detail"]):
+        if not waiting:
+            break
+        for line in batch.filter(pc.is_in(batch.column("kind"), pa.array(waiting, pa.string()))).to_pylist():
+            kind = line.pop("kind")
+            if kind in waiting:
+                found[kind]["examples"].append(line | {"title": _shown(line["title"])})
+                if len(found[kind]["examples"]) == EXAMPLES:
+                    waiting.remove(kind)
     return found
 
 
-def _titles(titles: list[str], groups: np.ndarray, tell: _Teller, tokens: Tokens | None) -> dict[str, Any]:
-    characters = np.array([len(title) for title in titles], np.int64)
-    scripts, mixed = main_scripts(titles)
+def _texts(titles: pa.ChunkedArray, tell: _Teller, tokens: Tokens | None) -> dict[str, Any]:
+    characters = pc.utf8_length(titles).to_numpy().astype(np.int64)
+    scripts, mixed = main_scripts(title for some in _pieces(titles) for title in some)
     ends = _ends(characters, tell, "characters")
-    found = {
-        "repeated": _groups(groups, tell, differing=np.arange(len(groups))),
-        "scripts": scripts,
-        "mixed_scripts": mixed,
-        "characters": {**_histogram(characters), **ends},
-    }
+    found = {"scripts": scripts, "mixed_scripts": mixed, "characters": {**_histogram(characters), **ends}}
     if tokens is not None:
-        pieces = (titles[start : start + _TITLES_AT_ONCE] for start in range(0, len(titles), _TITLES_AT_ONCE))
-        lengths = np.array([len(ids) + 1 for some in pieces for ids in tokens.encode(some)], np.int64)
+        lengths = np.array([len(ids) + 1 for some in _pieces(titles) for ids in tokens.encode(some)], np.int64)
         cut = np.flatnonzero(lengths > tokens.text_length)
         longest = cut[np.argsort(-lengths[cut], kind="stable")][:EXAMPLES]
-        lines = [line | {"tokens": int(lengths[row])} for line, row in zip(tell(longest), longest, strict=True)]
         found["tokens"] = {
-            **_histogram(lengths), "text_length": tokens.text_length, "cut": len(cut), "examples": lines,
+            **_histogram(lengths), "text_length": tokens.text_length, "cut": len(cut),
+            "examples": tell(longest, tokens=lengths),
         }  # fmt: skip
     return found
+
+
+def _normalised(titles: pa.ChunkedArray) -> pa.ChunkedArray:
+    chunks = (pa.array([normalise_title(title) for title in some], pa.string()) for some in _pieces(titles))
+    return pa.chunked_array(list(chunks), pa.string())
+
+
+def _pieces(titles: pa.ChunkedArray) -> Iterator[list[str]]:
+    """The titles as Python's strings, some thousand at a time."""
+    for start in range(0, len(titles), _TITLES_AT_ONCE):
+        yield titles.slice(start, _TITLES_AT_ONCE).to_pylist()
 
 
 def _ends(values: np.ndarray, tell: _Teller, name: str) -> dict[str, Any]:
@@ -199,7 +231,7 @@ def _ends(values: np.ndarray, tell: _Teller, name: str) -> dict[str, Any]:
     for end, signed in (("lowest", values), ("highest", -values)):
         some = np.argpartition(signed, count - 1)[:count] if count < len(values) else np.arange(len(values))
         some = some[np.lexsort((some, signed[some]))]
-        ends[end] = [line | {name: values[row].item()} for line, row in zip(tell(some), some, strict=True)]
+        ends[end] = tell(some, **{name: values})
     return ends
 
 
@@ -227,37 +259,36 @@ def _histogram(values: np.ndarray, *, logarithmic: bool = False) -> dict[str, An
     }  # fmt: skip
 
 
-def _attributes(table: pa.Table) -> list[dict[str, Any]]:
-    if "attributes" not in table.column_names:
-        return []
-    found = []
-    column = table["attributes"]
-    for field in column.type:
-        values = pc.fill_null(pc.struct_field(column, field.name), "")
-        counts = pc.value_counts(values.combine_chunks())
-        order = np.argsort(-counts.field("counts").to_numpy(), kind="stable")
-        common, numbers = [], counts.field("counts").to_numpy()
-        empty = 0
-        place = pc.index(counts.field("values"), "").as_py()
-        if place >= 0:
-            empty = int(numbers[place])
-            order = order[order != place]
-        for number in order[:VALUES].tolist():
-            common.append({"value": _shown(counts.field("values")[number].as_py()), "count": int(numbers[number])})
-        found.append({"name": field.name, "distinct": len(order), "empty": empty, "common": common})
-    return found
+def _attribute(name: str, values: pa.ChunkedArray) -> dict[str, Any]:
+    counts = _value_counts(values)
+    numbers = counts.field("counts").to_numpy()
+    order = np.argsort(-numbers, kind="stable")
+    empty = 0
+    place = pc.index(counts.field("values"), "").as_py()
+    if place >= 0:
+        empty = int(numbers[place])
+        order = order[order != place]
+    common = [
+        {"value": _shown(counts.field("values")[number].as_py()), "count": int(numbers[number])}
+        for number in order[:VALUES].tolist()
+    ]
+    return {"name": name, "distinct": len(order), "empty": empty, "common": common}
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     """{value: rows}, most frequent first."""
-    pairs = pc.value_counts(pc.fill_null(column, "").combine_chunks()).to_pylist()
+    pairs = _value_counts(column).to_pylist()
     return {pair["values"]: pair["counts"] for pair in sorted(pairs, key=lambda pair: -pair["counts"])}
 
 
-def _codes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def _value_counts(column: pa.ChunkedArray) -> pa.StructArray:
+    return pc.value_counts(pc.fill_null(column, ""))
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
     """int64 [n]: equal numbers for equal texts."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pc.fill_null(column, "").dictionary_encode().indices.to_numpy().astype(np.int64)
+    chunks = pc.fill_null(column, "").dictionary_encode().chunks  # which share one dictionary
+    return np.concatenate([np.zeros(0, np.int64), *(chunk.indices.to_numpy() for chunk in chunks)]).astype(np.int64)
 
 
 def _shown(text: str | None) -> str:

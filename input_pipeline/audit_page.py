@@ -17,10 +17,10 @@ from typing import Any
 import jinja2
 import numpy as np
 import PIL.Image
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from input_pipeline.audit import Tokens, audit_table
-from input_pipeline.item_table import item_table, split_names
+from input_pipeline.item_table import ItemColumns, open_columns, split_names
 from input_pipeline.perceptual import NEAR
 from input_pipeline.reading import dataset_fingerprint, open_split
 from siglip_jax.errors import UserError
@@ -53,14 +53,28 @@ def audit_dataset(
     beside = output.with_suffix(".json")
     if beside.exists() and not _is_audit(beside):
         raise UserError(f"{output}: its data would overwrite {beside}, which is no such audit; choose another name")
-    table = item_table(dataset_dir, progress=progress)
-    audit = audit_table(table, near=near, tokens=tokens)
-    audit["dataset"] = _provenance(pathlib.Path(dataset_dir))
-    split = table["split"].combine_chunks()
-    page = render(audit, pictures=lambda places: _pictures(dataset_dir, split, places))
+    columns = open_columns(dataset_dir, progress=progress)
+    audit = audit_table(columns, near=near, tokens=tokens)
+    audit["dataset"] = {"folder": pathlib.Path(dataset_dir).name, **_provenance(pathlib.Path(dataset_dir))}
+    page = render(audit, pictures=lambda places: _pictures(dataset_dir, columns, places))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     beside.write_text(json.dumps(audit, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    return audit
+
+
+def write_page(dataset_dir: str | os.PathLike, output: str | os.PathLike) -> dict[str, Any]:
+    """The page of a dataset that was just built, without what is costly to find; returns `audit_table`'s data.
+
+    It does not say where the dataset lies, so that equal builds have equal pages.
+    """
+    columns = open_columns(dataset_dir, progress=False)
+    audit = audit_table(columns, near=None)
+    page = render(
+        audit | {"dataset": _provenance(pathlib.Path(dataset_dir))},
+        pictures=lambda places: _pictures(dataset_dir, columns, places),
+    )
+    pathlib.Path(output).write_text(page, encoding="utf-8")
     return audit
 
 
@@ -230,15 +244,16 @@ def _provenance(folder: pathlib.Path) -> dict[str, Any]:
         names = ("table", "catalogue_sha256", "seed", "fractions", "split_by", "time_column", "split_times", "only")
         told = {name: built[name] for name in names if built.get(name)}
     except (OSError, ValueError, AttributeError):
-        return {"folder": folder.name}
-    return {"folder": folder.name, **told, "fingerprint": dataset_fingerprint(folder)}
+        return {}
+    return {**told, "fingerprint": dataset_fingerprint(folder)}
 
 
-def _pictures(dataset_dir: str | os.PathLike, split: pa.Array, places: Sequence[int]) -> dict[int, bytes]:
+def _pictures(dataset_dir: str | os.PathLike, columns: ItemColumns, places: Sequence[int]) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
+    split = columns.column("split", only_kept=False)
     wanted = np.array(places, np.int64)
     for name in split_names(dataset_dir):
-        here = np.flatnonzero(np.asarray(split.to_numpy(zero_copy_only=False) == name))
+        here = np.flatnonzero(pc.equal(split, name).to_numpy())
         mine = wanted[np.isin(wanted, here)]
         records = open_split(dataset_dir, name).__getitems__(np.searchsorted(here, mine))
         found |= {place: record["image"] for place, record in zip(mine.tolist(), records, strict=True)}

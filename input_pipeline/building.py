@@ -25,10 +25,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from input_pipeline import facts
+from input_pipeline.audit_page import write_page
 from input_pipeline.catalogue import Catalogue, ChosenItems, choose_items
 from input_pipeline.files import local_path
+from input_pipeline.problems import FILE as PROBLEMS_FILE
+from input_pipeline.problems import (
+    first_of_each_kind,
+    problem_tables,
+    refusal_paths,
+    refuse,
+    write_json,
+    write_problems,
+)
 from input_pipeline.progress import progress as show_progress
 from input_pipeline.records import NAME, Rows, write_info, write_shards
+from input_pipeline.resuming import drop_changed
 from input_pipeline.split import (
     KEYS,
     OUT,
@@ -39,11 +50,15 @@ from input_pipeline.split import (
     split_by_time,
     split_rows,
 )
-from input_pipeline.staging import Stage, check_items
+from input_pipeline.staging import PART_ROWS, DamagedStage, Stage, check_gaps
 from siglip_jax.errors import UserError
 
 ROWS_FILE = "rows.parquet"
-_OWN_FILES = ("dataset_info.json", "features.json", "audit.json", ROWS_FILE, f"{NAME}-*.array_record-*")
+_CONTENTS = ("images", "titles", "sizes", "formats", "attributes")  # of the rows kept, as on the page
+_OWN_FILES = (
+    "dataset_info.json", "features.json", "audit.json", "audit.html", ROWS_FILE, PROBLEMS_FILE,
+    f"{NAME}-*.array_record-*",
+)  # fmt: skip
 
 
 def build_dataset(
@@ -82,15 +97,18 @@ def build_dataset(
 
     Returns:
       The audit, as in `out_dir/audit.json`: rows (those chosen by `only`), not_chosen, only, kept, splits {name: rows},
-      problems {kind: count}, problem_rows [{row, id, kind, detail}], more_image_problems {kind: count} (further
-      pictures left out of rows that are kept), duplicate_images and duplicate_titles (kept rows whose first picture or
-      normalised title an earlier kept row has), linked_groups and largest_group (rows that had to stay together),
+      problems {kind: count}, problem_rows [{row, id, kind, detail}] (the first 100 of each kind; `problems.csv` has
+      all), more_image_problems {kind: count} (further pictures left out of rows that are kept), duplicate_images and
+      duplicate_titles (kept rows whose first picture or normalised title an earlier kept row has), linked_groups and
+      largest_group (rows that had to stay together),
       image_sides [smallest, largest] in pixels, attributes, seed, fractions, split_by, time_column, split_times, table,
-      catalogue_sha256 (see `Catalogue`), fingerprint. Beside it `rows.parquet` has a line for every row.
+      catalogue_sha256 (see `Catalogue`), fingerprint, contents {images, titles, sizes, formats, attributes} (see
+      `audit_table`). Beside it `audit.html` shows the same with pictures, and `rows.parquet` has a line for every row.
 
     Raises:
-      UserError: problems with on_error="refuse" (the audit is then in `<out_dir>.audit.json`), no good row, a split
-        that would be empty, an `out_dir` that must not be written, or work in progress of another source or options.
+      UserError: problems with on_error="refuse" (the audit is then in `<out_dir>.audit.json`, every row in
+        `<out_dir>.problems.csv`), no good row, a split that would be empty, an `out_dir` that must not be written, or
+        work in progress of another source or options.
     """
     if fractions is None:
         fractions = {} if split_times else {"train": 0.8, "test": 0.2}
@@ -112,25 +130,30 @@ def build_dataset(
         stack.enter_context(_returning_memory())
         stack.enter_context(_keeping_finished_work(stage))
         with _telling_what_cannot_be_written(out_dir):
-            stack.enter_context(stage.opened({"source": chosen.identity(), "options": options}))
+            plan = {"source": chosen.identity(), "options": options}
+            stack.enter_context(stage.opened(plan, has_keys=chosen.has_keys))
         if not stage.is_finished():
-            done = stage.rows()
-            checked = check_items(
-                chosen, stage.next_row(), min_image_size=min_image_size, num_threads=num_threads or os.cpu_count() or 1
-            )
+            drop_changed(stage, chosen, progress)
+            done, gaps = stage.rows(), stage.gaps()
+            threads = num_threads or os.cpu_count() or 1
+            checked = check_gaps(chosen, gaps, min_image_size=min_image_size, num_threads=threads)
             total = None if chosen.total is None else chosen.total - done
             label = f"checking pictures{f' (after {done} done before)' if done else ''}"
-            stage.write(show_progress(checked, total=total, label=label, show=progress))
+            stage.write(show_progress(checked, total=total, label=label, show=progress), gaps)
             audit = _write_dataset(stage, chosen, out_dir, rule, on_error, progress)
             audit["only"] = only
             audit["not_chosen"] = chosen.others if isinstance(chosen, ChosenItems) else 0
+            write_json(stage.dataset / "audit.json", audit)
+            found = write_page(stage.dataset, stage.dataset / "audit.html")
+            audit["contents"] = {name: found[name] for name in _CONTENTS}
             write_json(stage.dataset / "audit.json", audit)
             stage.finish()
         if stage.dataset.exists():  # else an earlier process was killed after this
             _replace(out_dir, stage)
         audit = json.loads((out_dir / "audit.json").read_text(encoding="utf-8"))
         stage.remove()
-    _refusal_path(out_dir).unlink(missing_ok=True)
+    for path in refusal_paths(out_dir):
+        path.unlink(missing_ok=True)
     return audit
 
 
@@ -159,8 +182,9 @@ def _write_dataset(
     title_groups = main_titles.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     rows = Rows(kept=kept, split=splits, title_group=title_groups, group=groups)
     audit = _audit(catalogue, columns, rows, kinds, rule, names)
-    _refuse(audit, out_dir, on_error)
+    refuse(audit, problem_tables(parts, kinds), out_dir, on_error)
     stage.dataset.mkdir(exist_ok=True)
+    write_problems(stage.dataset / PROBLEMS_FILE, problem_tables(parts, kinds))
     audit["fingerprint"] = _write_rows(stage.dataset / ROWS_FILE, parts, rows, kinds, names, rule.names)
     shards = write_shards(stage, rows, names, rule.names, columns, progress)
     write_info(stage.dataset, shards, names, columns)
@@ -216,7 +240,7 @@ def _audit(
         "kept": kept,
         "splits": dict(zip(rule.names, counts, strict=True)),
         "problems": dict(sorted(found.items())),
-        "problem_rows": list(_problem_rows(columns.parts, kinds)),
+        "problem_rows": first_of_each_kind(problem_tables(columns.parts, kinds)),
         "more_image_problems": dict(sorted(more.items())),
         "duplicate_images": kept - pc.count_distinct(columns.staged("image_sha256")).as_py(),
         "duplicate_titles": kept - int(rows.title_group.max(initial=-1)) - 1,
@@ -230,18 +254,6 @@ def _audit(
     }
 
 
-def _problem_rows(parts: Sequence[pathlib.Path], kinds: pa.ChunkedArray) -> Iterator[dict[str, Any]]:
-    start = 0
-    for path in parts:
-        table = facts.read_part(path, ["row", "id", "detail"])
-        here = kinds.slice(start, len(table))
-        start += len(table)
-        bad = pc.not_equal(here, "")
-        table = table.set_column(2, "detail", facts.details_of(here, table["id"], table["detail"])).filter(bad)
-        for row, kind in zip(table.to_pylist(), here.filter(bad).to_pylist(), strict=True):
-            yield {"row": row["row"], "id": row["id"], "kind": kind, "detail": row["detail"]}
-
-
 def _write_rows(
     path: pathlib.Path,
     parts: Sequence[pathlib.Path],
@@ -250,14 +262,14 @@ def _write_rows(
     names: Sequence[str],
     splits: Sequence[str],
 ) -> str:
-    """Writes the fact table, one row group for each part, and returns the fingerprint of the records kept."""
+    """Writes the fact table, in row groups of one size, and returns the fingerprint of the records kept."""
     texts = pa.struct([(name, pa.string()) for name in names])
-    plain = [field for field in facts.STAGED if field.name not in ("title_keys", "attributes", "record_bytes")]
+    plain = [field for field in facts.STAGED if field.name not in ("attributes", *facts.PASSING)]
     derived = [("split", pa.string()), ("title_group", pa.int64()), ("group", pa.int64())]
     schema = pa.schema([*plain, *derived, *([("attributes", texts)] if names else [])])
     digest = hashlib.sha256()
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        start = 0
+        start, waiting = 0, schema.empty_table()
         for part in parts:
             table = facts.read_part(part, facts.STAGED.names)
             here = slice(start, start + len(table))
@@ -282,42 +294,12 @@ def _write_rows(
             arrays += [pa.array(split), pa.array(title_group, pa.int64()), pa.array(group, pa.int64())]
             if names:
                 arrays.append(pa.array(attributes, texts))
-            writer.write_table(pa.table(arrays, schema=schema))
+            waiting = pa.concat_tables([waiting, pa.table(arrays, schema=schema)])
+            while len(waiting) >= PART_ROWS or (part == parts[-1] and len(waiting)):
+                # One chunk, so that the bytes do not tell where parts ended, which a build that went on may change.
+                writer.write_table(waiting.slice(0, PART_ROWS).combine_chunks())
+                waiting = waiting.slice(PART_ROWS)
     return digest.hexdigest()
-
-
-# --- refusing ---------------------------------------------------------------------------------------------------------
-
-
-def _refuse(audit: dict[str, Any], out_dir: pathlib.Path, on_error: str) -> None:
-    """Raises, after writing the audit beside `out_dir`, where no dataset can or may be written."""
-    problems = collections.Counter(audit["problems"])
-    problems.update({f"further picture: {kind}": count for kind, count in audit["more_image_problems"].items()})
-    found = ", ".join(f"{count} {kind}" for kind, count in problems.items())
-    empty = [name for name, count in audit["splits"].items() if not count]
-    if not audit["kept"]:
-        message = f"no usable row among {audit['rows']} ({found})"
-    elif on_error == "refuse" and problems.keys() - {facts.SEEN}:
-        message = f"{found} among {audit['rows']} rows; mend them or leave them out with on_error=skip"
-    elif empty:
-        message = (
-            f"split {' and '.join(empty)} would be empty: {audit['kept']} rows form {audit['linked_groups']} groups "
-            f"with {' or '.join(audit['split_by'])} in common; "
-            + ("give another time" if audit["split_times"] else "give larger fractions, another seed or more rows")
-        )
-    else:
-        return
-    path = _refusal_path(out_dir)
-    write_json(path, audit)
-    raise UserError(f"{audit['table']}: {message}; every row is listed in {path}")
-
-
-def _refusal_path(out_dir: pathlib.Path) -> pathlib.Path:
-    return out_dir.with_name(out_dir.name + ".audit.json")
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -345,13 +327,21 @@ def _returning_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _keeping_finished_work(stage: Stage) -> Iterator[None]:
-    """Removes the stage after refusals and where nothing is finished; else says that it can be gone on with."""
+    """Keeps the stage where it holds more than is quickly done again, and says so; else removes it."""
     try:
         yield
-    except UserError:
-        if stage.is_ours:
-            stage.remove()
+    except DamagedStage:
+        stage.remove()
         raise
+    except UserError as error:
+        if not stage.is_ours:
+            raise
+        if not stage.has_full_part():
+            stage.remove()
+            raise
+        stage.note_failure()
+        kept = f"what was checked of {stage.rows()} rows is kept in {stage.folder} for the next build of {stage.name}"
+        raise UserError(f"{error}; {kept} (delete that folder to give it up)") from error
     except BaseException:
         if not stage.is_ours:
             raise

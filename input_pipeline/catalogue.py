@@ -9,6 +9,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,12 +59,14 @@ class Catalogue(abc.ABC):
       sha256: of the table file; of tars, TFDS datasets and tables with pictures inside, of what tells them apart.
       attribute_names: what is neither id, title nor picture; None where only reading all rows tells.
       total: rows, or None where only reading all rows tells.
+      has_keys: whether `item_key` tells items apart.
     """
 
     table: str
     sha256: str
     attribute_names: list[str] | None
     total: int | None
+    has_keys: bool = False
 
     @abc.abstractmethod
     def items(self, start: int = 0, *, pictures: bool = True) -> Iterator[Item]:
@@ -71,6 +75,10 @@ class Catalogue(abc.ABC):
     def identity(self) -> dict[str, Any]:
         """What must be the same for a build to go on where an earlier one stopped."""
         return {"table": self.table, "sha256": self.sha256}
+
+    def item_key(self, item: Item) -> bytes | None:
+        """bytes [16] that are others after an item's text or one of its files has changed; reads no picture."""
+        return None
 
     def read_file(self, name: str) -> bytes:
         """The bytes of a picture that does not come with its row."""
@@ -131,6 +139,18 @@ class TableCatalogue(Catalogue):
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | self.files.identity() | {"columns": dataclasses.asdict(self.columns)}
+
+    @property
+    def has_keys(self) -> bool:  # type: ignore[override]
+        return not self.source.pictures  # those inside the table have no stamps
+
+    def item_key(self, item: Item) -> bytes | None:
+        if not self.has_keys:
+            return None
+        names = [name for name in (item.image, *item.more_images) if name]
+        stamps = [[name, self.files.stamp(name)] for name in names]
+        told = [item.id, item.title, item.more_titles, item.attributes, str(item.problem or ""), stamps]
+        return hashlib.sha256(json.dumps(told).encode()).digest()[:16]
 
     def read_file(self, name: str) -> bytes:
         return self.files.read(name)
@@ -237,7 +257,7 @@ class ChosenItems(Catalogue):
     def __init__(self, catalogue: Catalogue, only: Mapping[str, Sequence[str]], total: int, others: int):
         self.catalogue, self.only = catalogue, {name: list(values) for name, values in only.items()}
         self.table, self.sha256, self.total = catalogue.table, catalogue.sha256, total
-        self.attribute_names = catalogue.attribute_names
+        self.attribute_names, self.has_keys = catalogue.attribute_names, catalogue.has_keys
         self.others = others  # how many rows were not chosen
 
     def items(self, start: int = 0, *, pictures: bool = True) -> Iterator[Item]:
@@ -247,6 +267,9 @@ class ChosenItems(Catalogue):
 
     def identity(self) -> dict[str, Any]:
         return self.catalogue.identity()
+
+    def item_key(self, item: Item) -> bytes | None:
+        return self.catalogue.item_key(item)
 
     def read_file(self, name: str) -> bytes:
         return self.catalogue.read_file(name)
@@ -294,8 +317,6 @@ def as_text(value: Any) -> str:
     """A cell as text; lists as JSON."""
     if isinstance(value, str):
         return value
-    import json
-
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -51,6 +51,7 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
         "more_titles": list(item.more_titles), "more_problems": [],
         "title_keys": [normalise_title(title) for title in (item.title, *item.more_titles)],
         "image_keys": [], "attributes": json.dumps(item.attributes, ensure_ascii=False), "record_bytes": 0,
+        "item_key": catalogue.item_key(item),  # before its pictures are read: a change in between is seen later
     }  # fmt: skip
     try:
         _check_text(item)

@@ -23,9 +23,10 @@ STAGED = pa.schema(
         "image_sha256": pa.string(), "image_phash": pa.uint64(), "image_signature": pa.binary(64),
         "height": pa.int32(), "width": pa.int32(), "bytes": pa.int64(), "format": pa.string(),
         "more_titles": _TEXTS, "more_problems": _TEXTS, "title_keys": _TEXTS, "image_keys": _TEXTS,
-        "attributes": pa.string(), "record_bytes": pa.int64(),
+        "attributes": pa.string(), "record_bytes": pa.int64(), "item_key": pa.binary(16),
     }
 )  # fmt: skip
+PASSING = ("title_keys", "record_bytes", "item_key")  # of use to the build alone
 DUPLICATE = "duplicate id"
 NO_TIME, SEEN = "no time", "in an earlier split"
 _TEXT_KINDS = ("not UTF-8", "empty id", "empty title", "NUL byte")  # a row with one of these is not looked at further

@@ -6,7 +6,9 @@ unquoted commas in the product name: they have more fields than columns, and the
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import datetime
 import io
 import os
 import shutil
@@ -107,6 +109,9 @@ def _convert_zip(source: Path, archive: zipfile.ZipFile, out: Path) -> dict[str,
             counts["missing_images"] += 1
             continue
         (out / row["image"]).write_bytes(picture)
+        with contextlib.suppress(ValueError):  # a month 0 stands for no date
+            moment = datetime.datetime(*archive.getinfo(name).date_time, tzinfo=datetime.UTC).timestamp()
+            os.utime(out / row["image"], (moment, moment))  # by which a build that goes on knows the picture again
     _write_table(out, rows)
     return counts
 
@@ -167,7 +172,7 @@ def _link(picture: Path, target: Path) -> bool:
         os.link(picture, target)
     except OSError:  # another file system, or one without links
         try:
-            shutil.copyfile(picture, target)
+            shutil.copy2(picture, target)  # with its time, by which a build that goes on knows it again
         except PermissionError:
             return False
     return True

@@ -45,7 +45,10 @@ class Files(Protocol):
         """The same file to be read bit by bit; the same errors."""
 
     def identity(self) -> dict[str, Any]:
-        """What tells, without reading every file, whether the files are those of an earlier run."""
+        """What tells, without looking at every file, whether the files are those of an earlier run."""
+
+    def stamp(self, name: str) -> str:
+        """What is another after a file was exchanged, without reading it; "" where there is none to be read."""
 
 
 def local_path(path: str | os.PathLike) -> pathlib.Path:
@@ -117,7 +120,14 @@ class Folder:
             raise FileProblem("unreadable image", f"{name} cannot be read ({error})") from error
 
     def identity(self) -> dict[str, Any]:
-        return {}  # a look at every picture would cost what reading costs; the table stands for them
+        return {}  # of each file its stamp tells
+
+    def stamp(self, name: str) -> str:
+        try:
+            status = os.stat(self.root / safe_name(name))
+        except (FileProblem, OSError, ValueError):
+            return ""
+        return f"{status.st_size} {status.st_mtime_ns}"
 
 
 class Zip:
@@ -158,6 +168,13 @@ class Zip:
         for info in self._zip.infolist():
             digest.update(f"{info.filename}\0{info.file_size}\0{info.CRC}\n".encode(errors="surrogatepass"))
         return {"zip_directory": digest.hexdigest()}
+
+    def stamp(self, name: str) -> str:
+        try:
+            info = self._zip.getinfo(self._top + safe_name(name))
+        except (FileProblem, KeyError):
+            return ""
+        return f"{info.file_size} {info.CRC}"
 
     def _find(self, name: str, limit: int) -> zipfile.ZipInfo:
         try:

@@ -80,24 +80,12 @@ def near_pictures(signatures: np.ndarray, *, distance: int = NEAR) -> Iterator[t
     Raises:
       ValueError: signatures of another shape, or a distance out of range.
     """
-    if signatures.ndim != 2 or signatures.shape[1] != SIGNATURE_BYTES or signatures.dtype != np.uint8:
-        raise ValueError(f"signatures {signatures.dtype} {signatures.shape}; expected uint8 [n, {SIGNATURE_BYTES}]")
-    if not 0 <= distance <= MAX_NEAR:
-        raise ValueError(f"distance={distance}; expected 0 to {MAX_NEAR} bits")
+    _check(signatures, distance)
     hashes = leading_bits(signatures)
-    structure = np.ascontiguousarray(signatures[:, :32]).view(np.uint64)
-    colour = signatures[:, 32:]
+    alike = _Comparison(signatures, distance)
     order = np.argsort(hashes, kind="stable")
     starts = np.flatnonzero(np.r_[True, hashes[order][1:] != hashes[order][:-1]][: len(order)])
     sizes = np.diff(np.r_[starts, len(order)])
-
-    def alike(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        near = np.bitwise_count(structure[a] ^ structure[b]).sum(1, dtype=np.int64) <= distance
-        a, b = a[near], b[near]
-        differences = np.maximum(colour[a], colour[b]) - np.minimum(colour[a], colour[b])
-        near = differences.mean(1) <= COLOUR_NEAR
-        return a[near], b[near]
-
     for left, right in _equal_pairs(hashes[order]):
         yield alike(order[left], order[right])
     for first, second, _ in near_hashes(hashes[order[starts]], distance=HASH_NEAR):
@@ -105,23 +93,60 @@ def near_pictures(signatures: np.ndarray, *, distance: int = NEAR) -> Iterator[t
             yield alike(order[left], order[right])
 
 
+class _Comparison:
+    """Of pairs of indices of signatures, those that look alike."""
+
+    def __init__(self, signatures: np.ndarray, distance: int):
+        self._hashes = leading_bits(signatures)
+        self._structure = np.ascontiguousarray(signatures[:, :32]).view(np.uint64)
+        self._colour, self._distance = signatures[:, 32:], distance
+
+    def __call__(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        near = np.bitwise_count(self._hashes[a] ^ self._hashes[b]) <= HASH_NEAR
+        a, b = a[near], b[near]
+        near = np.bitwise_count(self._structure[a] ^ self._structure[b]).sum(1, dtype=np.int64) <= self._distance
+        a, b = a[near], b[near]
+        differences = np.maximum(self._colour[a], self._colour[b]) - np.minimum(self._colour[a], self._colour[b])
+        near = differences.mean(1) <= COLOUR_NEAR
+        return a[near], b[near]
+
+
 def near_groups(signatures: np.ndarray, *, distance: int = NEAR) -> np.ndarray:
     """int64 [n]: pictures that look alike, directly or through others, have equal numbers: the index of the first.
 
-    Equal signatures cost nothing, however many. See `near_pictures` for what looks alike and for the errors.
+    Equal signatures cost nothing, however many. Nor are pairs compared that others have linked already: a placeholder
+    saved ten thousand times is one group after ten thousand comparisons, not after their square. See `near_pictures`
+    for what looks alike and for the errors.
     """
-    from input_pipeline.groups import connected, first_rows
+    from input_pipeline.groups import first_rows
 
+    _check(signatures, distance)
     _, first, inverse = np.unique(_opaque(signatures), return_index=True, return_inverse=True)
-    labels, edges, waiting = np.arange(len(first)), [np.empty((2, 0), np.int64)], 0
-    for a, b in near_pictures(signatures[first], distance=distance):
-        a, b = labels[a], labels[b]
-        edges.append(np.stack([a, b])[:, a != b])
-        waiting += edges[-1].shape[1]
-        if waiting > _PAIRS_AT_ONCE:  # joined now and then, so that memory stays flat
-            labels, edges, waiting = connected(np.concatenate(edges, axis=1), len(first))[labels], edges[:1], 0
-    labels = connected(np.concatenate(edges, axis=1), len(first))[labels]
+    alike = _Comparison(signatures[first], distance)
+    labels = np.arange(len(first))
+    for keys in _block_keys(leading_bits(signatures[first]), distance=HASH_NEAR):
+        order = np.argsort(keys, kind="stable")
+        labels = _joined(labels, alike, order, _pairs_in_line(keys[order], labels[order]))
+        order = np.lexsort((labels, keys))
+        labels = _joined(labels, alike, order, _equal_pairs(keys[order], labels[order]))
     return first_rows(labels[inverse])
+
+
+def _joined(
+    labels: np.ndarray, alike: _Comparison, order: np.ndarray, pairs: Iterator[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """The labels with those of pictures made one that look alike; `pairs` are of positions in `order`."""
+    from input_pipeline.groups import connected
+
+    nothing = np.empty((2, 0), np.int64)
+    edges, waiting = [nothing], 0
+    for left, right in pairs:
+        a, b = alike(order[left], order[right])
+        edges.append(np.stack([labels[a], labels[b]]))
+        waiting += len(a)
+        if waiting > _PAIRS_AT_ONCE:  # joined now and then, so that memory stays flat
+            labels, edges, waiting = connected(np.concatenate(edges, axis=1), len(labels))[labels], [nothing], 0
+    return connected(np.concatenate(edges, axis=1), len(labels))[labels] if waiting else labels
 
 
 def near_matches(queries: np.ndarray, signatures: np.ndarray, *, distance: int = NEAR) -> np.ndarray:
@@ -165,8 +190,7 @@ def near_hashes(hashes: np.ndarray, *, distance: int) -> Iterator[tuple[np.ndarr
         raise ValueError(f"distance={distance}; expected 0 to 8 bits")
     if not distance or len(hashes) < 2:
         return
-    ends = np.linspace(0, 64, distance + 3).round().astype(int).tolist()
-    blocks = [np.uint64((1 << high) - (1 << low)) for low, high in itertools.pairwise(ends)]
+    blocks = _blocks(distance)
     for one, two in itertools.combinations(range(len(blocks)), 2):
         keys = hashes & (blocks[one] | blocks[two])
         order = np.argsort(keys, kind="stable")
@@ -184,6 +208,18 @@ def near_hashes(hashes: np.ndarray, *, distance: int) -> Iterator[tuple[np.ndarr
             yield a[new], b[new], bits[new]
 
 
+def _blocks(distance: int) -> list[np.uint64]:
+    """Masks of `distance` + 2 blocks of 64 bits, of which two hashes that differ in so few bits share two."""
+    ends = np.linspace(0, 64, distance + 3).round().astype(int).tolist()
+    return [np.uint64((1 << high) - (1 << low)) for low, high in itertools.pairwise(ends)]
+
+
+def _block_keys(hashes: np.ndarray, *, distance: int) -> Iterator[np.ndarray]:
+    """uint64 [n] for every two blocks: hashes that differ in at most `distance` bits are equal in one of them."""
+    for one, two in itertools.combinations(_blocks(distance), 2):
+        yield hashes & (one | two)
+
+
 @functools.cache
 def _transform() -> tuple[np.ndarray, np.ndarray]:
     """Rows of the DCT, float32 [16, 64], for frequencies 1 to 16, and the order of the 256 products, low to high."""
@@ -194,19 +230,46 @@ def _transform() -> tuple[np.ndarray, np.ndarray]:
     return cosines.astype(np.float32), np.array([row * _FREQUENCIES + column for row, column in order])
 
 
+def _check(signatures: np.ndarray, distance: int) -> None:
+    if signatures.ndim != 2 or signatures.shape[1] != SIGNATURE_BYTES or signatures.dtype != np.uint8:
+        raise ValueError(f"signatures {signatures.dtype} {signatures.shape}; expected uint8 [n, {SIGNATURE_BYTES}]")
+    if not 0 <= distance <= MAX_NEAR:
+        raise ValueError(f"distance={distance}; expected 0 to {MAX_NEAR} bits")
+
+
 def _opaque(signatures: np.ndarray) -> np.ndarray:
     """One value of 64 bytes a row, for sorting."""
     return np.ascontiguousarray(signatures).view(f"V{SIGNATURE_BYTES}").ravel()
 
 
-def _equal_pairs(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every pair of positions left < right of equal keys, in pieces; keys sorted."""
-    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]][: len(keys)])
-    sizes = np.diff(np.r_[starts, len(keys)])
-    rights = np.repeat(starts + sizes, sizes) - np.arange(len(keys)) - 1  # how many equal ones follow each position
-    rows = np.flatnonzero(rights)
-    ones = np.ones(len(rows), np.int64)
-    return _products(rows, ones, rows + 1, rights[rows])
+def _equal_pairs(keys: np.ndarray, labels: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every pair of positions left < right of equal keys and different labels, in pieces; sorted by key and label."""
+    ends = _run_ends(keys)
+    starts = np.arange(1, len(keys) + 1) if labels is None else np.minimum(_run_ends(labels), ends)
+    rows = np.flatnonzero(ends > starts)
+    counts = (ends - starts)[rows]
+    for some in _pieces(counts):
+        left, count = rows[some], counts[some]
+        offset = np.repeat(starts[left] - np.cumsum(count) + count, count)
+        yield np.repeat(left, count), offset + np.arange(len(offset))
+
+
+def _pairs_in_line(keys: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of sorted keys, each position with the one before it and with the first of its key, of different labels."""
+    first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]][: len(keys)])
+    firsts = np.repeat(first, np.diff(np.r_[first, len(keys)]))
+    right = np.flatnonzero(firsts < np.arange(len(keys)))
+    for start in range(0, len(right), _PAIRS_AT_ONCE):
+        some = right[start : start + _PAIRS_AT_ONCE]
+        for left in (some - 1, firsts[some]):
+            apart = labels[left] != labels[some]
+            yield left[apart], some[apart]
+
+
+def _run_ends(values: np.ndarray) -> np.ndarray:
+    """int64 [n]: of each position, that after the last of the run of equal values it is in."""
+    ends = np.flatnonzero(np.r_[values[1:] != values[:-1], True][: len(values)]) + 1
+    return np.repeat(ends, np.diff(np.r_[0, ends]))
 
 
 def _products(
@@ -214,13 +277,19 @@ def _products(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Every pair of a position in the run from a[i], a_sizes[i] long, and one in that from b[i]; in pieces."""
     counts = a_sizes * b_sizes
-    totals = np.cumsum(counts)
-    start = 0
-    while start < len(a):
-        done = totals[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(totals, done + _PAIRS_AT_ONCE, side="right")))
-        count = counts[start:stop]
-        run = np.repeat(np.arange(start, stop), count)
+    for some in _pieces(counts):
+        count = counts[some]
+        run = np.repeat(np.arange(some.start, some.stop), count)
         offset = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
         yield a[run] + offset // b_sizes[run], b[run] + offset % b_sizes[run]
+
+
+def _pieces(counts: np.ndarray) -> Iterator[slice]:
+    """Stretches whose counts add up to no more than can be compared at once, or of a single one."""
+    totals = np.cumsum(counts)
+    start = 0
+    while start < len(counts):
+        done = totals[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(totals, done + _PAIRS_AT_ONCE, side="right")))
+        yield slice(start, stop)
         start = stop

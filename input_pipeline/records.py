@@ -17,8 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from input_pipeline import facts
 from input_pipeline.progress import progress as show_progress
-from input_pipeline.staging import Stage
-from siglip_jax.errors import UserError
+from input_pipeline.staging import DamagedStage, Stage
 
 NAME, VERSION, MODULE = "catalogue", "1.0.0", "input_pipeline.dataset"
 SHARD_BYTES = 512 * 2**20
@@ -131,7 +130,7 @@ def _records(
             features = example.features
             features.MergeFromString(data)
             if hashlib.sha256(features.feature["image"].bytes_list.value[0]).hexdigest() != sha256:
-                raise UserError(f"{part.with_suffix('.records')}: damaged; start again")
+                raise DamagedStage(f"{part.with_suffix('.records')}: damaged, so it was removed; start again")
             features.feature["title_group"].int64_list.value.append(int(rows.title_group[position[row]]))
             values = json.loads(text)
             for name in names:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import collections
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 NO_LETTERS = "no letters"
-_CHARACTERS_AT_ONCE = 2**22
+_CHARACTERS_AT_ONCE, _TITLES_AT_ONCE = 2**22, 2**17
 _NAMES = {"CJK": "Han", "IDEOGRAPHIC": "Han", "KATAKANA-HIRAGANA": "Katakana"}
 _WIDTHS = {"FULLWIDTH", "HALFWIDTH"}
 
 
-def main_scripts(titles: Sequence[str]) -> tuple[dict[str, int], int]:
+def main_scripts(titles: Iterable[str]) -> tuple[dict[str, int], int]:
     """{script: titles most of whose letters it has}, most frequent first, and how many titles mix scripts.
 
     Ties go to the script that is commoner among the titles. A letter's script is the first word of its Unicode name,
@@ -51,13 +51,15 @@ def _script(character: str) -> str:
     return _NAMES.get(word, word.capitalize())
 
 
-def _pieces(titles: Sequence[str]):
+def _pieces(titles: Iterable[str]) -> Iterator[list[str]]:
     """Stretches of titles, each of few enough characters for its arrays to be small."""
-    start = size = 0
-    for number, title in enumerate(titles):
+    some: list[str] = []
+    size = 0
+    for title in titles:
         size += len(title)
-        if size > _CHARACTERS_AT_ONCE or number - start > 2**17:
-            yield titles[start:number]
-            start, size = number, len(title)
-    if start < len(titles):
-        yield titles[start:]
+        if some and (size > _CHARACTERS_AT_ONCE or len(some) == _TITLES_AT_ONCE):
+            yield some
+            some, size = [], len(title)
+        some.append(title)
+    if some:
+        yield some

@@ -1,52 +1,90 @@
 """The work in progress of a build, in `<dataset>.partial`: finished parts stay when the process is killed.
 
 A part is some thousand rows in order: their records, one after the other, in `part-00000.records`, and the facts of all
-its rows in `part-00000.parquet`, which is written last and in one step. Where a part ends follows from the rows alone,
-so that a build that was stopped and went on has the same parts as one that was not.
+its rows in `part-00000.parquet`, which is written last and in one step.
+
+A build goes on with the parts it finds. Those whose items have changed since (`Catalogue.item_key`) are written again,
+the others stay, whatever became of the file they were read from.
 """
 
 from __future__ import annotations
 
+import bisect
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import fcntl
+import functools
 import itertools
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from input_pipeline import facts
 from input_pipeline.catalogue import Catalogue, Item
 from input_pipeline.checking import Checked, check_item
 from siglip_jax.errors import UserError
 
-FORMAT = 1  # of the parts and of the plan
+FORMAT = 2  # of the parts and of the plan
 PART_ROWS, PART_BYTES = 8192, 128 * 2**20
 TASK_ROWS = 16  # checked by a thread in one go
 _PLAN = "plan.json"
+_CHECKING = ("only", "min_image_size")  # options on which what is checked depends
+_FAILED = "failed"  # in the plan: the build ended in an error, after which its user may well change things
+
+
+class DamagedStage(UserError):
+    """Work in progress that cannot be gone on with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """Rows that are in no finished part.
+
+    Attributes:
+      number: of the part to write; where `stop` is None, of the first of those to write.
+      start: the first row.
+      stop: the row after the last; None where rows follow to the end of the source.
+    """
+
+    number: int
+    start: int
+    stop: int | None
 
 
 class Stage:
     """The folder of a build; use it in a `with`, which takes its lock.
 
     Attributes:
+      name: of the dataset's folder.
       folder: `<dataset>.partial`.
       dataset: the finished dataset, before it moves to its place.
       is_ours: whether this process has its lock, and the work in it is of the same plan.
     """
 
     def __init__(self, out_dir: pathlib.Path):
+        self.name = out_dir.name
         self.folder = out_dir.with_name(f"{out_dir.name}.partial")
         self.dataset = self.folder / "dataset"
         self.is_ours = False
 
     @contextlib.contextmanager
-    def opened(self, plan: Mapping[str, Any]) -> Iterator[Stage]:
+    def opened(self, plan: Mapping[str, Any], *, has_keys: bool) -> Iterator[Stage]:
         """Makes the folder, or goes on with the one that is there.
+
+        After an error of its build, another source or other options are taken up: what was checked of the source stays
+        if that is still of use. After any other end they are refused, since they may be a mistake.
+
+        Args:
+          plan: {"source": identity of the catalogue, "options": those of the build}.
+          has_keys: of the catalogue; then what was checked of another source may be of use, see `changed_parts`.
 
         Raises:
           UserError: another process builds there, or it is the work of another source or of other options.
@@ -57,7 +95,7 @@ class Stage:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the kernel, however the process ends
             except OSError as error:
                 raise UserError(f"{self.folder}: another process builds this dataset; wait for its end") from error
-            self._check_plan(json.loads(json.dumps({"format": FORMAT, **plan})))
+            self._take_up(json.loads(json.dumps({"format": FORMAT, **plan})), has_keys)
             self._remove_unfinished()
             yield self
 
@@ -69,17 +107,49 @@ class Stage:
         """How many rows are in them."""
         return sum(facts.read_part(path, ["row"]).num_rows for path in self.parts())
 
-    def next_row(self) -> int:
-        """The number of the first row of the source that is in no finished part."""
-        parts = self.parts()
-        return facts.read_part(parts[-1], ["row"])["row"][-1].as_py() + 1 if parts else 0
+    def has_full_part(self) -> bool:
+        """Whether there is more work than is quickly done again."""
+        return len(self.parts()) > 1 or self.rows() >= PART_ROWS
 
-    def write(self, checked: Iterable[Checked]) -> None:
-        """Writes parts until there are no more rows; the last is short."""
-        rows = iter(checked)
-        for number in itertools.count(len(self.parts())):
-            if not self._write_part(number, rows):
+    def gaps(self) -> list[Gap]:
+        """What is to be checked and written, in order; the last has no end."""
+        found: list[Gap] = []
+        number = start = 0
+        for path in self.parts():
+            rows, there = facts.read_part(path, ["row"])["row"], part_number(path)
+            if len(rows):
+                if there > number:
+                    bounds = np.linspace(start, rows[0].as_py(), there - number + 1).astype(int).tolist()
+                    found += [Gap(number + k, *ends) for k, ends in enumerate(itertools.pairwise(bounds))]
+                start = rows[-1].as_py() + 1
+                number = there + 1
+        return [*found, Gap(number, start, None)]
+
+    def write(self, checked: Iterable[Checked], gaps: Sequence[Gap]) -> None:
+        """Writes the parts of `gaps`, each with its rows, and from the last one on as many as there are rows for."""
+        starts = [gap.start for gap in gaps]
+        of_gaps = itertools.groupby(checked, lambda row: bisect.bisect_right(starts, row.facts["row"]) - 1)
+        index, rows = next(of_gaps, (-1, iter(())))
+        for number, gap in enumerate(gaps[:-1]):
+            if index == number:
+                self._write_part(gap.number, rows, whole=True)
+                index, rows = next(of_gaps, (-1, iter(())))
+            else:
+                self._write_part(gap.number, iter(()), whole=True)
+        for part in itertools.count(gaps[-1].number):
+            if not self._write_part(part, rows):
                 return
+
+    def drop(self, parts: Sequence[pathlib.Path]) -> None:
+        """Removes parts that are no longer of use, and what of the dataset was written from them."""
+        self._remove_dataset()
+        for path in parts:
+            path.unlink()
+            path.with_suffix(".records").unlink(missing_ok=True)
+
+    def note_failure(self) -> None:
+        """Keeps the parts for a build that may differ in its source or its options."""
+        self._write_plan(json.loads((self.folder / _PLAN).read_text(encoding="utf-8")) | {_FAILED: True})
 
     def read_records(self, part: pathlib.Path, lengths: Iterable[int], wanted: Iterable[bool]) -> Iterator[bytes]:
         """The records of a part's wanted rows; `lengths` are those of all its rows."""
@@ -113,8 +183,8 @@ class Stage:
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
-    def _write_part(self, number: int, rows: Iterator[Checked]) -> bool:
-        """False where there was no row left."""
+    def _write_part(self, number: int, rows: Iterator[Checked], *, whole: bool = False) -> bool:
+        """False where there was no row left; `whole` writes all rows, and a part of none too."""
         path = self.folder / f"part-{number:05d}.parquet"
         table: list[dict[str, Any]] = []
         written = 0
@@ -123,11 +193,11 @@ class Stage:
                 table.append(row.facts)
                 file.write(row.record)
                 written += len(row.record)
-                if len(table) >= PART_ROWS or written >= PART_BYTES:
+                if not whole and (len(table) >= PART_ROWS or written >= PART_BYTES):
                     break
             file.flush()
             os.fsync(file.fileno())
-        if not table:
+        if not table and not whole:
             path.with_suffix(".records").unlink()
             return False
         unfinished = path.with_suffix(".unfinished")
@@ -136,25 +206,38 @@ class Stage:
         unfinished.rename(path)
         return True
 
-    def _check_plan(self, plan: dict[str, Any]) -> None:
+    def _take_up(self, plan: dict[str, Any], has_keys: bool) -> None:
         path = self.folder / _PLAN
         if path.exists():
             try:
                 old = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
+                failed = old.pop(_FAILED, False)
+            except (OSError, ValueError, AttributeError) as error:
                 raise UserError(f"{path}: damaged; delete {self.folder} to begin anew") from error
-            if difference := _difference(old, plan):
+            difference = _difference(old, plan)
+            if difference and not failed:
                 raise UserError(
                     f"{self.folder}: an unfinished build of another kind ({difference}); give the same source and "
                     "options to go on with it, or delete the folder to begin anew"
                 )
-            self.is_ours = True
-            return
+            if difference:
+                self._remove_dataset()
+            if difference and (told := _of_no_use(old, plan, has_keys)):
+                self.drop(self.parts())
+                print(f"{self.folder}: {told}, so that checking starts again", file=sys.stderr, flush=True)
         self.is_ours = True
+        self._write_plan(plan)
+
+    def _write_plan(self, plan: Mapping[str, Any]) -> None:
+        path = self.folder / _PLAN
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(plan), encoding="utf-8")
         sync(unfinished)
         unfinished.rename(path)
+
+    def _remove_dataset(self) -> None:
+        shutil.rmtree(self.dataset, ignore_errors=True)
+        self._remove("*.sizes.npy")
 
     def _remove_unfinished(self) -> None:
         self._remove("*.unfinished")
@@ -167,13 +250,33 @@ class Stage:
             path.unlink()
 
 
-def check_items(catalogue: Catalogue, start: int, *, min_image_size: int, num_threads: int) -> Iterator[Checked]:
-    """The items from row `start` on, checked in threads, in order; a few dozen of them in memory at a time."""
+def part_number(path: pathlib.Path) -> int:
+    return int(path.stem.removeprefix("part-"))
 
-    def check(items: list[Item]) -> list[Checked]:
-        return [check_item(catalogue, item, min_image_size=min_image_size) for item in items]
 
-    items = catalogue.items(start)
+def check_gaps(
+    catalogue: Catalogue, gaps: Sequence[Gap], *, min_image_size: int, num_threads: int
+) -> Iterator[Checked]:
+    """The items of `gaps`, checked in threads, in order."""
+    for gap in gaps:
+        items = catalogue.items(gap.start)
+        if gap.stop is not None:
+            items = itertools.takewhile(functools.partial(_is_before, gap.stop), items)
+        yield from check_items(catalogue, items, min_image_size=min_image_size, num_threads=num_threads)
+
+
+def _is_before(stop: int, item: Item) -> bool:
+    return item.row < stop
+
+
+def check_items(
+    catalogue: Catalogue, items: Iterator[Item], *, min_image_size: int, num_threads: int
+) -> Iterator[Checked]:
+    """The items, checked in threads, in order; a few dozen of them in memory at a time."""
+
+    def check(some: list[Item]) -> list[Checked]:
+        return [check_item(catalogue, item, min_image_size=min_image_size) for item in some]
+
     pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="check")
     waiting: collections.deque[concurrent.futures.Future[list[Checked]]] = collections.deque()
     try:
@@ -195,6 +298,15 @@ def sync(path: pathlib.Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _of_no_use(old: Mapping[str, Any], new: Mapping[str, Any], has_keys: bool) -> str:
+    """In what the plan of a build that failed differs so that what it checked is of no use; "" where it is of use."""
+    for name in _CHECKING:
+        if told := _difference(old["options"].get(name), new["options"].get(name), name):
+            return told
+    told = _difference(old["format"], new["format"], "format")
+    return told or ("" if has_keys else _difference(old["source"], new["source"], "source"))
 
 
 def _difference(old: Any, new: Any, name: str = "") -> str:

@@ -1,9 +1,10 @@
 """siglip-jax bench build: rows/s and memory of building a large dataset from repeated pictures.
 
-Every row is an item of its own: its picture is read, decoded, hashed and written as any other's.
+Every row is an item of its own: its picture is read, decoded, hashed and written as any other's. With --audit, what
+`siglip-jax audit` takes for the dataset is told too.
 
 siglip-jax bench build --rows=20000
-siglip-jax bench build --rows=1000000 --catalog=shop.zip --workdir=/mnt/large
+siglip-jax bench build --rows=1000000 --catalog=shop.zip --workdir=/mnt/large --audit=runs/million.html
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("rows", 20_000, "Rows to build.", lower_bound=10, flag_values=values)
     flags.DEFINE_string("catalog", "", "As of siglip-jax data; synthetic pictures when absent.", flag_values=values)
     flags.DEFINE_string("workdir", "", "Where the dataset is written, and removed at the end.", flag_values=values)
+    flags.DEFINE_string("audit", "", "The page of an audit, an .html file; none when absent.", flag_values=values)
     flags.DEFINE_integer("threads", None, "Of decoding; the machine's cores when absent.", flag_values=values)
 
 
@@ -42,6 +44,7 @@ def main(values: flags.FlagValues) -> None:
         audit = build_dataset(catalogue, f"{folder}/dataset", num_threads=values.threads)
         end = repeated.Mark(values.rows, time.perf_counter(), *repeated.resident())
         size = sum(path.stat().st_size for path in pathlib.Path(folder, "dataset").iterdir())
+        told = _audit(f"{folder}/dataset", values.audit) if values.audit else ""
     kept = f"{audit['kept']} of {values.rows} rows kept"
     print(f"{measuring.machine()}; {kept}, pictures of {values.catalog or 'a synthetic catalogue'}")
     lines = [
@@ -54,3 +57,29 @@ def main(values: flags.FlagValues) -> None:
     growth = end.peak - catalogue.marks[0].peak
     more = f"{growth:.0f} MiB more at most than after a tenth of the rows"
     print(f"{whole:.0f} s, {size / 2**20:.0f} MiB written; {more}")
+    if told:
+        print(told)
+
+
+def _audit(dataset: str, output: str) -> str:
+    """Audits in a process of its own, so that the memory is that of the audit alone."""
+    import concurrent.futures
+    import multiprocessing
+
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        seconds, before, peak, size, headline = pool.submit(_audited, dataset, output).result()
+    memory = f"{peak:.0f} MiB at most, {before:.0f} before it began"
+    return f"audit: {seconds:.1f} s, {memory}; {headline}\n{output}: {size / 2**10:.0f} KiB"
+
+
+def _audited(dataset: str, output: str) -> tuple[float, float, float, int, str]:
+    import pathlib
+    import time
+
+    from input_pipeline.audit_page import audit_dataset, headline
+    from tools import repeated
+
+    before, start = repeated.resident()[1], time.perf_counter()
+    audit = audit_dataset(dataset, output)
+    seconds = time.perf_counter() - start
+    return seconds, before, repeated.resident()[1], pathlib.Path(output).stat().st_size, headline(audit)

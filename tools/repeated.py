@@ -51,8 +51,10 @@ class RepeatedCatalogue(Catalogue):
 
 
 def resident() -> tuple[float, float]:
-    """MiB of this process's memory now (0 where the system does not tell) and at most so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    pages = pathlib.Path("/proc/self/statm")
-    now = int(pages.read_text().split()[1]) * resource.getpagesize() / 2**20 if pages.exists() else 0.0
-    return now, peak
+    """MiB of this process's memory now and at most so far; where only that is known, now is 0."""
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # not getrusage, whose figure a new process has from the one that started it
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        now, peak = (int(lines[name].split()[0]) / 2**10 for name in ("VmRSS", "VmHWM"))
+        return now, peak
+    return 0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -64,7 +64,7 @@ def build_data(
     if audit["more_image_problems"]:
         found = ", ".join(f"{count} {kind}" for kind, count in audit["more_image_problems"].items())
         print(f"further pictures left out of rows kept: {found}")
-    print(f"dataset {output}, audit {pathlib.Path(output) / 'audit.json'}")
+    print(f"dataset {output}, audit {pathlib.Path(output) / 'audit.html'}")
     return audit
 
 

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import PIL.Image
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from input_pipeline.audit import Tokens, audit_table
 from input_pipeline.audit_page import audit_dataset, findings, headline, render
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import build_dataset
-from input_pipeline.item_table import SCHEMA
+from input_pipeline.item_table import SCHEMA, ItemColumns, item_table, open_columns
 from input_pipeline.scripts import NO_LETTERS, main_scripts
 from siglip_jax.cli import main
 from siglip_jax.errors import UserError
@@ -177,6 +178,48 @@ def test_the_page(evil_dataset, tmp_path):
     assert audit["dataset"]["split_by"] == ["title", "image"]
     again = audit_dataset(evil_dataset, tmp_path / "out" / "audit.html", progress=False)
     assert again == audit
+
+
+def test_the_build_leaves_a_page_with_what_its_audit_says(evil_dataset, tmp_path):
+    page = (evil_dataset / "audit.html").read_text(encoding="utf-8")
+    built = json.loads((evil_dataset / "audit.json").read_text(encoding="utf-8"))
+    assert "<script" not in page
+    assert re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', page) == []
+    assert "http" not in page
+    assert "11 of 12 rows kept" in page
+    assert built["fingerprint"] in page
+    assert page.count("data:image/jpeg;base64,") >= 11
+    assert "Pictures that look alike were not looked for" in page
+    audit = audit_dataset(evil_dataset, tmp_path / "audit.html", near=None, progress=False)
+    assert built["contents"] == {name: audit[name] for name in built["contents"]}
+    assert built["contents"].keys() == audit.keys() - {"rows", "kept", "splits", "problems", "dataset"}
+    assert "Pictures that look alike were not looked for" in (tmp_path / "audit.html").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="choose another name"):
+        audit_dataset(evil_dataset, evil_dataset / "audit.html", progress=False)
+
+
+def test_columns_are_those_of_the_table(evil_dataset):
+    table = item_table(evil_dataset, progress=False)
+    kept = table.filter(pc.equal(table["kind"], ""))
+    for columns in (open_columns(evil_dataset), ItemColumns(table)):
+        for name in SCHEMA.names:
+            assert columns.column(name, only_kept=False).to_pylist() == table[name].to_pylist()
+            assert columns.column(name).to_pylist() == kept[name].to_pylist()
+        assert columns.attribute_names == ["colour"]
+        assert columns.attribute("colour").to_pylist() == [row["colour"] for row in kept["attributes"].to_pylist()]
+
+
+def test_a_table_that_is_damaged(evil_dataset, tmp_path):
+    data = bytearray((evil_dataset / "rows.parquet").read_bytes())
+    for cut in (100, len(data) - 20):
+        (evil_dataset / "rows.parquet").write_bytes(data[:cut])
+        with pytest.raises(UserError, match=r"rows\.parquet: not readable .*build the dataset again"):
+            audit_dataset(evil_dataset, tmp_path / "audit.html", progress=False)
+    data[4:2000] = bytes(1996)
+    (evil_dataset / "rows.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=r"rows\.parquet: not readable"):
+        audit_dataset(evil_dataset, tmp_path / "audit.html", progress=False)
+    assert not (tmp_path / "audit.html").exists()
 
 
 def test_leaks_between_splits_are_said_first():

@@ -177,6 +177,21 @@ def test_a_hundred_thousand_blank_pictures():
     assert not near_matches(signatures[:9], signatures).any()
 
 
+@pytest.mark.parametrize("share", [0.003, 0.02])
+def test_one_picture_saved_in_thousands_of_ways_is_not_compared_with_itself_each_time(share, monkeypatch):
+    """The pairs are two hundred million; all but a few bits of each are those of the first."""
+    rng = np.random.default_rng(1)
+    signatures = np.repeat(rng.integers(0, 256, (1, 64), np.uint8), 20_000, axis=0)
+    signatures[:, :32] ^= np.packbits(rng.random((20_000, 256)) < share, axis=1)
+    compared = []
+    compare = perceptual._Comparison.__call__
+    monkeypatch.setattr(
+        perceptual._Comparison, "__call__", lambda self, a, b: (compared.append(len(a)), compare(self, a, b))[1]
+    )
+    assert not near_groups(signatures).any()
+    assert sum(compared) < 10 * len(signatures)
+
+
 def test_nothing_to_compare():
     nothing = np.zeros((0, 64), np.uint8)
     assert near_groups(nothing).shape == (0,)
