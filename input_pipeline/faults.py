@@ -55,11 +55,10 @@ def read_record(rows: Split, number: int) -> dict[str, Any] | BadRow:
     Raises:
       UserError: nothing can be read of the file that the row is in.
     """
-    found = _read_one(rows, number)
-    if not isinstance(found, str):
-        return found
-    _check_shard(rows, number, found)
-    return BadRow(number, "", f"damaged record ({found})")
+    try:
+        return rows[number]
+    except Exception:  # damaged bytes raise many types
+        return BadRow(number, "", f"damaged record ({rows.why_unreadable(number)})")
 
 
 def readable_titles(rows: Split) -> Iterator[str]:
@@ -71,27 +70,9 @@ def readable_titles(rows: Split) -> Iterator[str]:
     for start in range(0, len(rows), READ_ROWS):
         try:
             records: list[Any] = rows[start : start + READ_ROWS]
-        except Exception:  # damaged bytes raise many types; now find out which
+        except Exception:  # now find out which
             records = [read_record(rows, number) for number in range(start, min(start + READ_ROWS, len(rows)))]
         yield from (record["title"] for record in records if not isinstance(record, BadRow))
-
-
-def _read_one(rows: Split, number: int) -> dict[str, Any] | str:
-    """The record, or why there is none."""
-    try:
-        return rows[number]
-    except Exception as error:  # as above
-        return " ".join(str(error).split())[:200]
-
-
-def _check_shard(rows: Split, number: int, reason: str) -> None:
-    """Raises where the first, the middle and the last record of the row's file are all damaged."""
-    name, start, stop = rows.shard_of(number)
-    if all(isinstance(_read_one(rows, other), str) for other in {start, (start + stop) // 2, stop - 1}):
-        raise UserError(
-            f"{rows.dataset_dir / name}: rows {start} to {stop - 1} of split {rows.name} cannot be read ({reason}); "
-            "copy the file anew, or build the dataset again"
-        )
 
 
 def stand_ins(rows: np.ndarray, *, count: int, attempt: int, seed: int, epoch: int) -> np.ndarray:

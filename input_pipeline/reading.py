@@ -76,6 +76,29 @@ class Split(Sequence):
         names = [pathlib.Path(path).name for path in info.filepaths]  # in the order of shards; `filenames` is sorted
         return names[shard], int(ends[shard]) - info.shard_lengths[shard], int(ends[shard])
 
+    def why_unreadable(self, row: int) -> str:
+        """Of a row whose record is damaged; "" for others.
+
+        Raises:
+          UserError: the first, the middle and the last record of the row's file are all damaged.
+        """
+        if not (reason := self._damage(row)):
+            return ""
+        name, start, stop = self.shard_of(row)
+        if all(self._damage(other) for other in {start, (start + stop) // 2, stop - 1}):
+            raise UserError(
+                f"{self.dataset_dir / name}: rows {start} to {stop - 1} of split {self.name} cannot be read "
+                f"({reason}); copy the file anew, or build the dataset again"
+            )
+        return reason
+
+    def _damage(self, row: int) -> str:
+        try:
+            self[row]
+        except Exception as error:  # damaged bytes raise many types
+            return " ".join(str(error).split())[:200] or type(error).__name__
+        return ""
+
     def __reduce__(self):
         return open_split, (self.dataset_dir, self.name)
 
@@ -102,7 +125,9 @@ def open_split(dataset_dir: str | os.PathLike, split: str) -> Split:
     except Exception as error:
         raise UserError(f"{folder}: split {split} cannot be opened ({_one_line(error)}); build it again") from error
     rows = Split(folder, split, source)
-    rows.__getitems__([0, len(rows) - 1])  # files are opened when first read; one cut short is better found now
+    if len(rows):  # files are opened when first read; one cut short is better found now
+        for row in {0, len(rows) - 1}:
+            rows.why_unreadable(row)
     return rows
 
 

@@ -201,11 +201,21 @@ def test_titles_of_what_can_be_read(dataset, tmp_path):
     assert list(readable_titles(open_split(folder, "train"))) == expected
 
 
-def damage_one_record(folder: pathlib.Path) -> set[int]:
+@pytest.mark.parametrize("row", [0, ROWS - 1])
+def test_a_damaged_record_at_either_end_is_replaced_too(dataset, tmp_path, row):
+    """A split is opened by a look at these two."""
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset, folder)
+    damaged = damage_one_record(folder, row=row)
+    replaced = [each for _, replaced in with_replaced(loader(folder, epochs=1), 6) for each in replaced]
+    assert row in damaged
+    assert {each["row"] for each in replaced} == damaged
+
+
+def damage_one_record(folder: pathlib.Path, *, row: int = 20) -> set[int]:
     """Flips bytes in the middle of a picture; returns the rows that cannot be read any more."""
-    row = 20
     image = open_split(folder, "train")[row]["image"]
-    path = min(folder.glob("*array_record*"))
+    path = folder / open_split(folder, "train").shard_of(row)[0]
     content = bytearray(path.read_bytes())
     place = content.index(image[4000:4200])
     content[place : place + 4] = bytes(4)
