@@ -287,7 +287,8 @@ def _value_counts(column: pa.ChunkedArray) -> pa.StructArray:
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
     """int64 [n]: equal numbers for equal texts."""
-    chunks = pc.fill_null(column, "").dictionary_encode().chunks  # which share one dictionary
+    column = pc.fill_null(column, "") if column.null_count else column
+    chunks = column.dictionary_encode().chunks  # which share one dictionary
     return np.concatenate([np.zeros(0, np.int64), *(chunk.indices.to_numpy() for chunk in chunks)]).astype(np.int64)
 
 

@@ -47,12 +47,7 @@ def audit_dataset(
     Raises:
       UserError: no dataset, or an output of another name or that would overwrite something else.
     """
-    output = pathlib.Path(output)
-    if output.suffix != ".html":
-        raise UserError(f"{output}: expected a file name ending in .html")
-    beside = output.with_suffix(".json")
-    if beside.exists() and not _is_audit(beside):
-        raise UserError(f"{output}: its data would overwrite {beside}, which is no such audit; choose another name")
+    output, beside = check_output(output)
     columns = open_columns(dataset_dir, progress=progress)
     audit = audit_table(columns, near=near, tokens=tokens)
     audit["dataset"] = {"folder": pathlib.Path(dataset_dir).name, **_provenance(pathlib.Path(dataset_dir))}
@@ -61,6 +56,17 @@ def audit_dataset(
     output.write_text(page, encoding="utf-8")
     beside.write_text(json.dumps(audit, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return audit
+
+
+def check_output(output: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path]:
+    """The paths of the page and of its data; refuses what `audit_dataset` would, before long work."""
+    output = pathlib.Path(output)
+    if output.suffix != ".html":
+        raise UserError(f"{output}: expected a file name ending in .html")
+    beside = output.with_suffix(".json")
+    if beside.exists() and not _is_audit(beside):
+        raise UserError(f"{output}: its data would overwrite {beside}, which is no such audit; choose another name")
+    return output, beside
 
 
 def write_page(dataset_dir: str | os.PathLike, output: str | os.PathLike) -> dict[str, Any]:

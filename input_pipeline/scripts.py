@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 NO_LETTERS = "no letters"
-_CHARACTERS_AT_ONCE, _TITLES_AT_ONCE = 2**22, 2**17
+_CHARACTERS_AT_ONCE, _TITLES_AT_ONCE = 2**20, 2**15
 _NAMES = {"CJK": "Han", "IDEOGRAPHIC": "Han", "KATAKANA-HIRAGANA": "Katakana"}
 _WIDTHS = {"FULLWIDTH", "HALFWIDTH"}
 

@@ -27,11 +27,14 @@ def main(values: flags.FlagValues) -> None:
     import tempfile
     import time
 
+    from input_pipeline.audit_page import check_output
     from input_pipeline.building import build_dataset
     from input_pipeline.catalogue import read_catalogue
     from input_pipeline.synthetic import write_synthetic_catalogue
     from tools import measuring, repeated
 
+    if values.audit:
+        check_output(values.audit)
     if values.workdir:
         pathlib.Path(values.workdir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=values.workdir or None, prefix="bench-build-") as folder:

@@ -180,3 +180,25 @@ def test_members_of_a_zip_that_cannot_be_unpacked(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("input_pipeline.fashion.MAX_FILE_BYTES", 4)
     assert convert_fashion(path, tmp_path / "large")["missing_images"] == 4
     assert not list((tmp_path / "large/images").iterdir())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("linked", [False, True])
+def test_pictures_are_known_again_when_converted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool, linked: bool
+):
+    """By them a build that goes on tells whether they have changed since."""
+    source = _source(tmp_path / "in")
+    for path in (source / "images").iterdir():
+        os.utime(path, (10**9, 10**9))
+    if packed:
+        source = _zip(source, tmp_path / "fashion.zip", "")
+    if not linked:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError))
+    keys = []
+    for name in ("one", "two"):
+        convert_fashion(source, tmp_path / name)
+        catalogue = read_catalogue(tmp_path / name)
+        keys.append([catalogue.item_key(item) for item in catalogue.items()])
+    assert keys[0] == keys[1]
+    assert len(set(keys[0])) == _COUNTS["rows"]

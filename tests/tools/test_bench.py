@@ -1,5 +1,7 @@
 """The benches run and say what their parts do; how fast they are is no matter for a test."""
 
+import re
+
 import pytest
 
 from siglip_jax import cli
@@ -193,3 +195,15 @@ def test_build(capsys, tmp_path):
     assert [line.split()[1] for line in lines if line.startswith("checked")] == [str(90 * k) for k in range(1, 11)]
     assert float(lines[-2].split()[-1]) > 50  # MiB
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_build_and_audit(tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert cli.main(["bench", "build", "--rows=450", f"--audit={page}", f"--workdir={tmp_path / 'work'}"]) == 0
+    told = capsys.readouterr().out
+    assert "445 of 450 rows kept" in told
+    assert re.search(r"^audit: [\d.]+ s, \d+ MiB at most, \d+ before it began; 445 of 450 rows kept; ", told, re.M)
+    assert "445 of 450 rows kept" in page.read_text(encoding="utf-8")
+    assert not list((tmp_path / "work").iterdir())
+    assert cli.main(["bench", "build", "--rows=450", "--audit=page"]) == 2
+    assert "expected a file name ending in .html" in capsys.readouterr().err
