@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -22,8 +19,9 @@ from input_pipeline.dataset import build_dataset, dataset_fingerprint, open_spli
 from input_pipeline.faults import readable_titles
 from input_pipeline.loader import make_loader
 from input_pipeline.tokenizer import train_tokenizer
-from siglip_jax.errors import Stopped, UserError
+from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
+from tools.termination import terminable
 
 PICTURES_CHECKED = 64  # of an export
 MAX_PIXELS_ERROR = 1e-5
@@ -46,7 +44,7 @@ def build_data(
 
     `options` are those of `build_dataset`.
     """
-    with tempfile.TemporaryDirectory() as temporary, _terminable():
+    with tempfile.TemporaryDirectory() as temporary, terminable():
         source = catalog
         if layout == "fashion":
             from input_pipeline.fashion import convert_fashion
@@ -66,29 +64,6 @@ def build_data(
         print(f"further pictures left out of rows kept: {found}")
     print(f"dataset {output}, audit {pathlib.Path(output) / 'audit.html'}")
     return audit
-
-
-class _Terminated(BaseException):
-    """SIGTERM; no Exception, so that nobody takes it for an error of the data."""
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Turns SIGTERM into an orderly end: temporary folders go, finished work is kept, the exit code is 143."""
-
-    def stop(*_: Any) -> None:
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows no handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except _Terminated:
-        raise Stopped("stopped by SIGTERM", code=128 + signal.SIGTERM) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

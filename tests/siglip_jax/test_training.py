@@ -242,7 +242,7 @@ TRAIN = "import sys; from siglip_jax.cli import main; sys.exit(main(['train', *s
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mesh.data": 8, "microbatch": 1},
+        pytest.param({"mesh.data": 8, "microbatch": 1}, marks=pytest.mark.slow),
         {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
     ],
     ids=str,

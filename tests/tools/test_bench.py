@@ -101,6 +101,7 @@ def test_step_beside_transformers(capsys):
     assert float(theirs[-1]) == pytest.approx(float(ours[-1]), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_step_largest_batch(capsys):
     options = ["--largest_batch", "--memory_gib=0.2", "--only=ours", "--only=microbatched", "--microbatch=16"]
     assert cli.main([*STEP, *options]) == 0

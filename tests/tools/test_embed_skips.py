@@ -107,6 +107,7 @@ def test_skipped_rows_are_named_recorded_and_nothing_else_changes(
     np.testing.assert_allclose(store.vectors, whole.vectors[kept], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues(flags, in_one_go, python, embed_script, tmp_path):
     """Killed once after the shard that lacks a picture, once after the one that lacks a record; the same bytes."""
     output = tmp_path / "store"
@@ -140,6 +141,7 @@ def test_a_complete_store_with_skips_is_kept_or_refused(flags, in_one_go, tmp_pa
     assert files_of(output) == files_of(in_one_go)
 
 
+@pytest.mark.slow
 def test_two_processes(flags, in_one_go, embed_script, free_port, process_environment, tmp_path):
     output = tmp_path / "store"
     group = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]

@@ -1,0 +1,72 @@
+"""SIGTERM at any moment ends the block, also where Python forgets exceptions."""
+
+import gc
+import os
+import signal
+import time
+
+import pytest
+
+from siglip_jax.errors import Stopped
+from tools.termination import terminable
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def busy(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def in_a_collector_callback():
+    def callback(phase, info):
+        if phase == "start":
+            terminate()
+            busy(0.05)  # the handler runs in here
+
+    gc.callbacks.append(callback)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(callback)
+
+
+def in_a_finaliser():
+    class Last:
+        def __del__(self):
+            terminate()
+            busy(0.05)
+
+    Last()
+
+
+@pytest.mark.parametrize("sent", [terminate, in_a_collector_callback, in_a_finaliser])
+def test_the_block_ends(sent):
+    before, reached = signal.getsignal(signal.SIGTERM), []
+
+    @terminable()
+    def work():
+        try:
+            sent()
+            busy(10)
+            reached.append("the end")
+        finally:
+            reached.append("what must be done")
+
+    with pytest.raises(Stopped) as stopped:
+        work()
+    assert reached == ["what must be done"]
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_error_is_not_a_signal():
+    @terminable()
+    def work():
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        work()
