@@ -9,6 +9,8 @@ from siglip_jax.training.config import default_config
 
 
 def get_config(argument: str = ""):
+    if argument not in ("", "tiny"):
+        raise ValueError(f"argument {argument!r}; expected tiny")
     config = default_config()
     with config.unlocked():
         config.synthetic_items = 2000

@@ -11,6 +11,8 @@ from siglip_jax.training.config import default_config, finetune_config
 
 def get_config(argument: str = ""):
     loaded = argument.startswith("from=")
+    if not (loaded or argument in ("", "tiny")):
+        raise ValueError(f"argument {argument!r}; expected tiny or from=FOLDER")
     config = finetune_config(argument.removeprefix("from=")) if loaded else default_config()
     config.preprocessing.image_size = (48, 48)
     config.preprocessing.text_length = 16

@@ -75,7 +75,10 @@ def conclusion(
             f"{claim}: {values}, difference {_signed(difference.mean)} "
             f"({100 * confidence:g} % interval {_signed(low)} to {_signed(high)}; {chance})."
         )
-        if verdict == "undecided":
+        if low == high == difference.mean == 0 and not difference.standard_error:
+            text = f"{_capital(a)} and {b} are equal in {metric}, query by query."
+            least = np.nan
+        elif verdict == "undecided":
             text += f" A true difference of {least:.3f} would be found with a chance of {100 * power:g} %."
         if difference.effective_clusters < FEW_CLUSTERS:
             text += (

@@ -367,7 +367,7 @@ def _check_writable(out_dir: pathlib.Path, overwrite: bool) -> None:
     if others:  # never deleted, whatever the caller said
         raise UserError(f"{out_dir}: holds {others[0]}, which is no part of a dataset; give a new folder")
     if any(out_dir.iterdir()) and not overwrite:
-        raise UserError(f"{out_dir}: holds a dataset already; give a new folder or overwrite it")
+        raise UserError(f"{out_dir}: holds a dataset already; give a new folder, or overwrite it (--overwrite)")
 
 
 def _replace(out_dir: pathlib.Path, stage: Stage) -> None:

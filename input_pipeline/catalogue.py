@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import difflib
 import functools
 import hashlib
 import json
@@ -298,8 +299,13 @@ def choose_items(catalogue: Catalogue, only: Mapping[str, Sequence[str]]) -> Cat
     _check_attributes(catalogue.table, only, list(names))
     for name, values in only.items():
         if missing := [value for value in values if value not in there[name]]:
-            some = ", ".join(sorted(there[name])[:20])
-            raise UserError(f"only {name}={missing[0]}: no row has this value; values are {some}")
+            near = difflib.get_close_matches(missing[0], there[name], n=3)
+            some = ", ".join(near or sorted(there[name])[:20])
+            more = len(there[name]) - (len(near) or 20)
+            raise UserError(
+                f"only {name}={missing[0]}: no row has this value; {'near it are' if near else 'values are'} {some}"
+                f"{f' and {more} others' if more > 0 else ''}"
+            )
     return ChosenItems(catalogue, only, total, read - total)
 
 
@@ -369,6 +375,11 @@ def _assign(table: Table, given: Mapping[str, str]) -> Columns:
     wanted = {part: given.get(part, part) for part in PARTS}
     for part, name in wanted.items():
         if name not in table.columns and (part != "image" or part in given):
+            if len(table.columns) == 1 and ";" in table.columns[0]:
+                raise UserError(
+                    f"{table.name}: the fields are separated by ';'; expected commas in a .csv and tabs in a .tsv: "
+                    "save it so"
+                )
             raise UserError(
                 f"{table.name}: no column {name}; columns are {', '.join(table.columns)}; "
                 f"name the {part} column with --{part}_column"

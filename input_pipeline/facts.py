@@ -93,7 +93,7 @@ def kinds_of(facts: Facts) -> pa.ChunkedArray:
 
 def details_of(kinds: pa.Array | pa.ChunkedArray, ids: pa.ChunkedArray, details: pa.ChunkedArray) -> pa.ChunkedArray:
     """What is told of each row, with the kinds that only all rows together show."""
-    repeated = pc.binary_join_element_wise("id ", ids, " was in an earlier row, which is kept", "")
+    repeated = pc.binary_join_element_wise("id ", ids, " was in an earlier row", "")
     for kind, text in (
         (DUPLICATE, repeated),
         (NO_TIME, "the time is empty or no ISO 8601 date"),

@@ -188,9 +188,15 @@ class Zip:
         return info
 
 
+# In the texts of problems that may pass, by a mended disk or other rights, while size and time of the file stay.
+PASSING_PROBLEMS = ("cannot be read", "leads outside")
+
+
 def safe_name(name: str) -> str:
     """The name, normalised; a FileProblem where it could lead out of the catalogue."""
     parts = name.split("/")
+    if "://" in name:
+        raise FileProblem("unsafe path", f"{name!r} is an address; download the picture and name its file")
     if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name or ":" in parts[0]:
         raise FileProblem("unsafe path", f"{name!r}; expected a path relative to the catalogue, with / and without ..")
     return posixpath.normpath(name)

@@ -20,7 +20,7 @@ import grain
 import numpy as np
 
 from input_pipeline.augment import NO_AUGMENTATION, Augmentation
-from input_pipeline.dataset import open_split
+from input_pipeline.dataset import Split, open_split
 from input_pipeline.faults import Budget, Replacement
 from input_pipeline.passes import ON_ERROR, Pass, pass_batch
 from input_pipeline.plan import Plan
@@ -30,7 +30,7 @@ from input_pipeline.workers import begin_worker, parse_absl_flags, signals_block
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 
-__all__ = ["Batches", "iterate_split", "make_loader"]
+__all__ = ["Batches", "check_batches", "iterate_split", "make_loader"]
 
 AUTO_CACHE_BYTES = 2 * 2**30
 AHEAD_BYTES = 2**30  # that batches made ahead may take
@@ -84,16 +84,21 @@ def make_loader(
         rows, or a damaged file, see `faults`.
     """
     rows = open_split(dataset_dir, split)
-    _check(preprocessing, batch_size, seed, epochs, process_index, process_count, num_workers, max_bad_fraction)
-    augmentation.check(preprocessing, rows.attribute_names)
-    if len(rows) // process_count < batch_size:
-        raise UserError(
-            f"batch_size={batch_size} on {process_count} process{'es' * (process_count > 1)} needs "
-            f"{batch_size * process_count} rows; split {split} has {len(rows)}; give a smaller batch"
-        )
     recipe = Recipe(preprocessing=preprocessing, augmentation=augmentation, seed=seed)
+    cached = check_batches(
+        rows,
+        recipe,
+        batch_size=batch_size,
+        epochs=epochs,
+        process_index=process_index,
+        process_count=process_count,
+        num_workers=num_workers,
+        cache=cache,
+        max_bad_fraction=max_bad_fraction,
+    )
+    if preprocessing.tokenizer is None:
+        raise UserError("the preprocessing has no tokenizer; training on titles needs one")
     disk = Disk(rows, recipe, num_threads or max(1, (os.cpu_count() or 1) // max(1, num_workers)))
-    cached = _wants_cache(cache, len(rows), recipe, num_workers)
     order = grain.MapDataset.range(len(rows)).seed(seed)
     plan = Plan(
         order=order.shuffle() if shuffle else order,
@@ -110,6 +115,29 @@ def make_loader(
         _num_workers=num_workers,
         _max_bad_fraction=max_bad_fraction,
     )
+
+
+def check_batches(
+    rows: Split,
+    recipe: Recipe,
+    *,
+    batch_size: int,
+    epochs: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    cache: bool | None = None,
+    max_bad_fraction: float = 0.01,
+) -> bool:
+    """Whether the rows are kept in memory; raises what `make_loader` raises of these arguments, before any work."""
+    _check(batch_size, recipe.seed, epochs, process_index, process_count, num_workers, max_bad_fraction)
+    recipe.augmentation.check(recipe.preprocessing, rows.attribute_names)
+    if len(rows) // process_count < batch_size:
+        raise UserError(
+            f"batch_size={batch_size} on {process_count} process{'es' * (process_count > 1)} needs "
+            f"{batch_size * process_count} rows; split {rows.name} has {len(rows)}; give a smaller batch"
+        )
+    return _wants_cache(cache, len(rows), recipe, num_workers)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -289,12 +317,8 @@ def iterate_split(
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def _check(
-    preprocessing, batch_size, seed, epochs, process_index, process_count, num_workers, max_bad_fraction
-) -> None:
+def _check(batch_size, seed, epochs, process_index, process_count, num_workers, max_bad_fraction) -> None:
     _check_positive(batch_size=batch_size, process_count=process_count, epochs=1 if epochs is None else epochs)
-    if preprocessing.tokenizer is None:
-        raise UserError("the preprocessing has no tokenizer; training on titles needs one")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}; expected 0 to {2**32 - 1}")
     if not 0 <= process_index < process_count:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from input_pipeline.files import local_path
@@ -17,7 +18,23 @@ from siglip_jax.errors import UserError
 
 FEATURES = ("id", "title", "image", "image_sha256", "title_group", "attributes")  # that every dataset has
 SEVERAL = ("more_images", "more_titles")  # and those in which some item has several
+_KINDS = {
+    **dict.fromkeys(("id", "title", "image_sha256"), "Text"),
+    "image": "Image",
+    "title_group": "int64",
+    "attributes": "FeaturesDict",
+    "more_images": "Sequence of Image",
+    "more_titles": "Sequence of Text",
+}
 READ_ROWS = 1024  # at a time
+
+
+class DamagedRecord(UserError):
+    """`reason` is what is wrong with it, a short phrase."""
+
+    def __init__(self, where: str, reason: str):
+        super().__init__(f"{where}: {reason}; build the dataset again")
+        self.reason = reason
 
 
 class Split(Sequence):
@@ -48,20 +65,31 @@ class Split(Sequence):
             many = len(numbers) != 1  # ArrayRecord starts a thread pool for these
             records = self._source.__getitems__(numbers) if many else [self._source[numbers[0]]]
         except RuntimeError as error:  # ArrayRecord's checksums
-            raise UserError(f"{self.dataset_dir}: split {self.name}: {_one_line(error)}; build it again") from error
-        return [self._parse(record) for record in records]
+            raise DamagedRecord(f"{self.dataset_dir}: split {self.name}", _one_line(error)) from error
+        return [self._row(number, record) for number, record in zip(numbers, records, strict=True)]
+
+    def _row(self, number: int, record: bytes) -> dict[str, Any]:
+        try:
+            return self._parse(record)
+        except (ValueError, DecodeError) as error:  # UnicodeDecodeError among them
+            raise DamagedRecord(f"{self.dataset_dir}: split {self.name}: row {number}", _one_line(error)) from error
 
     def _parse(self, record: bytes) -> dict[str, Any]:
         """Not by TFDS's features, which take longer than all else that Python does for a row."""
         features = tf_example_pb2.Example.FromString(record).features.feature
 
         def one(name: str) -> bytes:
-            (value,) = features[name].bytes_list.value
-            return value
+            values = features[name].bytes_list.value
+            if len(values) != 1:
+                raise ValueError(f"{name} has {len(values)} values; expected one")
+            return values[0]
 
         row: dict[str, Any] = {name: one(name).decode() for name in ("id", "title", "image_sha256")}
         row["image"] = one("image")
-        (row["title_group"],) = features["title_group"].int64_list.value
+        groups = features["title_group"].int64_list.value
+        if len(groups) != 1 or not 0 <= groups[0] < 2**31:
+            raise ValueError(f"title_group is {list(groups)[:3]}; expected one number from 0 to {2**31 - 1}")
+        row["title_group"] = groups[0]
         row["attributes"] = {name: one(f"attributes/{name}").decode() for name in self.attribute_names}
         more = {name: list(features[name].bytes_list.value) for name in self._several}
         row["more_images"] = more.get("more_images", [])
@@ -95,6 +123,8 @@ class Split(Sequence):
     def _damage(self, row: int) -> str:
         try:
             self[row]
+        except DamagedRecord as error:
+            return error.reason
         except Exception as error:  # damaged bytes raise many types
             return " ".join(str(error).split())[:200] or type(error).__name__
         return ""
@@ -118,6 +148,11 @@ def open_split(dataset_dir: str | os.PathLike, split: str) -> Split:
         raise UserError(f"{folder}: damaged dataset ({_one_line(error)}); build it again") from error
     if missing := [name for name in FEATURES if name not in features]:
         raise UserError(f"{folder}: a dataset without {', '.join(missing)}; expected one of `siglip-jax data`")
+    for name, expected in _KINDS.items():
+        if name in features and (found := _kind(features[name])) != expected:
+            raise UserError(f"{folder}: feature {name} is {found}; expected {expected}, as `siglip-jax data` writes it")
+    if wrong := [name for name, feature in features["attributes"].items() if _kind(feature) != "Text"]:
+        raise UserError(f"{folder}: attribute {wrong[0]} is {_kind(features['attributes'][wrong[0]])}; expected Text")
     if split not in names:
         raise UserError(f"{folder}: no split {split}; splits are {', '.join(names)}")
     try:
@@ -129,6 +164,16 @@ def open_split(dataset_dir: str | os.PathLike, split: str) -> Split:
         for row in {0, len(rows) - 1}:
             rows.why_unreadable(row)
     return rows
+
+
+def _kind(feature: Any) -> str:
+    """Such as "Text" (any one string), "int64", "Image" or "Sequence of Text"."""
+    if isinstance(feature, tfds.features.Sequence):
+        return f"Sequence of {_kind(feature.feature)}"
+    if isinstance(feature, tfds.features.Tensor) and feature.shape == ():
+        kind = np.dtype(feature.np_dtype)
+        return "Text" if kind.kind == "O" else kind.name
+    return type(feature).__name__
 
 
 def has_split(dataset_dir: str | os.PathLike, split: str) -> bool:

@@ -6,8 +6,11 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
+import pyarrow as pa
+
 from input_pipeline import facts
 from input_pipeline.catalogue import Catalogue
+from input_pipeline.files import PASSING_PROBLEMS
 from input_pipeline.progress import progress as show_progress
 from input_pipeline.staging import Stage, part_number
 
@@ -21,8 +24,9 @@ def drop_changed(stage: Stage, catalogue: Catalogue, progress: bool) -> None:
     if changed:
         before = stage.rows()
         stage.drop(changed)
-        again = f"{before - stage.rows()} of the {before} rows checked before are near one that has changed"
-        print(f"{stage.folder}: {again}, and are checked again", file=sys.stderr, flush=True)
+        again = f"{before - stage.rows()} of the {before} rows checked before"
+        told = f"{stage.folder}: {again} are near one that has changed, or could not be read, and are checked again"
+        print(told, file=sys.stderr, flush=True)
 
 
 def changed_parts(parts: Sequence[pathlib.Path], catalogue: Catalogue) -> Iterator[tuple[pathlib.Path, bool]]:
@@ -38,7 +42,7 @@ def changed_parts(parts: Sequence[pathlib.Path], catalogue: Catalogue) -> Iterat
     items = catalogue.items(pictures=False)
     item = next(items, None)
     for place, path in enumerate(parts):
-        table = facts.read_part(path, ["row", "item_key"])
+        table = facts.read_part(path, ["row", "item_key", "detail", "more_problems"])
         keys = list(zip(table["row"].to_pylist(), table["item_key"].to_pylist(), strict=True))
         if not keys:  # rows that are there now are found with the part before
             yield path, False
@@ -53,4 +57,13 @@ def changed_parts(parts: Sequence[pathlib.Path], catalogue: Catalogue) -> Iterat
         while item is not None and item.row < end:
             found.append((item.row, catalogue.item_key(item)))
             item = next(items, None)
-        yield path, found != keys
+        yield path, found != keys or _had_passing_problem(table)
+
+
+def _had_passing_problem(table: pa.Table) -> bool:
+    """Whether a picture could not be read, which its stamp does not tell."""
+    texts = [
+        *table["detail"].to_pylist(),
+        *(text for texts in table["more_problems"].to_pylist() for text in texts or ()),
+    ]
+    return any(mark in text for text in texts if text for mark in PASSING_PROBLEMS)

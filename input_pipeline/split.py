@@ -54,7 +54,10 @@ class SplitRule:
     def check(self, attribute_names: Sequence[str] | None) -> None:
         """Refuses, as a `UserError`, what cannot be followed; names of attributes only where these are known."""
         if bool(self.times) != bool(self.time_column):
-            raise UserError("split by time: give both the column that holds the time and the moment to split at")
+            raise UserError(
+                "split by time: give both the column that holds the time (--time_column) and the moment to split at "
+                "(--split_time)"
+            )
         if self.times and self.fractions:
             raise UserError("splits by share and by time; give either")
         if self.times:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pathlib
 
@@ -46,7 +47,8 @@ def build(
         # About 1 % of the rows are faulty, and a third of some are equal pictures.
         write_synthetic_catalogue(folder / "synthetic", items=max(2 * count, 40), seed=seed, size=224)
         dataset, split = str(folder / "source"), "train"
-        workflow.build_data(str(folder / "synthetic"), dataset)
+        with contextlib.redirect_stdout(None):
+            workflow.build_data(str(folder / "synthetic"), dataset)
     rows = open_split(dataset, split)
     if len(rows) < count:
         raise UserError(f"--count={count}: split {split} of {dataset} has {len(rows)} rows; give fewer")
@@ -64,5 +66,6 @@ def build(
         lines.append(f"{number}\t{' '.join(record['title'].split())}\timages/{number}.jpg")
     lines += [f"{copy}-{line}" for copy in range(1, copies) for line in lines[1:]]
     (folder / "items.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    workflow.build_data(str(folder), folder / "dataset", fractions={"train": 1.0})
+    with contextlib.redirect_stdout(None):  # its words are of no dataset of the user's
+        workflow.build_data(str(folder), folder / "dataset", fractions={"train": 1.0})
     return folder / "dataset"

@@ -17,7 +17,8 @@ from input_pipeline.augment import Augmentation
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import build_dataset, dataset_fingerprint, open_split
 from input_pipeline.faults import readable_titles
-from input_pipeline.loader import make_loader
+from input_pipeline.loader import check_batches, make_loader
+from input_pipeline.sources import Recipe
 from input_pipeline.tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
@@ -121,7 +122,7 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
 
     began = time.monotonic()
     check(config)
-    augmentation = Augmentation(**{field.name: config.data[field.name] for field in dataclasses.fields(Augmentation)})
+    augmentation = _augmentation(config)
     share, shares = data_share(make_mesh(config.mesh))
     if config.batch_size % shares:
         raise UserError(f"config.batch_size={config.batch_size} does not divide over {shares} processes")
@@ -147,9 +148,7 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         process_index=share,
         process_count=shares,
         num_threads=config.data.num_threads or None,
-        num_workers=config.data.num_workers,
-        cache=config.data.cache,
-        max_bad_fraction=config.data.max_bad_fraction,
+        **_options(config, "num_workers", "cache", "max_bad_fraction"),
     )
 
     def item_ids(index: np.ndarray) -> list[str]:
@@ -168,21 +167,36 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
         )
 
 
+def _augmentation(config: ml_collections.ConfigDict) -> Augmentation:
+    return Augmentation(**_options(config, *(field.name for field in dataclasses.fields(Augmentation))))
+
+
+def _options(config: ml_collections.ConfigDict, *names: str) -> dict[str, Any]:
+    return {name: config.data[name] for name in names}
+
+
 def dry_run(config: ml_collections.ConfigDict, *, dataset: epath.PathLike) -> None:
     """Prints where every parameter would live, memory, FLOPs, steps and hours on this machine; trains nothing.
 
     The hours are those of a few steps timed on zeros, so they know nothing of waiting for data.
     """
     from siglip_jax.training import ahead
+    from siglip_jax.training.outline import outline
+    from siglip_jax.training.sharding import data_share
     from siglip_jax.training.table import sharding_table
 
-    rows = len(open_split(dataset, config.data.train_split))
+    rows = open_split(dataset, config.data.train_split)
     step = ahead.build_step(config)
+    _, shares = data_share(step.mesh)
+    recipe = Recipe(preprocessing=outline(config)[1], augmentation=_augmentation(config), seed=config.seed)
+    batch_size = config.batch_size // shares
+    check_batches(rows, recipe, batch_size=batch_size, process_count=shares, **_options(config, "num_workers", "cache"))
+    per_epoch = len(rows) // config.batch_size
     print(sharding_table(step.state, step.mesh), flush=True)
     report, compiled = ahead.compile_step(config, step, capacity=ahead.device_memory())
     print(ahead.describe(report))
-    epochs = config.steps * config.batch_size / rows
-    plan = f"{config.steps} steps of {config.batch_size}, {epochs:.1f} epochs of {rows} rows"
+    epochs = config.steps / per_epoch
+    plan = f"{config.steps} steps of {config.batch_size}, {epochs:.1f} epochs of {per_epoch * config.batch_size} rows"
     if report.fits:
         seconds = ahead.time_step(step, compiled)
         images = config.batch_size / seconds

@@ -107,6 +107,36 @@ def test_pictures_exchanged_after_a_stop_are_looked_at_again(shop, tmp_path, che
     check_equal_to_a_new_build(checked, shop, tmp_path / "out")
 
 
+def test_a_picture_that_could_not_be_read_is_tried_again(shop, tmp_path, checked):
+    """A link out of the catalogue, then a copy of what it led to with its time: the stamp is the same."""
+    outside = tmp_path / "outside.png"
+    shutil.move(shop / "17.png", outside)
+    (shop / "17.png").symlink_to(outside)
+    with pytest.raises(KeyboardInterrupt):
+        checked.build(shop, tmp_path / "out", stop=50)
+    (shop / "17.png").unlink()
+    shutil.copy2(outside, shop / "17.png")
+    assert checked.build(shop, tmp_path / "out") == part_rows(2) + list(range(48, ROWS))
+    check_equal_to_a_new_build(checked, shop, tmp_path / "out")
+
+
+def test_a_zip_copied_anew_after_damage(shop, tmp_path, checked):
+    """Its directory, where sizes and sums are, is as before."""
+    sound, source = tmp_path / "sound.zip", tmp_path / "shop.zip"
+    with zipfile.ZipFile(sound, "w") as file:
+        for path in sorted(shop.iterdir()):
+            file.write(path, path.name)
+    content = bytearray(sound.read_bytes())
+    place = content.index(picture(33)[60:])
+    content[place : place + 8] = bytes(8)
+    source.write_bytes(content)
+    with pytest.raises(KeyboardInterrupt):
+        checked.build(source, tmp_path / "out", stop=50)
+    shutil.copy(sound, source)
+    assert checked.build(source, tmp_path / "out") == part_rows(4) + list(range(48, ROWS))
+    check_equal_to_a_new_build(checked, source, tmp_path / "out")
+
+
 def test_a_picture_that_was_missing_and_came(shop, tmp_path, checked):
     with pytest.raises(KeyboardInterrupt):
         checked.build(shop, tmp_path / "out", stop=50)

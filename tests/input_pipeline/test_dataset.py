@@ -11,9 +11,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
 
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import attributes, build_dataset, dataset_fingerprint, open_split
+from input_pipeline.faults import BadRow, read_record
 from input_pipeline.files import Folder
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image
@@ -309,3 +312,63 @@ def test_folders_that_cannot_be_made_are_found_first(catalogue, tmp_path, monkey
     monkeypatch.setattr("input_pipeline.checking.decode_image", lambda _: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"cannot be written .*give another folder"):
         build(catalogue, tmp_path / out)
+
+
+def spoil(folder, changes):
+    """Records of the split "train" changed: {row: function of the Example, or bytes}."""
+    (shard,) = folder.glob("*train*")
+    records = ArrayRecordReader(str(shard)).read_all()
+    for row, change in changes.items():
+        if isinstance(change, bytes):
+            records[row] = change
+            continue
+        example = tf_example_pb2.Example.FromString(records[row])
+        change(example.features.feature)
+        records[row] = example.SerializeToString()
+    writer = ArrayRecordWriter(str(shard), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def test_records_that_are_no_rows_are_named(catalogue, tmp_path):
+    build(catalogue, tmp_path / "out")
+    wrong = {
+        1: (b"\xff\xff not an example", "DecodeError"),
+        2: (lambda features: features.pop("title"), "title has 0 values; expected one"),
+        3: (lambda features: features["id"].bytes_list.value.append(b"two"), "id has 2 values; expected one"),
+        4: (lambda features: features["title"].bytes_list.value.__setitem__(0, b"caf\xe9"), "UnicodeDecodeError"),
+        5: (lambda features: features["title_group"].int64_list.value.__setitem__(0, 2**40), "title_group is"),
+    }
+    spoil(tmp_path / "out", {row: change for row, (change, _) in wrong.items()})
+    rows = open_split(tmp_path / "out", "train")
+    assert rows[0]["id"]
+    for row, (_, message) in wrong.items():
+        with pytest.raises(UserError, match=rf"split train: row {row}: .*{message}.*; build the dataset again"):
+            rows[row]
+        found = read_record(rows, row)
+        assert isinstance(found, BadRow)
+        assert message in found.reason
+    with pytest.raises(UserError, match="row 1: "):
+        rows[:]
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "message"),
+    [
+        ("id", "title_group", "feature id is int64; expected Text"),
+        ("title", "attributes", "feature title is FeaturesDict; expected Text"),
+        ("attributes", "title", "feature attributes is Text; expected FeaturesDict"),
+        ("title_group", "id", "feature title_group is Text; expected int64"),
+        ("image", "id", "feature image is Text; expected Image"),
+    ],
+)
+def test_features_of_another_type_are_refused(catalogue, tmp_path, name, like, message):
+    build(catalogue, tmp_path / "out")
+    path = tmp_path / "out/features.json"
+    described = json.loads(path.read_text())
+    features = described["featuresDict"]["features"]
+    features[name] = features[like]
+    path.write_text(json.dumps(described))
+    with pytest.raises(UserError, match=message):
+        open_split(tmp_path / "out", "train")

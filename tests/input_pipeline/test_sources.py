@@ -153,7 +153,7 @@ def test_every_source_gives_the_same_items(tmp_path, write):
     assert catalogue.total in (None, len(ITEMS))
     chosen = choose_items(catalogue, {"colour": ["blue"]})
     assert [item.row for item in chosen.items()] == [2, 5, 8, 11]
-    with pytest.raises(UserError, match=r"only colour=bleu: no row has this value; values are , blue, red"):
+    with pytest.raises(UserError, match=r"only colour=bleu: no row has this value; near it are blue and 2 others"):
         choose_items(catalogue, {"colour": ["bleu"]})
     with pytest.raises(UserError, match=r"only size=3: no such attribute; .* has colour"):
         choose_items(catalogue, {"size": ["3"]})

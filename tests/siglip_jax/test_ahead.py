@@ -270,3 +270,11 @@ def test_dry_run(config_file, shop_dataset, tmp_path, capsys):
     assert re.search(r"20 steps of 16, [\d.]+ epochs of \d+ rows: 0\.\d\d hours at [\d.]+ s a step", out)
     assert out.splitlines()[-1].startswith("fits: 0.0")
     assert not (tmp_path / "run").exists()
+    # What training would refuse, it refuses.
+    for wrong, message in (
+        (["--config.batch_size=4096"], "batch_size=4096 on 1 process needs 4096 rows"),
+        (["--config.data.crop_area=0.7,1", "--config.data.cache=True"], "cache with crop_area"),
+        (["--config.data.title_attributes=absent"], "title_attributes has absent"),
+    ):
+        assert main(["train", *flags, "--dry-run", *wrong]) == 2
+        assert message in capsys.readouterr().err
