@@ -44,7 +44,10 @@ def pass_batch(disk: Disk, rows: np.ndarray, *, on_error: str) -> tuple[dict[str
     bad.sort(key=lambda each: each.row)
     if bad and on_error == "raise":
         more = f" (and {len(bad) - 1} more of {len(rows)} rows)" if len(bad) > 1 else ""
-        raise UserError(f"{disk.rows.dataset_dir}: split {disk.rows.name}: {bad[0]}{more}; build the dataset again")
+        raise UserError(
+            f"{disk.rows.dataset_dir}: split {disk.rows.name}: {bad[0]}{more}; build the dataset again, or leave out "
+            "such rows (on_error=skip)"
+        )
     if bad:
         there = np.flatnonzero(~np.isin(rows, [each.row for each in bad]))
         arrays = {key: tree_map(lambda part: part[there], value) for key, value in arrays.items()}
