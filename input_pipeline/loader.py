@@ -177,8 +177,16 @@ class Batches(Iterator[dict[str, Any]]):
             self._running.append(self._start())
             self._to_begin = self._num_workers
         # Grain starts each worker when its first batch is asked for, at the latest.
-        with signals_blocked() if self._to_begin else contextlib.nullcontext():
-            batch, replaced = next(self._running[0])
+        try:
+            with signals_blocked() if self._to_begin else contextlib.nullcontext():
+                batch, replaced = next(self._running[0])
+        except RuntimeError as error:  # Grain's, and no more than a text
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise UserError(
+                f"a process that prepares batches is gone ({str(error).split('. ')[0]}): was it killed, or is memory "
+                "short? start again to go on, with fewer num_workers, or 0 for threads alone"
+            ) from error
         self._to_begin = max(0, self._to_begin - 1)
         self._next += 1
         self.replaced = [each.to_json() for each in replaced]

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -619,6 +620,15 @@ def test_worker_processes_end_with_a_parent_that_is_killed(dataset, tmp_path, nu
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_alive, pids))
+
+
+def test_a_worker_that_is_killed_is_one_clear_error(dataset):
+    with loader(dataset, num_workers=1) as batches:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"is gone \(Worker process .* exit code -9\)"):
+            list(itertools.islice(batches, 100))
 
 
 def is_alive(pid):
