@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from input_pipeline import facts
 from input_pipeline.audit_page import write_page
-from input_pipeline.catalogue import Catalogue, ChosenItems, choose_items
+from input_pipeline.catalogue import Catalogue
+from input_pipeline.choosing import ChosenItems, choose_items
 from input_pipeline.files import local_path
 from input_pipeline.problems import FILE as PROBLEMS_FILE
 from input_pipeline.problems import (

@@ -23,6 +23,7 @@ FILE = "problems.csv"
 SCHEMA = pa.schema({"row": pa.int64(), "id": pa.string(), "kind": pa.string(), "detail": pa.string()})
 LISTED = 100  # of each kind, in the audit
 FURTHER = "further picture: "
+_LONGEST_LINE = 2**26  # bytes: a row may be left out for an id that never ends
 
 
 def problem_tables(parts: Sequence[pathlib.Path], kinds: pa.ChunkedArray) -> Iterator[pa.Table]:
@@ -86,9 +87,15 @@ def read_problems(path: pathlib.Path) -> pa.Table:
     """
     if not path.exists():
         return SCHEMA.empty_table()
-    options = csv.ConvertOptions(column_types=SCHEMA, include_columns=SCHEMA.names, strings_can_be_null=False)
+    options: dict[str, Any] = dict(
+        read_options=csv.ReadOptions(block_size=_LONGEST_LINE),
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(
+            column_types=SCHEMA, include_columns=SCHEMA.names, strings_can_be_null=False
+        ),
+    )
     try:
-        table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
+        table = csv.read_csv(path, **options)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not readable ({str(error)[:120]}); build the dataset again") from error
     return table.filter(pc.invert(pc.starts_with(table["kind"], FURTHER)))
@@ -97,7 +104,7 @@ def read_problems(path: pathlib.Path) -> pa.Table:
 def refuse(audit: dict[str, Any], listed: Iterator[pa.Table], out_dir: pathlib.Path, on_error: str) -> None:
     """Raises, after writing the audit and the list beside `out_dir`, where no dataset can or may be written."""
     problems = collections.Counter(audit["problems"])
-    problems.update({f"further picture: {kind}": count for kind, count in audit["more_image_problems"].items()})
+    problems.update({f"{FURTHER}{kind}": count for kind, count in audit["more_image_problems"].items()})
     found = ", ".join(f"{count} {kind}" for kind, count in problems.items())
     empty = [name for name, count in audit["splits"].items() if not count]
     if not audit["kept"]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from input_pipeline.catalogue import choose_items, read_catalogue
+from input_pipeline.catalogue import read_catalogue
+from input_pipeline.choosing import choose_items
 from input_pipeline.dataset import attributes, build_dataset
 from siglip_jax.errors import UserError
 

@@ -5,12 +5,13 @@ import io
 import json
 
 import PIL.Image
+import pyarrow as pa
 import pytest
 
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import build_dataset
 from input_pipeline.item_table import item_table
-from input_pipeline.problems import LISTED
+from input_pipeline.problems import LISTED, SCHEMA, read_problems, write_problems
 from siglip_jax.errors import UserError
 
 ROWS = 2000
@@ -93,3 +94,10 @@ def test_no_list_where_nothing_was_left_out(shop, tmp_path):
     build_dataset(read_catalogue(folder), tmp_path / "out", fractions={"train": 1.0}, progress=False)
     assert not (tmp_path / "out" / "problems.csv").exists()
     assert item_table(tmp_path / "out", progress=False).num_rows == 1
+
+
+def test_an_id_without_end_is_listed_and_read_back(tmp_path):
+    path = tmp_path / "problems.csv"
+    table = pa.table([[0, 1], ["x" * 3_000_000, "b"], ["empty title"] * 2, ["", "d"]], schema=SCHEMA)
+    write_problems(path, [table])
+    assert read_problems(path).equals(table)

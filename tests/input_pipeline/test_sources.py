@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from input_pipeline.catalogue import choose_items, read_catalogue
+from input_pipeline.catalogue import read_catalogue
+from input_pipeline.choosing import choose_items
 from input_pipeline.dataset import build_dataset, open_split
 from siglip_jax.errors import UserError
 

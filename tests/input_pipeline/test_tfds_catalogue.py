@@ -12,7 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from input_pipeline.catalogue import choose_items, read_catalogue
+from input_pipeline.catalogue import read_catalogue
+from input_pipeline.choosing import choose_items
 from input_pipeline.dataset import build_dataset, open_split
 from siglip_jax.errors import UserError
 

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -120,38 +118,13 @@ def test_shards_that_batches_do_not_fill_are_refused(flags, shop_dataset, traine
 
 
 def test_two_processes_share_out_what_is_missing(
-    flags, in_one_go, python, embed_script, free_port, process_environment, tmp_path, capsys
+    flags, in_one_go, python, embed_script, embed_in_two, tmp_path, capsys
 ):
     """The store of one process, byte for byte; the shard that an earlier, killed process finished is kept."""
     output = tmp_path / "store"
     python(embed_script, 0, *flags, f"--output={output}")
     first = (output / "shard-00000.parquet").stat().st_ino
-    group = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                embed_script,
-                str(NEVER),
-                *flags,
-                f"--output={output}",
-                *group,
-                f"--process_id={index}",
-            ],
-            env=process_environment(2),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=400)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    embed_in_two(*flags, f"--output={output}")
     assert files_of(output) == files_of(in_one_go)
     assert (output / "shard-00000.parquet").stat().st_ino == first
 

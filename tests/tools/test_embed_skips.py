@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -142,26 +140,9 @@ def test_a_complete_store_with_skips_is_kept_or_refused(flags, in_one_go, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_processes(flags, in_one_go, embed_script, free_port, process_environment, tmp_path):
+def test_two_processes(flags, in_one_go, embed_in_two, tmp_path):
     output = tmp_path / "store"
-    group = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
-    line = [str(NEVER), *flags, "--on_error=skip", f"--output={output}", *group]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", embed_script, *line, f"--process_id={index}"],
-            env=process_environment(2),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=400)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    embed_in_two(*flags, "--on_error=skip", f"--output={output}")
     assert files_of(output) == files_of(in_one_go)
 
 
