@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from siglip_jax.errors import UserError
-from siglip_jax.pictures import decode_image
+from siglip_jax.preprocessing import decode_image
 
 SIDE = 144  # pixels: twice the width shown, for dense screens
 MAX_BYTES = 12 << 20  # of pictures in a page

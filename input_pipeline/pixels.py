@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from siglip_jax.compiled import compiled
+from siglip_jax.preprocessing.numba_jit import compiled
 
 _IMAGES = numba.uint8[:, :, :, ::1]
 _PIXELS = numba.uint8[:, ::1]

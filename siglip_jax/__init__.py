@@ -1,27 +1,15 @@
-"""Fine-tune SigLIP in JAX. Importing this package is cheap: public names are loaded on first use."""
+"""Fine-tune SigLIP in JAX: from a model to its checkpoint.
 
-import importlib
+    model = siglip_jax.load("google/siglip2-base-patch16-256")
 
+Importing this package is cheap. The public names stand in `__init__.pyi`, here as in every folder that has some, and
+are imported when they are first used.
+
+From the ground up: `preprocessing` (no JAX), `models`, `losses`, `weights` (formats of files), `model` and `loading`
+(what users hold), `training`, `analysis` (what a compiled step costs), `export`, `cli`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.1.0"
-
-_PUBLIC = {
-    "Model": "siglip_jax.model",
-    "load": "siglip_jax.loading",
-    "Patches": "siglip_jax.patches",
-    "Preprocessing": "siglip_jax.preprocessing",
-    "UserError": "siglip_jax.errors",
-}
-
-__all__ = ["Model", "Patches", "Preprocessing", "UserError", "__version__", "load"]
-
-
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})

@@ -20,7 +20,7 @@ from siglip_jax.models.towers import TwoTowers
 from siglip_jax.models.transformer import REMAT_POLICIES
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.weights import big_vision, huggingface, tensors
-from siglip_jax.weights.positions import METHODS, resize_positions
+from siglip_jax.weights.position_embedding import METHODS, resize_positions
 from siglip_jax.weights.processor import read_processor
 
 WEIGHTS_FOLDER = "SIGLIP_JAX_WEIGHTS"  # environment variable: folder of downloaded weights

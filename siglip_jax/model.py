@@ -23,8 +23,7 @@ from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.models.architecture import Architecture
 from siglip_jax.models.towers import TwoTowers
-from siglip_jax.patches import Patches
-from siglip_jax.preprocessing import Preprocessing
+from siglip_jax.preprocessing import Patches, Preprocessing
 from siglip_jax.weights import big_vision, huggingface, tensors
 from siglip_jax.weights.processor import write_processor
 

@@ -54,7 +54,14 @@ def below(*prefixes: str):
     ("package", "allowed"),
     [
         ("siglip_jax", ("siglip_jax",)),
-        ("input_pipeline", ("input_pipeline", "siglip_jax.preprocessing", "siglip_jax.errors", "siglip_jax.compiled")),
+        (
+            "input_pipeline",
+            (
+                "input_pipeline",
+                "siglip_jax.preprocessing",
+                "siglip_jax.errors",
+            ),
+        ),
         ("eval", ("eval", "input_pipeline", "siglip_jax")),
         ("configs", ("configs", "siglip_jax.training.config")),
         ("tools", ("tools", "eval", "input_pipeline", "siglip_jax", "configs")),

@@ -198,8 +198,8 @@ def compare(values: flags.FlagValues, mesh: Any) -> None:
     """Time, memory and FLOPs of each."""
     import jax
 
-    from siglip_jax.flops import dot_flops
-    from siglip_jax.hlo import memory
+    from siglip_jax.analysis.flops import dot_flops
+    from siglip_jax.analysis.hlo import memory
     from tools import measuring
 
     like = shapes(values.batch, values, mesh)
@@ -275,8 +275,8 @@ def largest_batches(values: flags.FlagValues, mesh: Any) -> None:
     """By what XLA allocates for the compiled program: arguments, results and temporary memory. Nothing is run."""
     import jax
 
+    from siglip_jax.analysis.hlo import memory
     from siglip_jax.errors import UserError
-    from siglip_jax.hlo import memory
     from tools import measuring
 
     limit = values.memory_gib and values.memory_gib * 2**30

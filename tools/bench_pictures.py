@@ -3,8 +3,8 @@
 siglip-jax bench pictures
 pip install opencv-python-headless imagecodecs kornia-rs cykooz.resizer pyvips[binary]; siglip-jax bench pictures
 
-This is how simplejpeg and `siglip_jax.resampling` were chosen. What is not installed is left out. One thread; times
-are of the processor, so that other work on the machine disturbs little.
+This is how simplejpeg and `siglip_jax.preprocessing.resize` were chosen. What is not installed is left out. One thread;
+times are of the processor, so that other work on the machine disturbs little.
 """
 
 from __future__ import annotations

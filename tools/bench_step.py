@@ -91,11 +91,11 @@ def compiled_step(values: flags.FlagValues, *, batch: int, microbatch: int, capa
     """(step, report, compiled) of `training.ahead`."""
     import jax
 
-    from siglip_jax.training import ahead
+    from siglip_jax.training import aot
 
     config = config_of(values, batch=batch, microbatch=microbatch)
-    step = ahead.build_step(config, devices=jax.devices()[:1])
-    return step, *ahead.compile_step(config, step, capacity=capacity)
+    step = aot.build_step(config, devices=jax.devices()[:1])
+    return step, *aot.compile_step(config, step, capacity=capacity)
 
 
 def start_model(values: flags.FlagValues) -> Any:
@@ -123,7 +123,7 @@ def run_of(values: flags.FlagValues, step: Any, compiled: Any, model: Any, batch
     """A function that trains one step more and returns its loss."""
     import jax
 
-    from siglip_jax.training.optimizer import make_optimizer
+    from siglip_jax.training.optimizer.adamw import make_optimizer
     from siglip_jax.training.step import init_state
 
     optimizer = make_optimizer(config_of(values, batch=len(batch["text"]), microbatch=0))
@@ -147,7 +147,7 @@ def compare(values: flags.FlagValues, names: list[str]) -> None:
     """Time and memory of each, on one batch."""
     import jax
 
-    from siglip_jax.training.utilization import peak_flops
+    from siglip_jax.analysis.mfu import peak_flops
     from tools import measuring, peer_transformers
 
     model = start_model(values)

@@ -14,7 +14,7 @@ import os
 
 from absl import flags
 
-from siglip_jax.chips import parse_topology
+from siglip_jax.analysis.hardware import parse_topology
 from siglip_jax.errors import UserError
 from tools import options
 
@@ -34,17 +34,17 @@ def main(values: flags.FlagValues) -> None:
         raise UserError("this config names no TPU slice; give one, as in --topology=v5e:2x4")
     chip, chips = parse_topology(topology)
     devices = tpu_devices(topology)
-    from siglip_jax.training import ahead
-    from siglip_jax.training.table import sharding_table
+    from siglip_jax.training import aot
+    from siglip_jax.training.parallel.sharding_table import sharding_table
 
-    step = ahead.build_step(config, devices=devices)
+    step = aot.build_step(config, devices=devices)
     if values.table:
         print(sharding_table(step.state, step.mesh))
     each = len(devices) // chips
     print(f"compiling the step for {topology}, mesh {dict(step.mesh.shape)}, batch {config.batch_size}", flush=True)
-    report, _ = ahead.compile_step(config, step, capacity=chip.hbm / each)
-    print(ahead.describe(report, chip=chip, devices_per_chip=each))
-    print(ahead.verdict(report, devices_per_chip=each))
+    report, _ = aot.compile_step(config, step, capacity=chip.hbm / each)
+    print(aot.describe(report, chip=chip, devices_per_chip=each))
+    print(aot.verdict(report, devices_per_chip=each))
 
 
 def tpu_devices(topology: str) -> list:

@@ -102,7 +102,7 @@ def embed(
     Raises:
       UserError: `output` holds such a store, or no store; a row that cannot be read, unless it is to be skipped.
     """
-    from siglip_jax.training.distributed import first_process_first, is_first_process
+    from siglip_jax.training.parallel.distributed import first_process_first, is_first_process
 
     count = len(open_split(dataset, split))
     chosen = range(0, count, 1 if most is None else math.ceil(count / most))
@@ -223,7 +223,7 @@ def _checksum(params: Any) -> str:
     """sha256 of parameters, by name."""
     import jax
 
-    from siglip_jax.training.rules import path_name
+    from siglip_jax.training.param_rules import path_name
 
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):

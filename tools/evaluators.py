@@ -22,8 +22,8 @@ from input_pipeline.dataset import open_split
 from input_pipeline.loader import iterate_split
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
-from siglip_jax.training.encoding import ENCODED, make_encoder
-from siglip_jax.training.sharding import make_mesh
+from siglip_jax.training.encode import ENCODED, make_encoder
+from siglip_jax.training.parallel.sharding import make_mesh
 from tools.comparison import relevance_of
 
 KINDS = ("retrieval", "ranking")

@@ -66,7 +66,7 @@ def _verify(values: flags.FlagValues) -> None:
     from siglip_jax.loading import load
     from siglip_jax.models.architecture import parameter_counts
     from siglip_jax.models.presets import PRESETS
-    from siglip_jax.models.verify import fetch_picture, verify
+    from siglip_jax.verify import fetch_picture, verify
 
     preset = PRESETS.get(values.verify)
     if preset is None:

@@ -50,7 +50,7 @@ def define_distributed(values: flags.FlagValues) -> None:
 
 def start_distributed(values: flags.FlagValues) -> None:
     """`jax.distributed` where flags or the environment ask for it; before anything asks for a device."""
-    from siglip_jax.training import distributed
+    from siglip_jax.training.parallel import distributed
 
     distributed.initialize(
         coordinator=values.coordinator, num_processes=values.num_processes, process_id=values.process_id

@@ -83,7 +83,7 @@ def start_model(
     """
     from siglip_jax import model as models
     from siglip_jax.models.towers import TwoTowers
-    from siglip_jax.training.outline import architecture_of, compute_options, preprocessing_of
+    from siglip_jax.training.start.spec import architecture_of, compute_options, preprocessing_of
 
     options, text, compute = config.model, config.preprocessing, compute_options(config)
     if config.init:
@@ -115,9 +115,9 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
 
     from siglip_jax.training import loop
     from siglip_jax.training.config import check
-    from siglip_jax.training.freezing import freezes_any, frozen_parameters
-    from siglip_jax.training.sharding import data_share, make_mesh
-    from siglip_jax.training.workdir import claim_workdir
+    from siglip_jax.training.optimizer.freezing import freezes_any, frozen_parameters
+    from siglip_jax.training.parallel.sharding import data_share, make_mesh
+    from siglip_jax.training.run.workdir import claim_workdir
     from tools.evaluators import make_evaluators
 
     began = time.monotonic()
@@ -180,36 +180,36 @@ def dry_run(config: ml_collections.ConfigDict, *, dataset: epath.PathLike) -> No
 
     The hours are those of a few steps timed on zeros, so they know nothing of waiting for data.
     """
-    from siglip_jax.training import ahead
-    from siglip_jax.training.outline import outline
-    from siglip_jax.training.sharding import data_share
-    from siglip_jax.training.table import sharding_table
+    from siglip_jax.training import aot
+    from siglip_jax.training.parallel.sharding import data_share
+    from siglip_jax.training.parallel.sharding_table import sharding_table
+    from siglip_jax.training.start.spec import outline
 
     rows = open_split(dataset, config.data.train_split)
-    step = ahead.build_step(config)
+    step = aot.build_step(config)
     _, shares = data_share(step.mesh)
     recipe = Recipe(preprocessing=outline(config)[1], augmentation=_augmentation(config), seed=config.seed)
     batch_size = config.batch_size // shares
     check_batches(rows, recipe, batch_size=batch_size, process_count=shares, **_options(config, "num_workers", "cache"))
     per_epoch = len(rows) // config.batch_size
     print(sharding_table(step.state, step.mesh), flush=True)
-    report, compiled = ahead.compile_step(config, step, capacity=ahead.device_memory())
-    print(ahead.describe(report))
+    report, compiled = aot.compile_step(config, step, capacity=aot.device_memory())
+    print(aot.describe(report))
     epochs = config.steps / per_epoch
     plan = f"{config.steps} steps of {config.batch_size}, {epochs:.1f} epochs of {per_epoch * config.batch_size} rows"
     if report.fits:
-        seconds = ahead.time_step(step, compiled)
+        seconds = aot.time_step(step, compiled)
         images = config.batch_size / seconds
         print(f"{plan}: {seconds * config.steps / 3600:.2f} hours at {seconds:.3f} s a step, {images:.0f} images/s")
         print("(timed on zeros after compilation; waiting for data, evaluation and checkpoints come on top)")
     else:
         print(plan)
-    print(ahead.verdict(report))
+    print(aot.verdict(report))
 
 
 def metrics_of(workdir: epath.PathLike) -> list[dict[str, float]]:
     """The logged lines of a training run."""
-    from siglip_jax.training.metrics import read_metrics
+    from siglip_jax.training.run.metric_writers import read_metrics
 
     return read_metrics(workdir)
 

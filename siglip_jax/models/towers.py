@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from siglip_jax.errors import UserError
 from siglip_jax.models.architecture import DTYPES, Architecture, TowerSize
 from siglip_jax.models.transformer import REMAT_POLICIES, Dtype, Encoder, MapHead
-from siglip_jax.patches import Patches
+from siglip_jax.preprocessing import Patches
 
 
 def l2_normalise(x: jax.Array) -> jax.Array:

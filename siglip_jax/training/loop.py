@@ -16,27 +16,27 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from siglip_jax.analysis.mfu import seconds_at_peak
 from siglip_jax.checkpoints import Checkpoints
 from siglip_jax.errors import Stopped, UserError
 from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.training import config as configs
-from siglip_jax.training import ema
-from siglip_jax.training.bad_pictures import BadPictures
-from siglip_jax.training.distributed import is_first_process
-from siglip_jax.training.feed import Feed
-from siglip_jax.training.freezing import check_freezing, frozen_parameters
-from siglip_jax.training.metrics import make_writers
-from siglip_jax.training.optimizer import make_optimizer, make_schedule
-from siglip_jax.training.progress import Progress
-from siglip_jax.training.rates import check_rates
-from siglip_jax.training.sharding import data_share, make_mesh, to_devices, to_host
-from siglip_jax.training.start import prepare
+from siglip_jax.training.optimizer import ema
+from siglip_jax.training.optimizer.adamw import make_optimizer, make_schedule
+from siglip_jax.training.optimizer.freezing import check_freezing, frozen_parameters
+from siglip_jax.training.optimizer.rates import check_rates
+from siglip_jax.training.parallel.distributed import is_first_process
+from siglip_jax.training.parallel.sharding import data_share, make_mesh, to_devices, to_host
+from siglip_jax.training.run.bad_images import BadPictures
+from siglip_jax.training.run.metric_writers import make_writers
+from siglip_jax.training.run.prefetch import Feed
+from siglip_jax.training.run.profiler import Trace
+from siglip_jax.training.run.stopping import Stopping
+from siglip_jax.training.run.training_progress import Progress
+from siglip_jax.training.run.workdir import hold_workdir
+from siglip_jax.training.start.prepare_start import prepare
 from siglip_jax.training.step import init_state, make_train_step
-from siglip_jax.training.stopping import Stopping
-from siglip_jax.training.trace import Trace
-from siglip_jax.training.utilization import seconds_at_peak
-from siglip_jax.training.workdir import hold_workdir
 
 STEPS_IN_FLIGHT = 2  # dispatched and not yet finished: enough to hide the host, and bounds the batches in memory
 BATCH_KEYS = ("image", "text", "group")

@@ -12,10 +12,10 @@ import optax
 from jax.sharding import Mesh
 
 from siglip_jax.losses import sigmoid_loss
-from siglip_jax.training import ema
-from siglip_jax.training.freezing import stop_gradients
-from siglip_jax.training.large_batch import value_and_grad_in_microbatches
-from siglip_jax.training.sharding import BATCH_AXES, batch_sharding, keep_rows_apart, tree_shardings
+from siglip_jax.training.optimizer import ema
+from siglip_jax.training.optimizer.freezing import stop_gradients
+from siglip_jax.training.parallel.microbatch import value_and_grad_in_microbatches
+from siglip_jax.training.parallel.sharding import BATCH_AXES, batch_sharding, keep_rows_apart, tree_shardings
 
 State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar, and "ema" where a running mean is kept}
 Batch = dict[str, jax.Array]  # {"image" uint8 [n, h, w, 3], "text" int32 [n, L], "group" int32 [n]}

@@ -9,17 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from siglip_jax import wire
-from siglip_jax.chips import CHIPS, parse_topology
+from siglip_jax.analysis import collectives
+from siglip_jax.analysis.hardware import CHIPS, parse_topology
 from siglip_jax.errors import UserError
 from siglip_jax.model import parameter_shapes
 from siglip_jax.models.presets import PRESETS
-from siglip_jax.training import ahead
-from siglip_jax.training.optimizer import make_optimizer
-from siglip_jax.training.rules import path_name
-from siglip_jax.training.sharding import tree_shardings
+from siglip_jax.training import aot
+from siglip_jax.training.optimizer.adamw import make_optimizer
+from siglip_jax.training.parallel.sharding import tree_shardings
+from siglip_jax.training.parallel.sharding_table import bytes_per_device, sharding_table
+from siglip_jax.training.param_rules import path_name
 from siglip_jax.training.step import init_state
-from siglip_jax.training.table import bytes_per_device, sharding_table
 
 
 def abstract_mesh(data, fsdp, tensor):
@@ -139,7 +139,7 @@ ENTRY %main (x: f32[16]) -> f32[] {
 
 
 def test_a_text_by_hand():
-    assert wire.sent(HLO, devices=8) == pytest.approx(
+    assert collectives.sent(HLO, devices=8) == pytest.approx(
         {
             "all-gather": 5 * 512 * 3 / 4 + 512 * 7 / 8,
             "all-reduce": 2 * 16 * 7 / 8,
@@ -149,18 +149,18 @@ def test_a_text_by_hand():
     )
     silent = HLO.replace("%limit = s32[]{:T(128)} constant(5)", "")
     with pytest.raises(UserError, match="start in a loop of unknown length"):
-        wire.sent(silent, devices=8)
+        collectives.sent(silent, devices=8)
 
 
 COMPILE = """
 import sys, jax, runpy
-from siglip_jax.training import ahead
+from siglip_jax.training import aot
 config = runpy.run_path(sys.argv[1])["get_config"]()
 config.mesh.update(data=2, fsdp=2, tensor=2)
-step = ahead.build_step(config)
-report, compiled = ahead.compile_step(config, step, capacity=2**30)
-print(ahead.describe(report)); print(ahead.verdict(report))
-assert ahead.time_step(step, compiled) > 0
+step = aot.build_step(config)
+report, compiled = aot.compile_step(config, step, capacity=2**30)
+print(aot.describe(report)); print(aot.verdict(report))
+assert aot.time_step(step, compiled) > 0
 assert report.memory["arguments"] - report.state in range(0, 100_000), (report.memory, report.state)
 assert report.flops == report.model_flops > 0
 """
@@ -182,9 +182,9 @@ def test_advice_is_the_cheapest_change_that_is_left(tiny_config):
 
     def advice(**changes):
         config.update_from_flattened_dict(changes)
-        return ahead._advice(config, mesh, state=1, capacity=100.0)
+        return aot._advice(config, mesh, state=1, capacity=100.0)
 
-    assert ahead._advice(config, mesh, state=40, capacity=100.0) == "--config.mesh.fsdp=4 --config.mesh.data=1"
+    assert aot._advice(config, mesh, state=40, capacity=100.0) == "--config.mesh.fsdp=4 --config.mesh.data=1"
     assert advice() == "--config.model.remat=dots_no_batch"
     assert advice(**{"model.remat": "dots_no_batch"}) == "--config.model.remat=full"
     assert advice(**{"model.remat": "full"}) == "--config.microbatch=2"
@@ -204,7 +204,7 @@ def test_topologies():
 
 
 def test_the_bound_on_mfu():
-    report = ahead.Report(
+    report = aot.Report(
         devices=4,
         capacity=16e9,
         needed=1e9,
@@ -217,7 +217,7 @@ def test_the_bound_on_mfu():
         advice="",
     )
     assert report.seconds(CHIPS["v5e"]) == pytest.approx((0.75, 1.0, 0.5))
-    said = ahead.describe(report, chip=CHIPS["v5e"])
+    said = aot.describe(report, chip=CHIPS["v5e"])
     assert "MFU at most 75 % with all transfers hidden behind products, 50 % with none" in said
     assert "recomputation adds 33 %" in said
 

@@ -11,10 +11,11 @@ from etils import epath
 import siglip_jax
 from input_pipeline.dataset import Split, open_split
 from siglip_jax.errors import Stopped, UserError
-from siglip_jax.training import bad_pictures, loop
-from siglip_jax.training.bad_pictures import BadPictures
-from siglip_jax.training.metrics import read_metrics
-from siglip_jax.training.progress import Progress
+from siglip_jax.training import loop
+from siglip_jax.training.run import bad_images
+from siglip_jax.training.run.bad_images import BadPictures
+from siglip_jax.training.run.metric_writers import read_metrics
+from siglip_jax.training.run.training_progress import Progress
 from tools.workflow import train
 
 BAD = {2, 30, 55}
@@ -122,7 +123,7 @@ def test_a_whole_run_lists_nothing(trained_workdir):
 
 
 def test_the_list_is_bounded_and_forgets_what_is_done_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(bad_pictures, "LISTED", 3)
+    monkeypatch.setattr(bad_images, "LISTED", 3)
     folder = epath.Path(tmp_path)
     with BadPictures(folder, start=0, position={}, repeats=1) as bad:
         for step in range(1, 6):
@@ -142,7 +143,7 @@ def test_of_several_processes_all_are_counted_once(tmp_path, monkeypatch):
     """Two of four are fed the same rows; each writes a list of its own."""
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(jax, "process_index", lambda: 3)
-    monkeypatch.setattr(bad_pictures.multihost_utils, "process_allgather", lambda here: np.array([5, 5, 1, here]))
+    monkeypatch.setattr(bad_images.multihost_utils, "process_allgather", lambda here: np.array([5, 5, 1, here]))
     with BadPictures(epath.Path(tmp_path), start=0, position={"replaced": 10}, repeats=2) as bad:
         bad.add(1, [{"row": 0}])
         assert bad.position({"replaced": 11})["replaced"] == 10 + 5 + 1

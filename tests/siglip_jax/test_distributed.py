@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 import siglip_jax
 from siglip_jax.errors import UserError
-from siglip_jax.training.distributed import _on_tpu_machine, detect, initialize
-from siglip_jax.training.metrics import read_metrics
-from siglip_jax.training.rules import path_name
-from siglip_jax.training.sharding import AXES, data_share
+from siglip_jax.training.parallel.distributed import _on_tpu_machine, detect, initialize
+from siglip_jax.training.parallel.sharding import AXES, data_share
+from siglip_jax.training.param_rules import path_name
+from siglip_jax.training.run.metric_writers import read_metrics
 from tools.workflow import train
 
 SRUN = {
@@ -38,7 +38,7 @@ EXPLICIT = {
 def test_nothing_is_started_on_a_laptop(python):
     assert detect({}) is None
     code = (
-        "import sys; from siglip_jax.training.distributed import initialize; found = initialize();"
+        "import sys; from siglip_jax.training.parallel.distributed import initialize; found = initialize();"
         "print(found, 'jax' in sys.modules)"
     )
     assert python(code).stdout.split() == ["None", "False"]

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from siglip_jax.training import feed as feeds
-from siglip_jax.training.feed import AHEAD, Feed
+from siglip_jax.training.run import prefetch as feeds
+from siglip_jax.training.run.prefetch import AHEAD, Feed
 
 
 class Counting:

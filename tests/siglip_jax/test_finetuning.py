@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import siglip_jax
-from siglip_jax import flops
+from siglip_jax.analysis import flops
 from siglip_jax.errors import UserError
 from siglip_jax.losses import sigmoid_loss
-from siglip_jax.training import ema, loop, start, temperature
+from siglip_jax.training import loop
 from siglip_jax.training.config import (
     FINETUNE_DEFAULTS,
     check,
@@ -22,12 +22,14 @@ from siglip_jax.training.config import (
     flatten,
     unsuited_to_loaded_weights,
 )
-from siglip_jax.training.freezing import FREEZE_PRESETS, check_freezing, frozen_parameters
-from siglip_jax.training.metrics import read_metrics
-from siglip_jax.training.optimizer import make_optimizer, make_schedule
-from siglip_jax.training.rates import check_rates, rate_multipliers
-from siglip_jax.training.rules import path_name
-from siglip_jax.training.sharding import make_mesh, tree_shardings
+from siglip_jax.training.optimizer import ema
+from siglip_jax.training.optimizer.adamw import make_optimizer, make_schedule
+from siglip_jax.training.optimizer.freezing import FREEZE_PRESETS, check_freezing, frozen_parameters
+from siglip_jax.training.optimizer.rates import check_rates, rate_multipliers
+from siglip_jax.training.parallel.sharding import make_mesh, tree_shardings
+from siglip_jax.training.param_rules import path_name
+from siglip_jax.training.run.metric_writers import read_metrics
+from siglip_jax.training.start import prepare_start, temperature
 from siglip_jax.training.step import init_state, make_train_step
 
 
@@ -259,8 +261,8 @@ def test_updates_against_adam_by_hand(tiny_model, tiny_config):
 
 def test_plain_settings_are_plain_adamw(tiny_model, tiny_config):
     options = tiny_config.optimizer
-    from siglip_jax.training.optimizer import DECAY_RULES
-    from siglip_jax.training.rules import match_rules
+    from siglip_jax.training.optimizer.adamw import DECAY_RULES
+    from siglip_jax.training.param_rules import match_rules
 
     plain = optax.chain(
         optax.clip_by_global_norm(options.clip_norm),
@@ -485,26 +487,28 @@ def record_of(pairs, *, scale, bias):
         "rows": found.rows,
         "constant_loss": found.constant_loss(),
         "after": {"loss": found.loss(scale, bias)},
-        **start.compare_with_shuffled(pairs, scale=scale, bias=bias),
+        **prepare_start.compare_with_shuffled(pairs, scale=scale, bias=bias),
     }
 
 
 def test_a_start_that_works_and_broken_ones():
     working = [temperature.labelled(*embeddings(noise=0.7, seed=seed)) for seed in range(4)]
     scale, bias = temperature.fit(temperature.Histogram.of(working), scale=10.0, which="both")
-    assert start.complaints(record_of(working, scale=scale, bias=bias), refit="both") == []
+    assert prepare_start.complaints(record_of(working, scale=scale, bias=bias), refit="both") == []
     # A bias learned at a batch of 32,768.
-    (said,) = start.complaints(record_of(working, scale=scale, bias=-20.0), refit="none")
+    (said,) = prepare_start.complaints(record_of(working, scale=scale, bias=-20.0), refit="none")
     assert said.startswith("t and b do not fit this batch size")
     assert "refit_temperature to bias or both" in said
-    (said,) = start.complaints(record_of(working, scale=10 * scale, bias=bias), refit="bias")  # too sure of itself
+    (said,) = prepare_start.complaints(
+        record_of(working, scale=10 * scale, bias=bias), refit="bias"
+    )  # too sure of itself
     assert "refit_temperature to both" in said
     broken = []
     for seed in range(4):
         image, text, groups = embeddings(noise=0.7, seed=seed)
         broken.append(temperature.labelled(image, np.roll(text, 5, axis=0), groups))
     for b in (bias, -20.0):
-        (said,) = start.complaints(record_of(broken, scale=scale, bias=b), refit="both")
+        (said,) = prepare_start.complaints(record_of(broken, scale=scale, bias=b), refit="both")
         assert said.startswith("the start looks broken")
 
 
@@ -530,7 +534,7 @@ def test_a_loaded_start_is_looked_at_fitted_and_recorded_once(tiny_model, tiny_c
         return {"score": float(params["t"][0])}
 
     batches = Batches(tiny_model)
-    with pytest.warns(start.StartWarning) as said:
+    with pytest.warns(prepare_start.StartWarning) as said:
         trained = loop.train(config, model=tiny_model, batches=batches, workdir=tmp_path / "run", evaluators=[evaluate])
     messages = [str(warning.message) for warning in said]
     assert messages[0].startswith("the start looks broken")  # random weights know nothing
@@ -561,12 +565,12 @@ def test_a_loaded_start_is_looked_at_fitted_and_recorded_once(tiny_model, tiny_c
 
 
 def test_what_a_loaded_model_does_not_take_from_the_config_is_said(tiny_model, tiny_config):
-    assert start.not_of_the_loaded_model(tiny_config, tiny_model) == []
-    assert start.not_of_the_loaded_model(default_config(), tiny_model) == []  # asks for nothing in particular
+    assert prepare_start.not_of_the_loaded_model(tiny_config, tiny_model) == []
+    assert prepare_start.not_of_the_loaded_model(default_config(), tiny_model) == []  # asks for nothing in particular
     tiny_config.preprocessing.image_size = (24, 16)
     tiny_config.preprocessing.lowercase = "ascii"
     tiny_config.model.text.width = 32
-    said = start.not_of_the_loaded_model(tiny_config, tiny_model)
+    said = prepare_start.not_of_the_loaded_model(tiny_config, tiny_model)
     assert said[:2] == [
         "config.preprocessing.image_size=(24, 16) is not used, (16, 16) is",
         "config.preprocessing.lowercase=ascii is not used, unicode is",
@@ -579,7 +583,7 @@ def test_a_run_says_so(tiny_model, tiny_config, tmp_path):
     tiny_config.init, tiny_config.steps = "somewhere", 3
     tiny_config.preprocessing.image_size = (24, 24)
     with pytest.warns(
-        start.StartWarning, match=r"image_size=\(24, 24\) is not used, \(16, 16\) is; siglip-jax convert"
+        prepare_start.StartWarning, match=r"image_size=\(24, 24\) is not used, \(16, 16\) is; siglip-jax convert"
     ):
         loop.train(tiny_config, model=tiny_model, batches=Batches(tiny_model), workdir=tmp_path / "run")
 

@@ -6,8 +6,8 @@ import pytest
 from jax import lax
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from siglip_jax.analysis.flops import cost, dot_flops
 from siglip_jax.errors import UserError
-from siglip_jax.flops import cost, dot_flops
 
 SQUARE = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 PRODUCT = 2 * 8**3

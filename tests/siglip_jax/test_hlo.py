@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from siglip_jax.hlo import Collective, collectives, largest_array
+from siglip_jax.analysis.hlo import Collective, collectives, largest_array
 
 TEXT = """HloModule ring, is_scheduled=true
 
@@ -52,7 +52,7 @@ PROGRAM = """
 import dataclasses, json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from siglip_jax.hlo import collectives, memory
+from siglip_jax.analysis.hlo import collectives, memory
 from siglip_jax.losses import sigmoid_loss
 
 mesh = Mesh(np.asarray(jax.devices()), ("data",), axis_types=(AxisType.Auto,))

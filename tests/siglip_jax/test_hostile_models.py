@@ -13,8 +13,7 @@ import safetensors.numpy
 import siglip_jax
 from siglip_jax import Preprocessing
 from siglip_jax.errors import UserError
-from siglip_jax.patches import Patches
-from siglip_jax.pictures import resize_image
+from siglip_jax.preprocessing import Patches, resize_image
 
 DEEP = "[" * 200_000
 

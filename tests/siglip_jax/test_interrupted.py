@@ -15,7 +15,7 @@ import siglip_jax
 from siglip_jax.cli import main
 from siglip_jax.errors import Stopped
 from siglip_jax.training import loop
-from siglip_jax.training.metrics import read_metrics
+from siglip_jax.training.run.metric_writers import read_metrics
 from tools.workflow import train
 
 # Trains, and signals itself at a moment: "step N" after dispatching that many steps, "save N" when the N-th temporary

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siglip_jax.flops import dot_flops
+from siglip_jax.analysis.flops import dot_flops
 from siglip_jax.losses.reference import dense_sigmoid_loss
-from siglip_jax.training.large_batch import value_and_grad_in_microbatches
+from siglip_jax.training.parallel.microbatch import value_and_grad_in_microbatches
 
 ROWS, MICRO = 12, 3
 
@@ -96,10 +96,10 @@ SHARDED = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from siglip_jax.hlo import collectives
+from siglip_jax.analysis.hlo import collectives
 from siglip_jax.losses import sigmoid_loss
-from siglip_jax.training.large_batch import value_and_grad_in_microbatches
-from siglip_jax.training.sharding import BATCH_AXES, make_mesh
+from siglip_jax.training.parallel.microbatch import value_and_grad_in_microbatches
+from siglip_jax.training.parallel.sharding import BATCH_AXES, make_mesh
 
 rng = np.random.default_rng(0)
 params = {"kernel": rng.normal(size=(5, 4)), "t": np.ones(1), "b": -np.ones(1)}

@@ -9,10 +9,10 @@ TRAIN = """
 import json, runpy, sys
 import jax, numpy as np
 from siglip_jax import model as models
-from siglip_jax.training import ahead
-from siglip_jax.training.optimizer import make_optimizer
-from siglip_jax.training.sharding import to_devices, tree_shardings
-from siglip_jax.training.start import outline
+from siglip_jax.training import aot
+from siglip_jax.training.optimizer.adamw import make_optimizer
+from siglip_jax.training.parallel.sharding import to_devices, tree_shardings
+from siglip_jax.training.start.spec import outline
 from siglip_jax.training.step import init_state
 
 config = runpy.run_path(sys.argv[1])["get_config"]()
@@ -30,7 +30,7 @@ batches = [
 ]
 for sizes in ((1, 1, 1), tuple(map(int, sys.argv[2:]))):
     config.mesh.update(dict(zip(("data", "fsdp", "tensor"), sizes)))
-    step = ahead.build_step(config, devices=jax.devices()[: int(np.prod(sizes))])
+    step = aot.build_step(config, devices=jax.devices()[: int(np.prod(sizes))])
     shardings = tree_shardings(step.state, step.mesh)
     state = jax.jit(lambda p: init_state(p, make_optimizer(config)), out_shardings=shardings)(start)
     losses = []

@@ -8,7 +8,7 @@ import pytest
 
 import siglip_jax
 from siglip_jax.errors import UserError
-from siglip_jax.patches import Patches
+from siglip_jax.preprocessing import Patches
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import siglip_jax
 from siglip_jax.errors import UserError
 from siglip_jax.models.towers import positions_of_patches
-from siglip_jax.patches import Patches
-from siglip_jax.weights.positions import resize_positions
+from siglip_jax.preprocessing import Patches
+from siglip_jax.weights.position_embedding import resize_positions
 
 sides = st.integers(1, 9)
 

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline.tokenizer import train_tokenizer
-from siglip_jax import pictures, preprocessing
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import EOS_ID, Preprocessing, decode_image, resize_image
+from siglip_jax.preprocessing import EOS_ID, Preprocessing, decode_image, images, preprocessing, resize_image
 
 TITLES = ["red dress", "blue jeans", "red shoes for men", "green dress with stripes", "a b c d e f", "it's 100% wool"]
 TOKENIZER = train_tokenizer(TITLES, vocab_size=330)
@@ -153,7 +152,7 @@ def test_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(PIL.Image.Image, "convert", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"30000|exceeds limit"):
         decode_image(bomb)
-    monkeypatch.setattr(pictures, "MAX_IMAGE_PIXELS", 62)
+    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 62)
     with pytest.raises(UserError, match="9x7 pixels; the limit is 62"):
         decode_image(picture())
 

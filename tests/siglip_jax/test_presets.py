@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import siglip_jax
-from siglip_jax import cli, loading
+from siglip_jax import cli, loading, verify
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model, parameter_shapes
-from siglip_jax.models import presets, verify
+from siglip_jax.models import presets
 from siglip_jax.models.architecture import Architecture, TowerSize, parameter_counts
 from siglip_jax.models.towers import TwoTowers
 

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from siglip_jax.errors import UserError
-from siglip_jax.pictures import resize_image
+from siglip_jax.preprocessing import resize_image
 
 KINDS = {"bilinear": PIL.Image.Resampling.BILINEAR, "bicubic": PIL.Image.Resampling.BICUBIC}
 
@@ -87,7 +87,7 @@ def test_written_where_asked(method):
 WITHIN_THE_ARRAYS = """
 import ctypes, mmap
 import numpy as np
-from siglip_jax import resampling
+from siglip_jax.preprocessing import resize
 
 PAGE = mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)
@@ -110,9 +110,9 @@ for _ in range(300):
     out, ahead = before_a_wall(3 * h * w)
     image, result = image.reshape(height, width, 3), out.reshape(h, w, 3)
     for run in (
-        lambda: resampling.resample(image, result, False),
-        lambda: resampling.resample(image, result, True),
-        lambda: resampling.resample_no_antialias(image, result),
+        lambda: resize.resample(image, result, False),
+        lambda: resize.resample(image, result, True),
+        lambda: resize.resample_no_antialias(image, result),
     ):
         run()
         assert not ahead.any()
@@ -130,7 +130,7 @@ NOWHERE_TO_KEEP = """
 import sys
 from numba.core import caching
 caching.CacheImpl._locator_classes = []
-from siglip_jax.pictures import resize_image
+from siglip_jax.preprocessing.images import resize_image
 import numpy as np
 print(resize_image(np.full((9, 9, 3), 77, np.uint8), (4, 4), method="bilinear").sum())
 """

@@ -11,8 +11,8 @@ import siglip_jax
 from input_pipeline.loader import make_loader
 from siglip_jax.errors import UserError
 from siglip_jax.training import loop
-from siglip_jax.training.metrics import MetricsFile, read_metrics
-from siglip_jax.training.workdir import claim_workdir
+from siglip_jax.training.run.metric_writers import MetricsFile, read_metrics
+from siglip_jax.training.run.workdir import claim_workdir
 from tools.workflow import train
 
 

@@ -344,7 +344,7 @@ COMPILED = """
 import json, sys
 import jax, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from siglip_jax.flops import cost
+from siglip_jax.analysis.flops import cost
 from siglip_jax.losses import sigmoid_loss
 
 def measure(devices, batch, dim=768):

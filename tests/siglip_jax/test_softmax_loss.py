@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siglip_jax.flops import dot_flops
+from siglip_jax.analysis.flops import dot_flops
 from siglip_jax.losses import softmax_loss
 from siglip_jax.losses.reference import dense_softmax_loss
 
@@ -65,7 +65,7 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from siglip_jax.losses import softmax_loss
-from siglip_jax.training.sharding import BATCH_AXES, make_mesh
+from siglip_jax.training.parallel.sharding import BATCH_AXES, make_mesh
 
 mesh = make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
 x, y = (jax.device_put(a, NamedSharding(mesh, P(BATCH_AXES))) for a in np.load(sys.argv[1]))

@@ -7,15 +7,15 @@ import sys
 import pytest
 
 from siglip_jax.errors import Stopped, UserError
-from siglip_jax.training import stopping
-from siglip_jax.training.stopping import Stopping
-from siglip_jax.training.workdir import LOCK, claim_workdir, hold_workdir
+from siglip_jax.training.run import stopping
+from siglip_jax.training.run.stopping import Stopping
+from siglip_jax.training.run.workdir import LOCK, claim_workdir, hold_workdir
 
 HOLD = """
 import sys
 from etils import epath
 from siglip_jax.training.config import default_config
-from siglip_jax.training.workdir import hold_workdir
+from siglip_jax.training.run.workdir import hold_workdir
 with hold_workdir(epath.Path(sys.argv[1]), default_config(), "data"):
     print("held", flush=True)
     sys.stdin.read()

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 
 from input_pipeline.tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import EOS_ID, Preprocessing
-from siglip_jax.tokenizer import open_tokenizer
+from siglip_jax.preprocessing import EOS_ID, Preprocessing, open_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 

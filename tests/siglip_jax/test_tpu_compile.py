@@ -13,7 +13,7 @@ import dataclasses, json, sys
 import jax, numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from siglip_jax.hlo import collectives, memory
+from siglip_jax.analysis.hlo import collectives, memory
 from siglip_jax.losses import sigmoid_loss
 
 topology, batch, dtype, communication = sys.argv[1:]

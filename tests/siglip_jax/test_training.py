@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches, Preprocessing
 from siglip_jax.training import loop
-from siglip_jax.training.metrics import read_metrics
-from siglip_jax.training.optimizer import DECAY_RULES, make_optimizer, make_schedule
-from siglip_jax.training.rules import match_rules, path_name
-from siglip_jax.training.sharding import make_mesh, to_devices, tree_shardings
+from siglip_jax.training.optimizer.adamw import DECAY_RULES, make_optimizer, make_schedule
+from siglip_jax.training.parallel.sharding import make_mesh, to_devices, tree_shardings
+from siglip_jax.training.param_rules import match_rules, path_name
+from siglip_jax.training.run.metric_writers import read_metrics
 from siglip_jax.training.step import init_state, make_train_step
 
 

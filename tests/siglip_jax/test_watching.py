@@ -11,13 +11,15 @@ from etils import epath
 
 from input_pipeline.dataset import open_split
 from input_pipeline.loader import make_loader
+from siglip_jax.analysis import mfu
+from siglip_jax.analysis.mfu import peak_flops
 from siglip_jax.checkpoints import Checkpoints
 from siglip_jax.errors import Stopped, UserError
-from siglip_jax.training import loop, progress, utilization
+from siglip_jax.training import loop
 from siglip_jax.training.config import check
-from siglip_jax.training.metrics import make_writers, read_metrics
-from siglip_jax.training.progress import Progress
-from siglip_jax.training.utilization import peak_flops
+from siglip_jax.training.run import training_progress
+from siglip_jax.training.run.metric_writers import make_writers, read_metrics
+from siglip_jax.training.run.training_progress import Progress
 from tools.workflow import start_model, train
 
 # --- writers ----------------------------------------------------------------------------------------------------------
@@ -84,7 +86,7 @@ def test_weights_and_biases_that_is_not_there(tmp_path, monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     now = types.SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now.seconds)
+    monkeypatch.setattr(training_progress.time, "perf_counter", lambda: now.seconds)
     return now
 
 
@@ -164,11 +166,11 @@ def count_flops(architecture, batch: int) -> float:
 
 
 def test_mfu_counts_the_work_of_a_step_without_what_is_done_twice(tiny_config, shop_dataset, tmp_path, monkeypatch):
-    monkeypatch.setitem(utilization.PEAK_FLOPS, "cpu", 1e9)
+    monkeypatch.setitem(mfu.PEAK_FLOPS, "cpu", 1e9)
     found = []
 
     def stop(*arguments):
-        found.append(utilization.seconds_at_peak(*arguments))
+        found.append(mfu.seconds_at_peak(*arguments))
         raise Stopped("before anything is compiled", code=0)
 
     monkeypatch.setattr(loop, "seconds_at_peak", stop)

@@ -19,7 +19,7 @@ import siglip_jax
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model, parameter_shapes
 from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
-from siglip_jax.patches import Patches
+from siglip_jax.preprocessing import Patches
 from siglip_jax.weights import big_vision, huggingface_names
 
 SOURCES = {

@@ -52,7 +52,7 @@ def test_recipes_that_are_refused(tiny_config, text, said):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::siglip_jax.training.start.StartWarning")
+@pytest.mark.filterwarnings("ignore::siglip_jax.training.start.prepare_start.StartWarning")
 def test_both_runs_and_the_table(trained_workdir, config_file, shop_dataset, tmp_path, capsys):
     flags = {
         "config": config_file,

@@ -7,7 +7,7 @@ from eval.embeddings import read_store
 from input_pipeline.dataset import open_split
 from siglip_jax import cli
 from siglip_jax.loading import load
-from siglip_jax.training.outline import preprocessing_of
+from siglip_jax.training.start.spec import preprocessing_of
 
 WAYS = [{"resize": "bilinear_pad", "fill": "edge"}, {"resize": "bilinear_scaled_decode"}]
 

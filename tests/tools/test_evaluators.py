@@ -22,7 +22,7 @@ import json, runpy, sys
 from tools.evaluators import make_evaluators
 from tools.workflow import start_model
 import jax
-from siglip_jax.training.sharding import make_mesh, tree_shardings
+from siglip_jax.training.parallel.sharding import make_mesh, tree_shardings
 config = runpy.run_path(sys.argv[1])["get_config"]()
 config.evaluation.while_training = ("retrieval", "ranking")
 config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2

@@ -91,7 +91,8 @@ def test_verify_needs_a_picture(trained_workdir, tmp_path, capsys, monkeypatch):
     """With a trained tiny model standing in for the published weights."""
     import dataclasses
 
-    from siglip_jax.models import presets, verify
+    from siglip_jax import verify
+    from siglip_jax.models import presets
 
     model = siglip_jax.load(trained_workdir)
     name = "google/siglip2-base-patch16-256"

@@ -1,9 +1,9 @@
 """The training step of a config, compiled before there is a run: memory, FLOPs, bytes between chips, and a verdict.
 
 Nothing is allocated: the step is compiled from shapes, for devices that need not be there. MaxText calls it
-ahead-of-time compilation. FLOPs are those of the products in the jaxpr (`siglip_jax.flops`), bytes are read from the
-compiled text (`siglip_jax.wire`), both with the trip counts of their loops; XLA's own `cost_analysis` counts a loop's
-body once.
+ahead-of-time compilation. FLOPs are those of the products in the jaxpr (`siglip_jax.analysis.flops`), bytes are read
+from the compiled text (`siglip_jax.analysis.collectives`), both with the trip counts of their loops; XLA's own
+`cost_analysis` counts a loop's body once.
 
 The bound on MFU: a step can be no shorter than its FLOPs at the chip's peak, recomputation included, nor than its bytes
 at the chip's wires; MFU counts the FLOPs of the model alone, without recomputation. `mfu_bound` takes the longer of
@@ -23,17 +23,17 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from siglip_jax import flops, wire
-from siglip_jax.chips import Chip
-from siglip_jax.hlo import memory
+from siglip_jax.analysis import collectives, flops
+from siglip_jax.analysis.hardware import Chip
+from siglip_jax.analysis.hlo import memory
 from siglip_jax.model import parameter_shapes
 from siglip_jax.training import config as configs
-from siglip_jax.training.freezing import frozen_parameters
-from siglip_jax.training.optimizer import make_optimizer, make_schedule
-from siglip_jax.training.outline import batch_shapes, outline
-from siglip_jax.training.sharding import make_mesh, tree_shardings
+from siglip_jax.training.optimizer.adamw import make_optimizer, make_schedule
+from siglip_jax.training.optimizer.freezing import frozen_parameters
+from siglip_jax.training.parallel.sharding import make_mesh, tree_shardings
+from siglip_jax.training.parallel.sharding_table import bytes_per_device
+from siglip_jax.training.start.spec import batch_shapes, outline
 from siglip_jax.training.step import init_state, make_train_step
-from siglip_jax.training.table import bytes_per_device
 
 GIB = 2**30
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMG])\) exceeds available", re.DOTALL)
@@ -135,7 +135,7 @@ def compile_step(config: ml_collections.ConfigDict, step: Step, *, capacity: flo
     else:
         used = memory(compiled)
         needed = float(sum(used.values()))
-        sent = wire.sent(compiled.as_text(), devices=step.mesh.size)
+        sent = collectives.sent(compiled.as_text(), devices=step.mesh.size)
     fits = compiled is not None and (capacity is None or needed <= capacity)
     plain = config.copy_and_resolve_references()
     with plain.unlocked():

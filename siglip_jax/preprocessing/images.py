@@ -133,13 +133,13 @@ def resize_image(image: np.ndarray, size: tuple[int, int], *, method: str, out: 
     if image.shape[:2] == tuple(size):
         out[...] = image
         return out
-    from siglip_jax import resampling
+    from siglip_jax.preprocessing import resize
 
     image = np.ascontiguousarray(image)
     if method == "bilinear_no_antialias":
-        resampling.resample_no_antialias(image, out)
+        resize.resample_no_antialias(image, out)
     else:
-        resampling.resample(image, out, method == "bicubic")
+        resize.resample(image, out, method == "bicubic")
     return out
 
 

@@ -2,7 +2,7 @@
 
 PIL's own loops take longer than decoding the JPEG. No kept library resizes to the same pixels: OpenCV and kornia-rs do
 not antialias with these filters, libvips places the samples elsewhere, fast_image_resize is off by up to two grey
-levels (`siglip-jax bench pictures`). So Pillow's Resample.c is written out here for numba, in vectors (`lanes`).
+levels (`siglip-jax bench pictures`). So Pillow's Resample.c is written out here for numba, in vectors (`simd`).
 Threads run at once: the GIL is released.
 
 The module takes a second to import, and a few more the first time on a machine: `pictures` imports it when needed.
@@ -13,8 +13,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from siglip_jax.compiled import compiled
-from siglip_jax.lanes import (
+from siglip_jax.preprocessing.numba_jit import compiled
+from siglip_jax.preprocessing.simd import (
     add_product,
     blend,
     floats,

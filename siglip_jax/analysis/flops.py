@@ -26,7 +26,7 @@ class Cost:
       flops: of dot products and convolutions, 2 a multiply-add, summed over all devices of a `shard_map`. What XLA's
         partitioner repeats on several devices outside a `shard_map` is counted once.
       sent: bytes that one device sends, by collective, for those written out in a `shard_map`; the partitioner's own
-        are in the compiled text only (`siglip_jax.hlo`).
+        are in the compiled text only (`siglip_jax.analysis.hlo`).
     """
 
     flops: float

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from siglip_jax.flops import dot_flops
+from siglip_jax.analysis.flops import dot_flops
 
 # Dense bfloat16 FLOP/s of one jax device, from the makers' data sheets. The longest name that a device's kind begins
 # with counts, so "NVIDIA H100 80GB HBM3" is an "NVIDIA H100".

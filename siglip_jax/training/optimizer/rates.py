@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from siglip_jax.training.rules import check_rules, match_rules, path_name
+from siglip_jax.training.param_rules import check_rules, match_rules, path_name
 
 # Layer-wise decay (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254): the nearer to the input, the slower. Layers of
 # a scanned tower are one array, so their rates are a vector along its leading axis.

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from siglip_jax.errors import UserError
-from siglip_jax.training.rules import match_rules
+from siglip_jax.training.param_rules import match_rules
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # rows of a batch are spread over both

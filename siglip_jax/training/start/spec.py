@@ -13,8 +13,7 @@ from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.models.presets import PRESETS
 from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
-from siglip_jax.patches import Patches
-from siglip_jax.preprocessing import NAFLEX, Preprocessing
+from siglip_jax.preprocessing import NAFLEX, Patches, Preprocessing
 
 
 def preprocessing_of(config: ml_collections.ConfigDict) -> Preprocessing:

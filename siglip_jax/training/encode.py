@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from siglip_jax.training.sharding import to_devices
+from siglip_jax.training.parallel.sharding import to_devices
 
 ENCODED = ("image", "text", "group")
 

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 
 from siglip_jax.errors import UserError
-from siglip_jax.training.rules import check_rules, match_rules
+from siglip_jax.training.param_rules import check_rules, match_rules
 
 Rules = tuple[tuple[str, bool], ...]  # (regex over the whole path, frozen?); the first match wins
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from siglip_jax.training.rules import path_name
-from siglip_jax.training.sharding import tree_shardings
+from siglip_jax.training.parallel.sharding import tree_shardings
+from siglip_jax.training.param_rules import path_name
 
 
 def bytes_per_device(tree: Any, shardings: Any) -> int:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from etils import epath
 
 from siglip_jax.errors import UserError
-from siglip_jax.training.distributed import is_first_process
+from siglip_jax.training.parallel.distributed import is_first_process
 
 FLUSH_SECONDS = 10.0
 

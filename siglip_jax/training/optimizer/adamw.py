@@ -8,9 +8,9 @@ import jax
 import ml_collections
 import optax
 
-from siglip_jax.training.freezing import freezes_any, frozen_parameters
-from siglip_jax.training.rates import has_rates, scale_by_rates
-from siglip_jax.training.rules import match_rules
+from siglip_jax.training.optimizer.freezing import freezes_any, frozen_parameters
+from siglip_jax.training.optimizer.rates import has_rates, scale_by_rates
+from siglip_jax.training.param_rules import match_rules
 
 # Only matrices shrink: norms, biases, the temperature and the bias of the loss keep what they learn.
 DECAY_RULES = (

@@ -2,7 +2,7 @@
 
 Training, embedding, evaluation and export read the same value, since wrong preprocessing is the commonest reason for
 ruined SigLIP results (big_vision issues 166, 186, 187). Only numpy, picture and tokenizer libraries are imported here
-and in `pictures`, `patches` and `tokenizer`: data workers load this module and must not load JAX.
+and in the rest of this folder: data workers load this module and must not load JAX.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from etils import epath
 
 from siglip_jax import files
 from siglip_jax.errors import UserError
-from siglip_jax.patches import Patches
-from siglip_jax.pictures import (
+from siglip_jax.preprocessing.images import (
     FILLS,
     MAX_IMAGE_PIXELS,
     cut_patches,
@@ -32,21 +31,8 @@ from siglip_jax.pictures import (
     resize_image,
     scratch,
 )
-from siglip_jax.tokenizer import EOS_ID, SENTINELS, TOKENIZER_FILES, Tokenizer, file_name, open_tokenizer
-
-__all__ = [
-    "EOS_ID",
-    "MAX_IMAGE_PIXELS",
-    "MAX_TITLE_CHARACTERS",
-    "NAFLEX",
-    "PAD",
-    "SCALED_DECODE",
-    "Patches",
-    "Preprocessing",
-    "decode_image",
-    "open_tokenizer",
-    "resize_image",
-]
+from siglip_jax.preprocessing.patches import Patches
+from siglip_jax.preprocessing.tokenizer import EOS_ID, SENTINELS, TOKENIZER_FILES, Tokenizer, file_name, open_tokenizer
 
 MAX_TEXT_LENGTH = 2**16
 MAX_TITLE_CHARACTERS = 10_000  # characters beyond are cut before tokenising: they could never fit a text length

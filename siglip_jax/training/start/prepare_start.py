@@ -21,9 +21,9 @@ from jax.sharding import Mesh
 
 from siglip_jax.model import Model
 from siglip_jax.training import config as configs
-from siglip_jax.training import temperature
 from siglip_jax.training.config import unsuited_to_loaded_weights
-from siglip_jax.training.encoding import make_encoder
+from siglip_jax.training.encode import make_encoder
+from siglip_jax.training.start import temperature
 
 BATCHES, ROWS = 8, 1 << 16  # looked at: this many batches, fewer where they have more rows than that together
 MIN_GAIN = 0.1  # of the shuffled pairs' loss, that true pairs must save

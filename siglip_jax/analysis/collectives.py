@@ -1,6 +1,7 @@
 """Bytes that one device of a compiled program sends in a call, by collective, with the trip counts of its loops.
 
-Read from the compiled text, where the partitioner's own collectives are; `siglip_jax.flops` counts those of a jaxpr.
+Read from the compiled text, where the partitioner's own collectives are; `siglip_jax.analysis.flops` counts those of a
+jaxpr.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import collections
 import math
 import re
 
-from siglip_jax import hlo
+from siglip_jax.analysis import hlo
 from siglip_jax.errors import UserError
 
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")

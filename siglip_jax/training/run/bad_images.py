@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from siglip_jax.training.metrics import MetricsFile
+from siglip_jax.training.run.metric_writers import MetricsFile
 
 LISTED = 1000  # lines of a process's file
 STATE_KEY = "replaced"  # of an iterator's state: how many so far, by all processes

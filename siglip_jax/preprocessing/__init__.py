@@ -1,0 +1,9 @@
+"""How an image becomes pixels and a title becomes token ids. No JAX is imported here: data workers load this folder.
+
+`preprocessing` is the one value that is saved with every model; `images` decodes and cuts, `resize` has the filters
+(`simd`, `numba_jit`: how they become machine code), `patches` the images of any aspect ratio, `tokenizer` the ids.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+"""Before the first step: the model that a config describes (`spec`), its temperature and bias fitted to the batch size
+(`temperature`), and a look at whether a loaded start works (`prepare_start`)."""
