@@ -59,7 +59,7 @@ def golden() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory) -> pathlib.Path:
     """A catalogue of 120 synthetic items, five of them faulty."""
-    from input_pipeline.synthetic import write_synthetic_catalogue
+    from input_pipeline.synthetic.synthetic_catalogue import write_synthetic_catalogue
 
     folder = tmp_path_factory.mktemp("shop") / "catalogue"
     write_synthetic_catalogue(folder, items=120, size=24)
@@ -69,8 +69,8 @@ def shop(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def shop_dataset(shop, tmp_path_factory) -> pathlib.Path:
     """The catalogue as a dataset with splits train and test."""
-    from input_pipeline.catalogue import read_catalogue
-    from input_pipeline.dataset import build_dataset
+    from input_pipeline.build import build_dataset
+    from input_pipeline.catalogue.table_catalogue import read_catalogue
 
     folder = tmp_path_factory.mktemp("dataset") / "shop"
     build_dataset(read_catalogue(shop), folder, progress=False)

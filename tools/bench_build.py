@@ -27,10 +27,10 @@ def main(values: flags.FlagValues) -> None:
     import tempfile
     import time
 
-    from input_pipeline.audit_page import check_output
-    from input_pipeline.building import build_dataset
-    from input_pipeline.catalogue import read_catalogue
-    from input_pipeline.synthetic import write_synthetic_catalogue
+    from input_pipeline.audit.audit_page import check_output
+    from input_pipeline.build.dataset_builder import build_dataset
+    from input_pipeline.catalogue.table_catalogue import read_catalogue
+    from input_pipeline.synthetic.synthetic_catalogue import write_synthetic_catalogue
     from tools import measuring, repeated
 
     if values.audit:
@@ -79,7 +79,7 @@ def _audited(dataset: str, output: str) -> tuple[float, float, float, int, str]:
     import pathlib
     import time
 
-    from input_pipeline.audit_page import audit_dataset, headline
+    from input_pipeline.audit.audit_page import audit_dataset, headline
     from tools import repeated
 
     before, start = repeated.resident()[1], time.perf_counter()

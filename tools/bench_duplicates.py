@@ -34,8 +34,8 @@ def main(values: flags.FlagValues) -> None:
     import pyarrow.compute as pc
 
     from input_pipeline.dataset import open_split
-    from input_pipeline.item_table import item_table, split_names
-    from input_pipeline.perceptual import signatures
+    from input_pipeline.dataset.item_table import item_table, split_names
+    from input_pipeline.duplicates.near_images import signatures
     from tools import measuring
 
     table = item_table(values.dataset)
@@ -65,7 +65,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _cost(pictures: list[bytes]) -> tuple[list[str], list[list[str]]]:
-    from input_pipeline.perceptual import picture_signature
+    from input_pipeline.duplicates.near_images import picture_signature
     from siglip_jax.preprocessing import decode_image
     from tools import measuring
 
@@ -116,7 +116,14 @@ def _changes() -> dict[str, Callable[[PIL.Image.Image], PIL.Image.Image]]:
 
 def _found(pictures: list[bytes]) -> tuple[list[str], list[list[str]]]:
     """The share of changed pictures that look like what they were."""
-    from input_pipeline.perceptual import HASH_NEAR, MAX_NEAR, NEAR, leading_bits, near_matches, picture_signature
+    from input_pipeline.duplicates.near_images import (
+        HASH_NEAR,
+        MAX_NEAR,
+        NEAR,
+        leading_bits,
+        near_matches,
+        picture_signature,
+    )
     from siglip_jax.preprocessing import decode_image
 
     originals = [PIL.Image.fromarray(decode_image(data)) for data in pictures]
@@ -137,8 +144,8 @@ def _found(pictures: list[bytes]) -> tuple[list[str], list[list[str]]]:
 
 def _taken(known: np.ndarray, labels: np.ndarray | None, attribute: str) -> tuple[list[str], list[list[str]]]:
     """Pairs of different signatures that count as alike, and the largest group of linked pictures."""
-    from input_pipeline.groups import connected
-    from input_pipeline.perceptual import MAX_NEAR, NEAR, leading_bits, near_hashes, near_pictures
+    from input_pipeline.duplicates.groups import connected
+    from input_pipeline.duplicates.near_images import MAX_NEAR, NEAR, leading_bits, near_hashes, near_pictures
 
     distinct, first = np.unique(known, axis=0, return_index=True)
     hashes, row = np.unique(leading_bits(known), return_index=True)
@@ -166,7 +173,7 @@ def _search(known: np.ndarray, rows: int) -> str:
     import resource
     import time
 
-    from input_pipeline.perceptual import near_groups
+    from input_pipeline.duplicates.near_images import near_groups
 
     rng = np.random.default_rng(0)
     copies = []

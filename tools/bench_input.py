@@ -236,7 +236,7 @@ def decode_and_resize(pictures: list[bytes], preprocessing: Any) -> None:
 
 
 def _preprocessing(records: Any, kind: str, size: int, fill: str) -> Any:
-    from input_pipeline.tokenizer import train_tokenizer
+    from input_pipeline.train_tokenizer import train_tokenizer
     from siglip_jax.preprocessing import Preprocessing
 
     tokenizer = train_tokenizer([record["title"] for record in records], vocab_size=1000)
@@ -244,7 +244,7 @@ def _preprocessing(records: Any, kind: str, size: int, fill: str) -> Any:
 
 
 def _loader(dataset: Any, preprocessing: Any, values: flags.FlagValues, stack: Any, **options: Any) -> Steady:
-    from input_pipeline.loader import make_loader
+    from input_pipeline.loader.batches import make_loader
 
     if not flags.FLAGS.is_parsed():  # Grain's workers look into absl's own flags
         flags.FLAGS.mark_as_parsed()

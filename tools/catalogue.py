@@ -11,7 +11,7 @@ from etils import epath
 from eval.embedding_files import read_embeddings
 from eval.embeddings import EmbeddingStore, read_manifest, read_store, skipped_of
 from input_pipeline.dataset import dataset_fingerprint, open_split
-from input_pipeline.reading import READ_ROWS
+from input_pipeline.dataset.reader import READ_ROWS
 from siglip_jax.errors import UserError
 
 IDS_SHOWN = 10

@@ -55,7 +55,7 @@ def main(values: flags.FlagValues) -> None:
 
     catalog = values.catalog
     if not catalog:
-        from input_pipeline.synthetic import is_written, write_synthetic_catalogue
+        from input_pipeline.synthetic.synthetic_catalogue import is_written, write_synthetic_catalogue
 
         announce("catalogue: rendering synthetic products")
         catalog = str(workdir / "catalog")

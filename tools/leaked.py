@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
+from input_pipeline.audit.leakage import Leakage, check_log, find_leakage, find_log_leakage
 from input_pipeline.dataset import has_split
-from input_pipeline.item_table import item_table, split_names
-from input_pipeline.leakage import Leakage, check_log, find_leakage, find_log_leakage
+from input_pipeline.dataset.item_table import item_table, split_names
 from siglip_jax.errors import UserError
 
 KINDS = {"title": "title", "image": "picture", "id": "id"}  # the last that holds is told

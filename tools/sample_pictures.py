@@ -42,7 +42,7 @@ def build(
     """A dataset of one split, "train", in `folder`: `count` pictures of `dataset`, or of a synthetic catalogue where
     it is "", their longer sides uniform in `sides`; all of them once, then all again, `copies` times."""
     if not dataset:
-        from input_pipeline.synthetic import write_synthetic_catalogue
+        from input_pipeline.synthetic.synthetic_catalogue import write_synthetic_catalogue
 
         # About 1 % of the rows are faulty, and a third of some are equal pictures.
         write_synthetic_catalogue(folder / "synthetic", items=max(2 * count, 40), seed=seed, size=224)

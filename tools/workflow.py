@@ -13,13 +13,14 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from input_pipeline.augment import Augmentation
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import build_dataset, dataset_fingerprint, open_split
-from input_pipeline.faults import readable_titles
-from input_pipeline.loader import check_batches, make_loader
-from input_pipeline.sources import Recipe
-from input_pipeline.tokenizer import train_tokenizer
+from input_pipeline.augment.augmentation import Augmentation
+from input_pipeline.build import build_dataset
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.dataset import dataset_fingerprint, open_split
+from input_pipeline.loader.bad_rows import readable_titles
+from input_pipeline.loader.batches import check_batches, make_loader
+from input_pipeline.loader.examples import Recipe
+from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 from tools.termination import terminable
@@ -48,7 +49,7 @@ def build_data(
     with tempfile.TemporaryDirectory() as temporary, terminable():
         source = catalog
         if layout == "fashion":
-            from input_pipeline.fashion import convert_fashion
+            from input_pipeline.catalogue.fashion import convert_fashion
 
             counts = convert_fashion(pathlib.Path(source), temporary)
             print(f"fashion layout: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.augment import Augmentation, draws
+from input_pipeline.augment.augmentation import Augmentation, draws
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches, Preprocessing
 

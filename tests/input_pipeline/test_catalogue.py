@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from input_pipeline import files
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.files import FileProblem
+from input_pipeline import folder_or_zip
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.folder_or_zip import FileProblem
 from siglip_jax.errors import UserError
 
 ROWS = [
@@ -221,7 +221,7 @@ def test_links_out_of_the_folder_and_pipes_are_refused(tmp_path):
 def test_large_pictures_are_refused_unread(tmp_path, packed):
     folder = make(tmp_path / "shop")
     with open(folder / "images/1.jpg", "wb") as file:
-        file.truncate(files.MAX_FILE_BYTES + 1)
+        file.truncate(folder_or_zip.MAX_FILE_BYTES + 1)
     catalogue = read_catalogue(zip_of(folder) if packed else folder)
     with pytest.raises(FileProblem, match="32 MiB") as error:
         catalogue.read_image(catalogue.rows[0])

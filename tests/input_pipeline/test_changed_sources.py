@@ -12,9 +12,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline import staging
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import build_dataset
+from input_pipeline.build import build_dataset, stage
+from input_pipeline.catalogue.table_catalogue import read_catalogue
 from siglip_jax.errors import UserError
 
 ROWS, PART = 60, 8
@@ -51,7 +50,7 @@ class Checked:
 
     def __init__(self, monkeypatch):
         self.rows, self.stop, self.error = [], None, KeyboardInterrupt
-        original = staging.check_item
+        original = stage.check_item
 
         def check_item(catalogue, item, **options):
             if item.row == self.stop:
@@ -59,9 +58,9 @@ class Checked:
             self.rows.append(item.row)
             return original(catalogue, item, **options)
 
-        monkeypatch.setattr(staging, "check_item", check_item)
-        monkeypatch.setattr(staging, "PART_ROWS", PART)
-        monkeypatch.setattr(staging, "TASK_ROWS", 4)
+        monkeypatch.setattr(stage, "check_item", check_item)
+        monkeypatch.setattr(stage, "PART_ROWS", PART)
+        monkeypatch.setattr(stage, "TASK_ROWS", 4)
 
     def build(self, source, out, *, stop=None, error=KeyboardInterrupt, **options):
         self.rows, self.stop, self.error = [], stop, error
@@ -173,7 +172,9 @@ def test_stopped_again_while_changed_parts_are_checked(shop, tmp_path, checked):
 
 def test_changed_pictures_after_shards_were_written(shop, tmp_path, checked, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("input_pipeline.building.write_info", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "input_pipeline.build.dataset_builder.write_info", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             checked.build(shop, tmp_path / "out")
     exchange(shop / "3.png", picture(901))

@@ -14,10 +14,11 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import attributes, build_dataset, dataset_fingerprint, open_split
-from input_pipeline.faults import BadRow, read_record
-from input_pipeline.files import Folder
+from input_pipeline.build import build_dataset
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.dataset import attributes, dataset_fingerprint, open_split
+from input_pipeline.folder_or_zip import Folder
+from input_pipeline.loader.bad_rows import BadRow, read_record
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image
 
@@ -95,8 +96,8 @@ def test_two_builds_are_equal(catalogue, tmp_path):
     assert audits[0] == audits[1]
     assert dataset_fingerprint(tmp_path / "a") == audits[0]["fingerprint"]
     code = f"""
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import build_dataset
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.build import build_dataset
 build_dataset(read_catalogue({str(tmp_path / "shop")!r}), {str(tmp_path / "elsewhere")!r}, progress=False)
 """  # in another process protobuf hashes, and so orders, the features of a record in another way
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -180,7 +181,9 @@ def test_existing_folders(catalogue, tmp_path):
 def test_an_interrupted_build_leaves_what_was_there(catalogue, tmp_path, monkeypatch, capsys):
     build(catalogue, tmp_path / "out")
     before = dataset_fingerprint(tmp_path / "out")
-    monkeypatch.setattr("input_pipeline.building.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "input_pipeline.build.dataset_builder.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         build(catalogue, tmp_path / "out", seed=9, overwrite=True)
     monkeypatch.undo()
@@ -192,7 +195,9 @@ def test_an_interrupted_build_leaves_what_was_there(catalogue, tmp_path, monkeyp
 
 
 def test_interrupted_before_anything_is_finished(catalogue, tmp_path, monkeypatch):
-    monkeypatch.setattr("input_pipeline.checking.decode_image", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "input_pipeline.build.check_item.decode_image", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         build(catalogue, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shop"]
@@ -201,10 +206,12 @@ def test_interrupted_before_anything_is_finished(catalogue, tmp_path, monkeypatc
 def test_every_picture_is_read_and_decoded_once(catalogue, tmp_path, monkeypatch):
     read, decoded = [], []
     monkeypatch.setattr(
-        "input_pipeline.files.Folder.read",
+        "input_pipeline.folder_or_zip.Folder.read",
         lambda self, name, _read=Folder.read: read.append(name) or _read(self, name),
     )
-    monkeypatch.setattr("input_pipeline.checking.decode_image", lambda data: decoded.append(data) or decode_image(data))
+    monkeypatch.setattr(
+        "input_pipeline.build.check_item.decode_image", lambda data: decoded.append(data) or decode_image(data)
+    )
     build(catalogue, tmp_path / "out")
     assert sorted(read) == sorted(f"{k}.png" for k in range(30))
     assert len(decoded) == 30
@@ -220,7 +227,7 @@ def test_no_attributes(tmp_path):
 
 
 def test_several_shards_keep_the_order(catalogue, tmp_path, monkeypatch):
-    monkeypatch.setattr("input_pipeline.records.SHARD_BYTES", 5000)
+    monkeypatch.setattr("input_pipeline.build.records.SHARD_BYTES", 5000)
     build(catalogue, tmp_path / "out", fractions={"train": 1.0})
     assert len(list((tmp_path / "out").glob("*.array_record-*"))) > 2
     assert attributes(tmp_path / "out", "train")[0] == [f"id{k}" for k in range(30)]
@@ -268,9 +275,10 @@ def test_a_dataset_of_something_else(tmp_path):
 def test_neither_tensorflow_nor_jax_is_imported(catalogue, tmp_path):
     code = f"""
 import sys
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.files import Folder
-from input_pipeline.dataset import attributes, build_dataset
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.folder_or_zip import Folder
+from input_pipeline.dataset import attributes
+from input_pipeline.build import build_dataset
 build_dataset(read_catalogue({str(tmp_path / "shop")!r}), {str(tmp_path / "out")!r}, progress=False)
 attributes({str(tmp_path / "out")!r}, "train")
 print([name for name in ("jax", "tensorflow", "grain", "torch") if name in sys.modules])
@@ -309,7 +317,7 @@ def test_leftovers_and_permissions(catalogue, tmp_path):
 
 @pytest.mark.parametrize("out", ["shop/items.tsv/out", "x" * 300, "x" * 250])
 def test_folders_that_cannot_be_made_are_found_first(catalogue, tmp_path, monkeypatch, out):
-    monkeypatch.setattr("input_pipeline.checking.decode_image", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr("input_pipeline.build.check_item.decode_image", lambda _: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"cannot be written .*give another folder"):
         build(catalogue, tmp_path / out)
 

@@ -8,11 +8,12 @@ import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.checking import image_format
-from input_pipeline.dataset import build_dataset, open_split
-from input_pipeline.perceptual import perceptual_hash
-from input_pipeline.split import connected_groups, normalise_title
+from input_pipeline.build import build_dataset
+from input_pipeline.build.check_item import image_format
+from input_pipeline.build.split import connected_groups, normalise_title
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.dataset import open_split
+from input_pipeline.duplicates.near_images import perceptual_hash
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.fashion import COLUMNS, convert_fashion
-from input_pipeline.files import FileProblem
+from input_pipeline.catalogue.fashion import COLUMNS, convert_fashion
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.folder_or_zip import FileProblem
 from siglip_jax.errors import UserError
 
 _HEADER = "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName\n"
@@ -177,7 +177,7 @@ def test_members_of_a_zip_that_cannot_be_unpacked(tmp_path: Path, monkeypatch: p
         convert_fashion(path, tmp_path / "encrypted")
 
     path.write_bytes(whole)
-    monkeypatch.setattr("input_pipeline.fashion.MAX_FILE_BYTES", 4)
+    monkeypatch.setattr("input_pipeline.catalogue.fashion.MAX_FILE_BYTES", 4)
     assert convert_fashion(path, tmp_path / "large")["missing_images"] == 4
     assert not list((tmp_path / "large/images").iterdir())
 

@@ -10,14 +10,15 @@ import PIL.Image
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from input_pipeline import records, sources
-from input_pipeline.augment import Augmentation
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import Split, build_dataset, open_split
-from input_pipeline.draws import Purpose, draws
-from input_pipeline.faults import BadRow, Budget, Replacement, readable_titles
-from input_pipeline.loader import iterate_split, make_loader
-from input_pipeline.tokenizer import train_tokenizer
+from input_pipeline.augment.augmentation import Augmentation
+from input_pipeline.augment.row_random import Purpose, draws
+from input_pipeline.build import build_dataset, records
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.dataset import Split, open_split
+from input_pipeline.loader import examples
+from input_pipeline.loader.bad_rows import BadRow, Budget, Replacement, readable_titles
+from input_pipeline.loader.batches import iterate_split, make_loader
+from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches, Preprocessing
 
@@ -285,7 +286,7 @@ def test_no_good_row_is_an_error(dataset, monkeypatch):
     def refuse(*_):
         raise UserError("no decoder")
 
-    monkeypatch.setattr(sources.Recipe, "picture", refuse)
+    monkeypatch.setattr(examples.Recipe, "picture", refuse)
     with pytest.raises(UserError, match=r"row \d+, id id\d+: no decoder; the 16 rows tried in its place are no better"):
         next(loader(dataset))
 

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from input_pipeline import webdataset
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import build_dataset, open_split
+from input_pipeline.build import build_dataset
+from input_pipeline.catalogue import webdataset
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.dataset import open_split
 from siglip_jax.errors import UserError
 
 
@@ -192,7 +193,7 @@ def test_a_parquet_damaged_inside(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["tsv", "csv", "jsonl"])
 def test_a_table_without_lines_is_not_held_in_memory(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr("input_pipeline.tables.MAX_LINE", 1000)
+    monkeypatch.setattr("input_pipeline.catalogue.tables.text_table.MAX_LINE", 1000)
     (tmp_path / f"items.{suffix}").write_bytes(b"x" * 5000)
     with pytest.raises(UserError, match=f"items.{suffix} line 1: longer than 1000 letters"):
         read_catalogue(tmp_path)

@@ -11,9 +11,9 @@ import scipy.fft
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline import perceptual
-from input_pipeline.groups import connected, first_rows
-from input_pipeline.perceptual import (
+from input_pipeline.duplicates import near_images
+from input_pipeline.duplicates.groups import connected, first_rows
+from input_pipeline.duplicates.near_images import (
     COLOUR_NEAR,
     HASH_NEAR,
     near_groups,
@@ -123,7 +123,7 @@ def test_pairs_are_those_of_all_pairs(seed, count, distance, at_once):
     signatures = clustered(seed, count)
     expected = {(a, b) for a, b in np.argwhere(alike(signatures, distance)).tolist() if a < b}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(perceptual, "_PAIRS_AT_ONCE", at_once)
+        patch.setattr(near_images, "_PAIRS_AT_ONCE", at_once)
         found = [
             (min(pair), max(pair))
             for a, b in near_pictures(signatures, distance=distance)
@@ -144,7 +144,7 @@ def test_groups_and_matches_with_copies(seed, count, random, at_once):
         reach = further
     cut = count // 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(perceptual, "_PAIRS_AT_ONCE", at_once)
+        patch.setattr(near_images, "_PAIRS_AT_ONCE", at_once)
         np.testing.assert_array_equal(near_groups(signatures), reach.argmax(1))
         found = near_matches(signatures[:cut], signatures[cut:])
     cross = near[:cut, cut:]
@@ -184,9 +184,9 @@ def test_one_picture_saved_in_thousands_of_ways_is_not_compared_with_itself_each
     signatures = np.repeat(rng.integers(0, 256, (1, 64), np.uint8), 20_000, axis=0)
     signatures[:, :32] ^= np.packbits(rng.random((20_000, 256)) < share, axis=1)
     compared = []
-    compare = perceptual._Comparison.__call__
+    compare = near_images._Comparison.__call__
     monkeypatch.setattr(
-        perceptual._Comparison, "__call__", lambda self, a, b: (compared.append(len(a)), compare(self, a, b))[1]
+        near_images._Comparison, "__call__", lambda self, a, b: (compared.append(len(a)), compare(self, a, b))[1]
     )
     assert not near_groups(signatures).any()
     assert sum(compared) < 10 * len(signatures)

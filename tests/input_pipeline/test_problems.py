@@ -8,10 +8,10 @@ import PIL.Image
 import pyarrow as pa
 import pytest
 
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import build_dataset
-from input_pipeline.item_table import item_table
-from input_pipeline.problems import LISTED, SCHEMA, read_problems, write_problems
+from input_pipeline.build import build_dataset
+from input_pipeline.build.problems import LISTED, SCHEMA, read_problems, write_problems
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.dataset.item_table import item_table
 from siglip_jax.errors import UserError
 
 ROWS = 2000
@@ -53,7 +53,7 @@ def listed(path):
 
 
 def test_the_audit_has_the_first_of_each_kind_and_the_list_all(shop, tmp_path, monkeypatch):
-    monkeypatch.setattr("input_pipeline.staging.PART_ROWS", 300)
+    monkeypatch.setattr("input_pipeline.build.stage.PART_ROWS", 300)
     audit = build_dataset(read_catalogue(shop), tmp_path / "out", fractions={"train": 1.0}, progress=False)
     assert audit["problems"] == {"empty title": 50, "missing image": 1500}
     assert audit["more_image_problems"] == {"corrupt image": 1}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.recycling import ALIGNMENT, KEPT, SIZES, Recycler
+from input_pipeline.loader.buffers import ALIGNMENT, KEPT, SIZES, Recycler
 
 
 def address(array):

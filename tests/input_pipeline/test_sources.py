@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.choosing import choose_items
-from input_pipeline.dataset import build_dataset, open_split
+from input_pipeline.build import build_dataset
+from input_pipeline.catalogue.filter import choose_items
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.dataset import open_split
 from siglip_jax.errors import UserError
 
 

@@ -12,13 +12,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import build_dataset, dataset_fingerprint
+from input_pipeline.build import build_dataset
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.dataset import dataset_fingerprint
 from siglip_jax.errors import UserError
 
 ROWS = 60
 SMALL_PARTS = """
-from input_pipeline import records, staging
+from input_pipeline.build import records
+
+from input_pipeline.build import stage as staging
 staging.PART_ROWS, records.SHARD_BYTES = 8, 6000
 """
 # Forks before any thread runs; a child counts what Python calls in its main thread and kills itself at one of them.
@@ -26,9 +29,9 @@ KILLED = (
     SMALL_PARTS
     + """
 import os, random, shutil, signal, sys
-from input_pipeline.catalogue import read_catalogue
-from input_pipeline.dataset import build_dataset
-import scipy.sparse.csgraph, input_pipeline.perceptual
+from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.build import build_dataset
+import scipy.sparse.csgraph, input_pipeline.duplicates.near_images
 
 shop, folder, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
 report, finish = os.pipe()
@@ -115,7 +118,7 @@ def test_killed_anywhere_many_times(shop, tmp_path, seed):
 
 
 def stop_at_row(monkeypatch, row, error=KeyboardInterrupt):
-    from input_pipeline import staging
+    from input_pipeline.build import stage
 
     def check_item(catalogue, item, **options):
         if item.row == row:
@@ -124,10 +127,10 @@ def stop_at_row(monkeypatch, row, error=KeyboardInterrupt):
         return original(catalogue, item, **options)
 
     seen: list[int] = []
-    original = staging.check_item
-    monkeypatch.setattr(staging, "check_item", check_item)
-    monkeypatch.setattr(staging, "PART_ROWS", 8)
-    monkeypatch.setattr(staging, "TASK_ROWS", 4)
+    original = stage.check_item
+    monkeypatch.setattr(stage, "check_item", check_item)
+    monkeypatch.setattr(stage, "PART_ROWS", 8)
+    monkeypatch.setattr(stage, "TASK_ROWS", 4)
     return seen
 
 
@@ -190,20 +193,22 @@ def test_a_zip_with_another_picture_is_another_source(shop, tmp_path, monkeypatc
 
 
 def test_one_process_at_a_time(shop, tmp_path, monkeypatch):
-    from input_pipeline import staging
+    from input_pipeline.build import stage
 
     def check_item(*_, **__):
         with pytest.raises(UserError, match="another process builds this dataset"):
             build_dataset(read_catalogue(shop), tmp_path / "out", progress=False)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(staging, "check_item", check_item)
+    monkeypatch.setattr(stage, "check_item", check_item)
     with pytest.raises(KeyboardInterrupt):
         build_dataset(read_catalogue(shop), tmp_path / "out", progress=False, num_threads=1)
 
 
 def test_what_stands_at_the_place_meanwhile_is_not_deleted(shop, tmp_path, monkeypatch):
-    monkeypatch.setattr("input_pipeline.building._replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "input_pipeline.build.dataset_builder._replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         build_dataset(read_catalogue(shop), tmp_path / "out", progress=False)
     monkeypatch.undo()

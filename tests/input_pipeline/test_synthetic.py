@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.synthetic import COLUMNS, is_written, write_synthetic_catalogue
-from input_pipeline.synthetic_pictures import COLOURS, PATTERNS
-from input_pipeline.synthetic_shapes import SHAPES
-from input_pipeline.synthetic_titles import COLOUR_WORDS, PATTERN_WORDS, TYPE_WORDS
+from input_pipeline.synthetic.product_images import COLOURS, PATTERNS
+from input_pipeline.synthetic.product_shapes import SHAPES
+from input_pipeline.synthetic.product_titles import COLOUR_WORDS, PATTERN_WORDS, TYPE_WORDS
+from input_pipeline.synthetic.synthetic_catalogue import COLUMNS, is_written, write_synthetic_catalogue
 from siglip_jax.errors import UserError
 
 _ITEMS = 500

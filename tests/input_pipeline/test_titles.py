@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.titles import change_title, title_parts
+from input_pipeline.augment.title_changes import change_title, title_parts
 
 SHIRT = {"title": "Nike Men Navy Blue Shirt", "attributes": {"colour": "navy blue", "use": "Sports", "for": "Men"}}
 NOTHING = {"dropout": 0.0, "shuffle": 0.0, "attributes": (), "choose": False, "seed": 0, "epoch": 0}

@@ -284,7 +284,7 @@ def test_what_is_no_picture(model, pictures, message):
 
 
 def test_what_is_no_title(model):
-    from input_pipeline.tokenizer import train_tokenizer
+    from input_pipeline.train_tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["red dress", "blue"], vocab_size=300)
     value = Preprocessing(image_size=(32, 32), text_length=16, tokenizer=tokenizer)
@@ -342,7 +342,7 @@ def test_a_strip_of_millions_of_pixels_stays_small():
     ],
 )
 def test_wrong_processor_settings(model, tmp_path, file, settings, message):
-    from input_pipeline.tokenizer import train_tokenizer
+    from input_pipeline.train_tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["red dress", "blue"], vocab_size=300)
     value = Preprocessing(image_size=(32, 32), text_length=16, tokenizer=tokenizer, punctuation="delete", pad_id=1)

@@ -113,7 +113,7 @@ def tiny(monkeypatch) -> Model:
 
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory):
-    from input_pipeline.tokenizer import train_tokenizer
+    from input_pipeline.train_tokenizer import train_tokenizer
 
     path = tmp_path_factory.mktemp("tokenizer") / "gemma.model"
     path.write_bytes(train_tokenizer(["red dress", "blue jeans", "a b c"], vocab_size=330))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from input_pipeline.tokenizer import train_tokenizer
+from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.weights.processor import read_processor, write_processor

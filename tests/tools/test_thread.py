@@ -166,7 +166,7 @@ def test_demo(shop, config_file, tmp_path, capsys):
 
 def test_train_takes_a_tokenizer(shop_dataset, config_file, tmp_path):
     """--tokenizer instead of one trained on the titles; it travels with the model."""
-    from input_pipeline.tokenizer import train_tokenizer
+    from input_pipeline.train_tokenizer import train_tokenizer
 
     path = tmp_path / "mine.model"
     path.write_bytes(train_tokenizer(["entirely other titles", "of other things"], vocab_size=300))

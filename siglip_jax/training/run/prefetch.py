@@ -26,7 +26,8 @@ class Fed:
       arrays: what `place` gave, its transfer done.
       index: rows of the split [n] where the batch has them, numpy.
       position: the iterator's state after this batch and before any that was taken ahead: what a checkpoint needs.
-      replaced: of this batch, as `input_pipeline.loader.Batches.replaced` has it; None where the iterator has no such.
+      replaced: of this batch, as `input_pipeline.loader.batches.Batches.replaced` has it; None where the iterator has
+      no such.
     """
 
     arrays: Any

@@ -1,0 +1,298 @@
+"""The rows of a .tsv, .csv, .jsonl or .parquet file, read bit by bit.
+
+Opening a table reads its text through once, so that a malformed line near the end is told before hours of work on
+pictures, and then keeps nothing of it but the names of the columns and the number of rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Protocol
+
+from siglip_jax.errors import UserError
+
+FORMATS = ("tsv", "csv", "jsonl", "parquet")
+MAX_LINE = 2**24  # characters; a longer line is no row of a catalogue, and would be held in memory
+
+Values = dict[str, Any]  # of one row: text, or, from jsonl and parquet, a list; from parquet also bytes and structs
+Row = tuple[Values, str]  # and what is wrong with the row's text, "" for nothing
+
+
+class Table(Protocol):
+    """One table.
+
+    Attributes:
+      name: of the file; error messages begin with it.
+      columns: names, in the file's order.
+      pictures: those of them that hold bytes.
+      count: rows.
+      sha256: of the file; of a parquet with bytes inside, which may be very large, of its footer and size.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def columns(self) -> list[str]: ...
+    @property
+    def pictures(self) -> frozenset[str]: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
+    def rows(self, start: int = 0, *, pictures: bool = True) -> Iterator[Row]:
+        """The rows from number `start` on; without the columns of bytes where `pictures` is False."""
+
+
+def open_table(open_file: Callable[[], IO[bytes]], *, name: str) -> Table:
+    """A table, checked.
+
+    A tsv has no quoting: a field is what stands between two tabs. A csv has the usual double quotes. The columns of a
+    jsonl are the keys of all its lines. Empty lines are no rows. Nothing (null, NaN, absent) is "". A row that is not
+    UTF-8 comes with the letters that could be read and the line it stands on.
+
+    Args:
+      open_file: gives the file anew, from its beginning; text is UTF-8, with or without a byte order mark.
+      name: the file's name; its suffix tells the format.
+
+    Raises:
+      UserError: the file cannot be parsed, a row has another number of fields than the header, or column names are
+        empty or not distinct.
+    """
+    suffix = name.rpartition(".")[2].lower()
+    if suffix == "parquet":
+        from input_pipeline.catalogue.tables.parquet_table import ParquetTable
+
+        return ParquetTable(open_file, name=name)
+    if suffix not in FORMATS:
+        raise UserError(f"{name}: not a table; expected one of {', '.join(f'.{f}' for f in FORMATS)}")
+    with open_file() as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    if suffix == "jsonl":
+        return _open_jsonl(open_file, name, sha256)
+    return _open_delimited(open_file, name, suffix, sha256)
+
+
+def check_names(columns: list[str], name: str) -> None:
+    known: set[str] = set()
+    for number, column in enumerate(columns, 1):
+        if not column.strip():
+            raise UserError(f"{name}: column {number} has no name; give every column a name")
+        if "\0" in column:
+            raise UserError(f"{name}: column {number} has a NUL byte in its name; save the table as UTF-8")
+        if column in known:
+            raise UserError(f"{name}: two columns are named {column}; rename one")
+        known.add(column)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text can be stored: no surrogates, which stand for bytes that were not UTF-8."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def mend_text(text: str) -> str:
+    """Text in which bytes that are not UTF-8 stand as surrogates, with the replacement mark for each of them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTable:
+    """A table of lines; `read` gives its rows from the beginning."""
+
+    name: str
+    columns: list[str]
+    count: int
+    sha256: str
+    read: Callable[[], Iterator[Row]] = dataclasses.field(repr=False)
+    pictures: frozenset[str] = frozenset()
+
+    def rows(self, start: int = 0, *, pictures: bool = True) -> Iterator[Row]:
+        rows = self.read()
+        for _ in zip(range(start), rows, strict=False):
+            pass
+        return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainedTable:
+    """Tables of the same columns one after the other."""
+
+    tables: list[Table]
+
+    def __post_init__(self):
+        first = self.tables[0]
+        for table in self.tables[1:]:
+            if sorted(table.columns) != sorted(first.columns) or table.pictures != first.pictures:
+                raise UserError(
+                    f"{table.name}: columns are {', '.join(table.columns)}; expected those of {first.name}, "
+                    f"{', '.join(first.columns)}: build files of other columns apart"
+                )
+
+    @property
+    def name(self) -> str:
+        return f"{self.tables[0].name} ... {self.tables[-1].name}"
+
+    @property
+    def columns(self) -> list[str]:
+        return self.tables[0].columns
+
+    @property
+    def pictures(self) -> frozenset[str]:
+        return self.tables[0].pictures
+
+    @property
+    def count(self) -> int:
+        return sum(table.count for table in self.tables)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256("".join(table.sha256 for table in self.tables).encode()).hexdigest()
+
+    def rows(self, start: int = 0, *, pictures: bool = True) -> Iterator[Row]:
+        for table in self.tables:
+            if start < table.count:
+                yield from table.rows(start, pictures=pictures)
+            start = max(0, start - table.count)
+
+
+# --- tsv and csv ------------------------------------------------------------------------------------------------------
+
+
+def _open_delimited(open_file: Callable[[], IO[bytes]], name: str, suffix: str, sha256: str) -> TextTable:
+    split = _csv_rows if suffix == "csv" else _tsv_rows
+    with open_file() as file:
+        _, columns = next(split(file, name), (0, []))
+        if any(not is_utf8(column) for column in columns):
+            raise UserError(f"{name} line 1: not UTF-8; save the table as UTF-8")
+    if not columns:
+        raise UserError(f"{name}: empty; expected a first line with column names")
+    check_names(columns, name)
+
+    def read() -> Iterator[Row]:
+        with open_file() as file:
+            numbered = split(file, name)
+            next(numbered)
+            for line, row in numbered:
+                if len(row) != len(columns):
+                    given = f"{len(row)} fields; expected {len(columns)} ({', '.join(columns)})"
+                    raise UserError(f"{name} line {line}: {given}; mend the line")
+                if all(map(is_utf8, row)):
+                    yield dict(zip(columns, row, strict=True)), ""
+                else:
+                    yield dict(zip(columns, map(mend_text, row), strict=True)), _not_utf8(name, line)
+
+    return TextTable(name, columns, sum(1 for _ in read()), sha256, read)
+
+
+def _tsv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in _lines(file, name):
+        if line:
+            yield number, line.split("\t")
+
+
+def _csv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(_bounded(text, name), strict=True)
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{name} line {reader.line_num}: not CSV ({error}); mend the line") from error
+
+
+# --- jsonl ------------------------------------------------------------------------------------------------------------
+
+
+def _open_jsonl(open_file: Callable[[], IO[bytes]], name: str, sha256: str) -> TextTable:
+    def records() -> Iterator[Row]:
+        with open_file() as file:
+            for number, line in _lines(file, name):
+                if line.strip():
+                    yield _record(line, name, number)
+
+    columns: dict[str, None] = {}
+    count = 0
+    for record, _ in records():
+        columns.update(dict.fromkeys(record))
+        count += 1
+    if not columns:
+        raise UserError(f"{name}: empty; expected a JSON object with id and title on each line")
+    names = list(columns)
+    check_names(names, name)
+
+    def read() -> Iterator[Row]:
+        return (({column: record.get(column, "") for column in names}, problem) for record, problem in records())
+
+    return TextTable(name, names, count, sha256, read)
+
+
+def _record(line: str, name: str, number: int) -> Row:
+    problem = ""
+    if not is_utf8(line):
+        line, problem = mend_text(line), _not_utf8(name, number)
+    try:  # numbers stay as they were written
+        record = json.loads(
+            line, parse_int=str, parse_float=str, parse_constant=lambda _: None, object_pairs_hook=_distinct
+        )
+        if not isinstance(record, dict):
+            raise ValueError("expected an object")
+        record = {key: _json_value(value) for key, value in record.items()}
+        json.dumps(record, ensure_ascii=False).encode()  # a lone surrogate (\ud800) cannot be stored
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} line {number}: not a JSON object ({error}); mend the line") from error
+    return record, problem
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in names if names.count(key) > 1)} is given twice")
+    return record
+
+
+def _json_value(value: Any) -> Any:
+    if value is None:
+        return ""
+    return value if isinstance(value, (str, list)) else json.dumps(value, ensure_ascii=False)
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
+    """(number, line without its end); bytes that are not UTF-8 become surrogates."""
+    buffered = file if hasattr(file, "peek") else io.BufferedReader(file)  # type: ignore[type-var]
+    # Some old programs end lines with CR alone; where there are line feeds, a CR within a line is part of it.
+    newline = "\n" if b"\n" in (start := buffered.peek(2**16)) or b"\r" not in start else "\r"
+    text = io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+    for number, line in enumerate(_bounded(text, name), 1):
+        yield number, line.removesuffix(newline).removesuffix("\r")
+
+
+def _bounded(text: io.TextIOWrapper, name: str) -> Iterator[str]:
+    number = 0
+    try:
+        while line := text.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                raise UserError(f"{name} line {number}: longer than {MAX_LINE} letters; expected a line for each item")
+            yield line
+    except (OSError, EOFError) as error:  # a damaged member of a zip raises while it is read
+        raise UserError(f"{name}: the table cannot be read after line {number} ({error}); copy it again") from error
+
+
+def _not_utf8(name: str, line: int) -> str:
+    return f"{name} line {line}: not UTF-8; save the table as UTF-8"
