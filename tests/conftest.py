@@ -70,7 +70,7 @@ def shop(tmp_path_factory) -> pathlib.Path:
 def shop_dataset(shop, tmp_path_factory) -> pathlib.Path:
     """The catalogue as a dataset with splits train and test."""
     from input_pipeline.build import build_dataset
-    from input_pipeline.catalogue.table_catalogue import read_catalogue
+    from input_pipeline.catalogue import read_catalogue
 
     folder = tmp_path_factory.mktemp("dataset") / "shop"
     build_dataset(read_catalogue(shop), folder, progress=False)

@@ -37,7 +37,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from input_pipeline.audit.audit_page import audit_dataset, findings, headline
+    from input_pipeline.audit import audit_dataset
+    from input_pipeline.audit.audit_page import findings, headline
     from input_pipeline.audit.contents import Tokens
     from siglip_jax.preprocessing import open_tokenizer
 

@@ -28,8 +28,8 @@ def main(values: flags.FlagValues) -> None:
     import time
 
     from input_pipeline.audit.audit_page import check_output
-    from input_pipeline.build.dataset_builder import build_dataset
-    from input_pipeline.catalogue.table_catalogue import read_catalogue
+    from input_pipeline.build import build_dataset
+    from input_pipeline.catalogue import read_catalogue
     from input_pipeline.synthetic.synthetic_catalogue import write_synthetic_catalogue
     from tools import measuring, repeated
 
@@ -79,7 +79,8 @@ def _audited(dataset: str, output: str) -> tuple[float, float, float, int, str]:
     import pathlib
     import time
 
-    from input_pipeline.audit.audit_page import audit_dataset, headline
+    from input_pipeline.audit import audit_dataset
+    from input_pipeline.audit.audit_page import headline
     from tools import repeated
 
     before, start = repeated.resident()[1], time.perf_counter()

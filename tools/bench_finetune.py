@@ -123,7 +123,7 @@ def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, datase
     """`eval.ranking.compare_rows` of the models on the evaluation split: ranking and retrieval, paired by query."""
     from eval.ranking import compare_rows, rank_catalogue
     from eval.retrieval import retrieval_of_queries
-    from input_pipeline.loader.batches import iterate_split
+    from input_pipeline.loader import iterate_split
     from tools.comparison import relevance_of
 
     evaluation, relevance = config.evaluation, relevance_of(config, dataset)

@@ -244,7 +244,7 @@ def _preprocessing(records: Any, kind: str, size: int, fill: str) -> Any:
 
 
 def _loader(dataset: Any, preprocessing: Any, values: flags.FlagValues, stack: Any, **options: Any) -> Steady:
-    from input_pipeline.loader.batches import make_loader
+    from input_pipeline.loader import make_loader
 
     if not flags.FLAGS.is_parsed():  # Grain's workers look into absl's own flags
         flags.FLAGS.mark_as_parsed()

@@ -21,9 +21,9 @@ from eval.reduction import Reduction
 from eval.relevance import AttributeRelevance
 from eval.rows import Row, VectorRow
 from eval.slices import Slicing, measure_slices
-from input_pipeline.build.split import title_groups
 from input_pipeline.dataset import dataset_fingerprint, open_split
-from input_pipeline.loader.batches import iterate_split
+from input_pipeline.duplicates.normalised_titles import title_groups
+from input_pipeline.loader import iterate_split
 from input_pipeline.progress import progress
 from siglip_jax import __version__
 from siglip_jax.errors import UserError

@@ -17,8 +17,8 @@ from etils import epath
 from eval.embedding_plan import EmbeddingPlan
 from eval.embeddings import EmbeddingStore, read_store, write_store
 from input_pipeline.dataset import attributes, dataset_fingerprint, item_table, open_split
+from input_pipeline.loader import iterate_split
 from input_pipeline.loader.bad_rows import BadRow
-from input_pipeline.loader.batches import iterate_split
 from input_pipeline.loader.evaluation_pass import Pass
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError

@@ -19,7 +19,7 @@ from eval.metrics import max_cutoff, mean_metrics, report_name
 from eval.ranking import rank_catalogue
 from eval.retrieval import cross_modal_retrieval, retrieval_names
 from input_pipeline.dataset import open_split
-from input_pipeline.loader.batches import iterate_split
+from input_pipeline.loader import iterate_split
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
 from siglip_jax.training.encode import ENCODED, make_encoder

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
-from input_pipeline.audit.leakage import Leakage, check_log, find_leakage, find_log_leakage
+from input_pipeline.audit import Leakage, check_log, find_leakage, find_log_leakage
 from input_pipeline.dataset import has_split
 from input_pipeline.dataset.item_table import item_table, split_names
 from siglip_jax.errors import UserError

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from input_pipeline.catalogue.table_catalogue import Catalogue, Item
+from input_pipeline.catalogue import Catalogue, Item
 
 TENTHS = 10
 

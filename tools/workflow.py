@@ -13,12 +13,13 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from input_pipeline.augment.augmentation import Augmentation
+from input_pipeline.augment import Augmentation
 from input_pipeline.build import build_dataset
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import dataset_fingerprint, open_split
+from input_pipeline.loader import make_loader
 from input_pipeline.loader.bad_rows import readable_titles
-from input_pipeline.loader.batches import check_batches, make_loader
+from input_pipeline.loader.batches import check_batches
 from input_pipeline.loader.examples import Recipe
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError

@@ -20,8 +20,8 @@ import PIL.Image
 import pyarrow.compute as pc
 
 from input_pipeline.audit.contents import Tokens, audit_table
+from input_pipeline.dataset import dataset_fingerprint, open_split
 from input_pipeline.dataset.item_table import ItemColumns, open_columns, split_names
-from input_pipeline.dataset.reader import dataset_fingerprint, open_split
 from input_pipeline.duplicates.near_images import NEAR
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from input_pipeline.audit.writing_scripts import main_scripts
-from input_pipeline.build.split import normalise_title
 from input_pipeline.dataset.item_table import ItemColumns
 from input_pipeline.duplicates.groups import first_rows
 from input_pipeline.duplicates.near_images import NEAR, near_groups, signatures
+from input_pipeline.duplicates.normalised_titles import normalise_title
 
 EXAMPLES = 20  # of each kind
 GROUPS, MEMBERS = 9, 8  # groups told, and rows of each

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from input_pipeline.build.split import normalise_title
 from input_pipeline.dataset.item_table import item_table, split_names
 from input_pipeline.duplicates.near_images import near_matches, signatures
+from input_pipeline.duplicates.normalised_titles import normalise_title
 from siglip_jax.errors import UserError
 
 KEYS = ("id", "title", "image")

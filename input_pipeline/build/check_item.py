@@ -10,18 +10,13 @@ from typing import Any
 import numpy as np
 from tensorflow_datasets.proto import tf_feature_pb2
 
-from input_pipeline.build.split import normalise_title
-from input_pipeline.catalogue.table_catalogue import Catalogue, Item
+from input_pipeline.catalogue import Catalogue, Item
 from input_pipeline.duplicates.near_images import leading_bits, picture_signature
+from input_pipeline.duplicates.normalised_titles import normalise_title
 from input_pipeline.folder_or_zip import FileProblem
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import decode_image
+from siglip_jax.preprocessing import decode_image, image_format
 
-# Longest first; what else PIL reads is "other".
-_SIGNATURES = (
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"), (8, b"WEBP", "WEBP"), (4, b"ftypavif", "AVIF"), (0, b"GIF8", "GIF"),
-    (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"\xff\xd8\xff", "JPEG"), (0, b"BM", "BMP"),
-)  # fmt: skip
 _KEY = 32  # hexadecimal digits of a hash by which equal pictures are found: 128 bits
 
 
@@ -80,11 +75,6 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
     record = _record(item, data, sha256, images)
     facts |= {"image_keys": keys, "more_problems": problems, "record_bytes": len(record)}
     return Checked(facts, record)
-
-
-def image_format(data: bytes) -> str:
-    """What the bytes are, whatever the file's name says: "JPEG", "PNG", ... or "other"."""
-    return next((name for place, mark, name in _SIGNATURES if data.startswith(mark, place)), "other")
 
 
 def _check_text(item: Item) -> None:

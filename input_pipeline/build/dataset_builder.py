@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 
 from input_pipeline.audit.audit_page import write_page
 from input_pipeline.build import facts
-from input_pipeline.build.problems import FILE as PROBLEMS_FILE
 from input_pipeline.build.problems import (
     first_of_each_kind,
     problem_tables,
@@ -48,8 +47,9 @@ from input_pipeline.build.split import (
     split_rows,
 )
 from input_pipeline.build.stage import PART_ROWS, DamagedStage, Stage, check_gaps
+from input_pipeline.catalogue import Catalogue
 from input_pipeline.catalogue.filter import ChosenItems, choose_items
-from input_pipeline.catalogue.table_catalogue import Catalogue
+from input_pipeline.dataset.problem_rows import FILE as PROBLEMS_FILE
 from input_pipeline.folder_or_zip import local_path
 from input_pipeline.progress import progress as show_progress
 from siglip_jax.errors import UserError

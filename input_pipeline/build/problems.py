@@ -17,13 +17,10 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from input_pipeline.build import facts
+from input_pipeline.dataset.problem_rows import FILE, FURTHER, SCHEMA
 from siglip_jax.errors import UserError
 
-FILE = "problems.csv"
-SCHEMA = pa.schema({"row": pa.int64(), "id": pa.string(), "kind": pa.string(), "detail": pa.string()})
 LISTED = 100  # of each kind, in the audit
-FURTHER = "further picture: "
-_LONGEST_LINE = 2**26  # bytes: a row may be left out for an id that never ends
 
 
 def problem_tables(parts: Sequence[pathlib.Path], kinds: pa.ChunkedArray) -> Iterator[pa.Table]:
@@ -77,28 +74,6 @@ def write_problems(path: pathlib.Path, tables: Iterable[pa.Table]) -> None:
         writer.write_table(first)
         for table in some:
             writer.write_table(table)
-
-
-def read_problems(path: pathlib.Path) -> pa.Table:
-    """The rows left out, of `SCHEMA`; none where there is no file.
-
-    Raises:
-      UserError: a damaged file.
-    """
-    if not path.exists():
-        return SCHEMA.empty_table()
-    options: dict[str, Any] = dict(
-        read_options=csv.ReadOptions(block_size=_LONGEST_LINE),
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(
-            column_types=SCHEMA, include_columns=SCHEMA.names, strings_can_be_null=False
-        ),
-    )
-    try:
-        table = csv.read_csv(path, **options)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not readable ({str(error)[:120]}); build the dataset again") from error
-    return table.filter(pc.invert(pc.starts_with(table["kind"], FURTHER)))
 
 
 def refuse(audit: dict[str, Any], listed: Iterator[pa.Table], out_dir: pathlib.Path, on_error: str) -> None:

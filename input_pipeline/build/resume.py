@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from input_pipeline.build import facts
 from input_pipeline.build.stage import Stage, part_number
-from input_pipeline.catalogue.table_catalogue import Catalogue
+from input_pipeline.catalogue import Catalogue
 from input_pipeline.folder_or_zip import PASSING_PROBLEMS
 from input_pipeline.progress import progress as show_progress
 

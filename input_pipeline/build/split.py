@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from input_pipeline.duplicates.groups import connected
+from input_pipeline.duplicates.groups import connected, value_codes
+from input_pipeline.duplicates.normalised_titles import normalise_title
 from siglip_jax.errors import UserError
 
 KEYS = ("title", "image")
@@ -75,16 +76,6 @@ class SplitRule:
                 raise UserError(f"time column {self.time_column}: no such attribute; there are {known}")
 
 
-def normalise_title(title: str) -> str:
-    """Case folded, runs of white space made one blank: titles equal after this are one title."""
-    return " ".join(title.casefold().split())
-
-
-def title_groups(titles: Sequence[str]) -> np.ndarray:
-    """int64 [n]: equal numbers for equal normalised titles, 0, 1, 2, ... in order of first appearance."""
-    return _codes(pa.array([normalise_title(title) for title in titles], pa.string()))[0].astype(np.int64)
-
-
 def connected_groups(titles: Sequence[str], image_hashes: Sequence[str]) -> np.ndarray:
     """int64 [n]: rows linked by an equal normalised title or an equal picture, directly or through others.
 
@@ -138,7 +129,7 @@ def split_rows(
     """
     check_fractions(fractions)
     titles = columns["title"]
-    codes, rows, distinct = _codes(titles)
+    codes, rows, distinct = value_codes(titles)
     known = codes, rows, len(distinct), len(titles)
     groups = _linked([known if key == "title" else _edges(columns, key) for key in keys])
     # Byte order of UTF-8 is the order of code points, so that these ranks are those of Python's strings.
@@ -196,7 +187,7 @@ def split_by_time(times: np.ndarray, groups: np.ndarray, *, moments: Mapping[str
 
 def parse_times(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """datetime64[us] [n], in UTC, of text: ISO 8601 (UTC where no zone is given) or seconds since 1970; else NaT."""
-    codes, _, distinct = _codes(pc.fill_null(column, ""))
+    codes, _, distinct = value_codes(pc.fill_null(column, ""))
     return np.array([_moment(text) for text in distinct.to_pylist()], "datetime64[us]")[codes]
 
 
@@ -233,27 +224,13 @@ def _moment(text: str) -> np.datetime64:
     return np.datetime64(moment, "us")
 
 
-def _codes(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, pa.Array]:
-    """Every value's number in order of first appearance (int32 [m]), its row (int32 [m]), the values; no nulls."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if pa.types.is_list(column.type):
-        rows, column = pc.list_parent_indices(column).to_numpy().astype(np.int32), pc.list_flatten(column)
-    else:
-        rows = np.arange(len(column), dtype=np.int32)
-    if column.null_count:
-        rows, column = rows[column.is_valid().to_numpy(zero_copy_only=False)], column.drop_null()
-    encoded = column.dictionary_encode()
-    return encoded.indices.to_numpy(), rows, encoded.dictionary
-
-
 def _edges(columns: Mapping[str, pa.Array | pa.ChunkedArray], key: str) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Codes of a key's values, their rows, how many distinct values and how many rows there are."""
     try:
         column = columns[key]
     except KeyError as error:
         raise UserError(f"split by {key}: no such attribute; there are {', '.join(columns)}") from error
-    codes, rows, distinct = _codes(column)
+    codes, rows, distinct = value_codes(column)
     if key != "title" and pa.types.is_string(distinct.type) and (empty := pc.index(distinct, "").as_py()) >= 0:
         codes, rows = codes[codes != empty], rows[codes != empty]
     return codes, rows, len(distinct), len(column)

@@ -29,7 +29,7 @@ import numpy as np
 
 from input_pipeline.build import facts
 from input_pipeline.build.check_item import Checked, check_item
-from input_pipeline.catalogue.table_catalogue import Catalogue, Item
+from input_pipeline.catalogue import Catalogue, Item
 from siglip_jax.errors import UserError
 
 FORMAT = 2  # of the parts and of the plan

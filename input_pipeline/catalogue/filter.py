@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from input_pipeline.catalogue.table_catalogue import Catalogue, Item
+from input_pipeline.catalogue.item import Catalogue, Item
 from siglip_jax.errors import UserError
 
 

@@ -1,12 +1,7 @@
-"""A catalogue as shops keep it, read row by row: items with titles, pictures and attributes.
-
-`read_catalogue` opens a table with pictures beside it or inside, WebDataset tars or a TFDS dataset. What comes out is
-the same for all: `Item`s in a fixed order, again from any row on, with memory that does not grow with their number.
-"""
+"""A table with its images in files beside it, inside its own cells, or found by the items' ids."""
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 import hashlib
@@ -16,108 +11,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from input_pipeline.catalogue.tables.text_table import FORMATS, ChainedTable, Table, open_table
+from input_pipeline.catalogue.item import PARTS, PICTURE_SUFFIXES, Catalogue, Item, as_text, title_texts
+from input_pipeline.catalogue.tables.open_table import open_table
+from input_pipeline.catalogue.tables.table import FORMATS, ChainedTable, Table
 from input_pipeline.folder_or_zip import (
     FileProblem,
     Files,
-    Folder,
-    check_picture_size,
-    expand_shards,
-    local_path,
-    open_files,
 )
 from siglip_jax.errors import UserError
 
 MAX_TABLE_BYTES = 2**36  # of a table in a zip, which may unpack to anything
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # in this order where an id has several
-REQUIRED = ("id", "title")
-PARTS = (*REQUIRED, "image")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Item:
-    """One row of a catalogue.
-
-    Attributes:
-      row: 0 for the first row below the header.
-      id, title: as written.
-      image: path of the picture inside the catalogue; "" where there is none.
-      attributes: every other column, "" where a value is absent.
-      more_images, more_titles: the further pictures and titles, in order.
-      pictures: {name: bytes} of pictures that came with the row, by the names in `image` and `more_images`.
-      problem: why the row cannot be used, where reading already shows it.
-    """
-
-    row: int
-    id: str
-    title: str
-    image: str
-    attributes: dict[str, str]
-    more_images: tuple[str, ...] = ()
-    more_titles: tuple[str, ...] = ()
-    pictures: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False, compare=False)
-    problem: FileProblem | None = None
-
-
-class Catalogue(abc.ABC):
-    """What `read_catalogue` found.
-
-    Attributes:
-      table: name of the table file, of the tars or of the TFDS dataset.
-      sha256: of the table file; of tars, TFDS datasets and tables with pictures inside, of what tells them apart.
-      attribute_names: what is neither id, title nor picture; None where only reading all rows tells.
-      total: rows, or None where only reading all rows tells.
-      has_keys: whether `item_key` tells items apart.
-    """
-
-    table: str
-    sha256: str
-    attribute_names: list[str] | None
-    total: int | None
-    has_keys: bool = False
-
-    @abc.abstractmethod
-    def items(self, start: int = 0, *, pictures: bool = True) -> Iterator[Item]:
-        """The items in order, from row `start` on; without pictures that lie inside the rows, if not asked for."""
-
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for a build to go on where an earlier one stopped."""
-        return {"table": self.table, "sha256": self.sha256}
-
-    def item_key(self, item: Item) -> bytes | None:
-        """bytes [16] that are others after an item's text or one of its files has changed; reads no picture."""
-        return None
-
-    def read_file(self, name: str) -> bytes:
-        """The bytes of a picture that does not come with its row."""
-        raise FileProblem("missing image", f"{name} is not in {self.table}")
-
-    def read_picture(self, item: Item, name: str) -> bytes:
-        """The encoded picture that an item has under this name. Safe to call from several threads.
-
-        Raises:
-          FileProblem (a UserError): its `kind` is "missing image", "unsafe path", "too large", "empty file" or
-            "unreadable image".
-        """
-        if name in item.pictures:
-            data = item.pictures[name]
-            check_picture_size(name, len(data))
-        else:
-            data = self.read_file(name)
-        if not data:
-            raise FileProblem("empty file", f"{name} has 0 bytes")
-        return data
-
-    def read_image(self, item: Item) -> bytes:
-        """The encoded first picture of one item; see `read_picture`."""
-        if not item.image:
-            raise FileProblem("missing image", f"item {item.id} has no picture")
-        return self.read_picture(item, item.image)
-
-    @property
-    def rows(self) -> list[Item]:
-        """All items at once, for small catalogues."""
-        return list(self.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,49 +98,8 @@ class Columns:
     attributes: list[str]
 
 
-def read_catalogue(
-    path: str | os.PathLike, *, columns: Mapping[str, str] | None = None, keys: Mapping[str, str] | None = None
-) -> Catalogue:
-    """Opens a catalogue; its rows are read later, in order, and pictures as they are asked for.
-
-    Args:
-      path: a folder or .zip that holds `items.tsv|csv|jsonl|parquet` (one of them), or such a table itself, whatever
-        its name, or several (`part-{000..123}.parquet`), with the pictures beside it or inside; WebDataset tars
-        (`shard-{000..123}.tar`, or a folder of tars); or `tfds:NAME`, `tfds:FOLDER`.
-      columns: which column plays the part of "id", "title" or "image", where it has another name. Further pictures and
-        titles stand in columns of that name with _2, _3, ...; without a column `image`, the pictures are
-        `images/<id>.jpg|jpeg|png|webp`.
-      keys: {"id", "title", "image": path of a feature} of a TFDS dataset.
-
-    Raises:
-      UserError: no table, several, or one that `open_table` refuses; a column that is not there.
-    """
-    text, columns = os.fspath(path), {part: name for part, name in (columns or {}).items() if name}
-    if unknown := columns.keys() - set(PARTS):
-        raise UserError(f"columns: {', '.join(sorted(unknown))} given; only id, title and image can be named")
-    if text.startswith("tfds:"):
-        from input_pipeline.catalogue.tfds import open_tfds
-
-        return open_tfds(text.removeprefix("tfds:"), keys=keys or {})
-    if keys:
-        raise UserError(f"{path}: keys are for tfds:NAME catalogues; name a table's columns with --title_column")
-    from input_pipeline.catalogue.webdataset import find_shards, open_webdataset
-
-    if shards := find_shards(text):
-        return open_webdataset(shards, columns=columns)
-    if text.rpartition(".")[2].lower() in FORMATS and (parts := expand_shards(text)):
-        return _open_tables(Folder(parts[0].parent), [part.name for part in parts], columns)
-    place = local_path(path)
-    if place.is_file() and place.suffix[1:].lower() in FORMATS:
-        files: Files = Folder(place.parent)
-        table = place.name
-    else:
-        files = open_files(place)
-        table = _find_table(files, place)
-    return _open_tables(files, [table], columns)
-
-
-def _open_tables(files: Files, names: Sequence[str], columns: Mapping[str, str]) -> Catalogue:
+def open_tables(files: Files, names: Sequence[str], columns: Mapping[str, str]) -> Catalogue:
+    """The catalogue of one table, or of several of the same columns, in `files`; see `read_catalogue`."""
     tables: list[Table] = []
     for name in names:
         try:
@@ -260,19 +122,6 @@ def _open_tables(files: Files, names: Sequence[str], columns: Mapping[str, str])
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
-
-
-def as_text(value: Any) -> str:
-    """A cell as text; lists as JSON."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
-
-
-def title_texts(value: Any) -> list[str]:
-    """The titles of a cell: one text, or a list of them; empty ones are none."""
-    titles = value if isinstance(value, list) else [value]
-    return [text for text in (as_text("" if title is None else title) for title in titles) if text.strip()]
 
 
 def gather_pictures(cells: Mapping[str, Any]) -> tuple[list[str], dict[str, bytes]]:
@@ -302,7 +151,8 @@ def gather_pictures(cells: Mapping[str, Any]) -> tuple[list[str], dict[str, byte
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _find_table(files: Files, path: os.PathLike) -> str:
+def find_table(files: Files, path: os.PathLike) -> str:
+    """The one `items.*` at the top of a catalogue."""
     candidates = [f"items.{suffix}" for suffix in FORMATS]
     found = [name for name in files.names("") if name in candidates]
     if len(found) != 1:

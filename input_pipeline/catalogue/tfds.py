@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-from input_pipeline.catalogue.table_catalogue import PARTS, Catalogue, Item, as_text, title_texts
-from input_pipeline.catalogue.tables.text_table import is_utf8, mend_text
+from input_pipeline.catalogue.item import PARTS, Catalogue, Item, as_text, title_texts
+from input_pipeline.catalogue.tables.table import is_utf8, mend_text
 from input_pipeline.folder_or_zip import FileProblem, local_path
 from siglip_jax.errors import UserError
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from input_pipeline.catalogue.table_catalogue import PICTURE_SUFFIXES, Catalogue, Item, as_text, title_texts
+from input_pipeline.catalogue.item import PICTURE_SUFFIXES, Catalogue, Item, as_text, title_texts
 from input_pipeline.folder_or_zip import MAX_FILE_BYTES, FileProblem, expand_shards, local_path, safe_name
 from siglip_jax.errors import UserError
 

@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from input_pipeline.build.problems import FILE as PROBLEMS_FILE
-from input_pipeline.build.problems import read_problems
+from input_pipeline.dataset.problem_rows import FILE as PROBLEMS_FILE
+from input_pipeline.dataset.problem_rows import read_problems
 from input_pipeline.dataset.reader import READ_ROWS, open_split
 from input_pipeline.duplicates.near_images import SIGNATURE_BYTES, picture_signature
 from input_pipeline.progress import progress as show_progress
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import decode_image
+from siglip_jax.preprocessing import decode_image, image_format
 
 FILE = "rows.parquet"
 SCHEMA = pa.schema(
@@ -179,8 +179,6 @@ def _table(lines: list[dict[str, Any]]) -> pa.Table:
 
 
 def _describe(record: dict[str, Any], split: str, decode: bool) -> dict[str, Any]:
-    from input_pipeline.build.check_item import image_format
-
     line = {key: record[key] for key in ("id", "title", "image_sha256", "attributes")}
     line |= {"kind": "", "detail": "", "split": split, "bytes": len(record["image"])}
     if decode:

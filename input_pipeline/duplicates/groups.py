@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def first_rows(keys: np.ndarray) -> np.ndarray:
@@ -23,3 +25,17 @@ def connected(edges: np.ndarray, nodes: int) -> np.ndarray:
 
     graph = coo_array((np.ones(edges.shape[1], bool), (edges[0], edges[1])), shape=(nodes, nodes))
     return first_rows(connected_components(graph, directed=False)[1])
+
+
+def value_codes(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+    """Every value's number in order of first appearance (int32 [m]), its row (int32 [m]), the values; no nulls."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_list(column.type):
+        rows, column = pc.list_parent_indices(column).to_numpy().astype(np.int32), pc.list_flatten(column)
+    else:
+        rows = np.arange(len(column), dtype=np.int32)
+    if column.null_count:
+        rows, column = rows[column.is_valid().to_numpy(zero_copy_only=False)], column.drop_null()
+    encoded = column.dictionary_encode()
+    return encoded.indices.to_numpy(), rows, encoded.dictionary

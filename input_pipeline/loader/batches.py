@@ -19,7 +19,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from input_pipeline.augment.augmentation import NO_AUGMENTATION, Augmentation
+from input_pipeline.augment import Augmentation
+from input_pipeline.augment.augmentation import NO_AUGMENTATION
 from input_pipeline.dataset import Split, open_split
 from input_pipeline.loader.bad_rows import Budget, Replacement
 from input_pipeline.loader.batch_order import Plan

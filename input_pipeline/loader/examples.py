@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from input_pipeline.augment.augmentation import NO_AUGMENTATION, Augmentation
+from input_pipeline.augment import Augmentation
+from input_pipeline.augment.augmentation import NO_AUGMENTATION
 from input_pipeline.dataset import Split
 from input_pipeline.loader.bad_rows import ATTEMPTS, BadRow, Replacement, read_record, stand_ins
 from input_pipeline.loader.buffers import Recycler

@@ -19,8 +19,8 @@ from etils import epath
 
 from siglip_jax import files
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import EOS_ID, NAFLEX, PAD, SCALED_DECODE, Preprocessing
-from siglip_jax.preprocessing.tokenizer import SENTINELS, Tokenizer, is_json, open_tokenizer
+from siglip_jax.preprocessing import EOS_ID, NAFLEX, PAD, SCALED_DECODE, Preprocessing, Tokenizer, open_tokenizer
+from siglip_jax.preprocessing.tokenizer import SENTINELS, is_json
 
 PICTURE_FILES = ("processor_config.json", "preprocessor_config.json")  # the first one that describes pictures counts
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.audit.audit_page import audit_dataset, findings, headline, render
+from input_pipeline.audit import audit_dataset
+from input_pipeline.audit.audit_page import findings, headline, render
 from input_pipeline.audit.contents import Tokens, audit_table
 from input_pipeline.audit.writing_scripts import NO_LETTERS, main_scripts
 from input_pipeline.build import build_dataset
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset.item_table import SCHEMA, ItemColumns, item_table, open_columns
 from siglip_jax.cli import main
 from siglip_jax.errors import UserError

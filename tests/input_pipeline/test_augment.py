@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.augment.augmentation import Augmentation, draws
+from input_pipeline.augment import Augmentation
+from input_pipeline.augment.augmentation import draws
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches, Preprocessing
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from input_pipeline import folder_or_zip
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.folder_or_zip import FileProblem
 from siglip_jax.errors import UserError
 

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from input_pipeline.build import build_dataset, stage
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from siglip_jax.errors import UserError
 
 ROWS, PART = 60, 8

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.augment.augmentation import Augmentation
+from input_pipeline.augment import Augmentation
 from input_pipeline.augment.colour_jitter import LUMA, change_colours, colour_map, mean_luma
 from input_pipeline.augment.row_random import Purpose, draws, unit
 from siglip_jax.preprocessing import Patches, Preprocessing

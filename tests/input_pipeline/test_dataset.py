@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tensorflow_datasets.proto import tf_example_pb2
 
 from input_pipeline.build import build_dataset
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import attributes, dataset_fingerprint, open_split
 from input_pipeline.folder_or_zip import Folder
 from input_pipeline.loader.bad_rows import BadRow, read_record
@@ -96,7 +96,7 @@ def test_two_builds_are_equal(catalogue, tmp_path):
     assert audits[0] == audits[1]
     assert dataset_fingerprint(tmp_path / "a") == audits[0]["fingerprint"]
     code = f"""
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.build import build_dataset
 build_dataset(read_catalogue({str(tmp_path / "shop")!r}), {str(tmp_path / "elsewhere")!r}, progress=False)
 """  # in another process protobuf hashes, and so orders, the features of a record in another way
@@ -275,7 +275,7 @@ def test_a_dataset_of_something_else(tmp_path):
 def test_neither_tensorflow_nor_jax_is_imported(catalogue, tmp_path):
     code = f"""
 import sys
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.folder_or_zip import Folder
 from input_pipeline.dataset import attributes
 from input_pipeline.build import build_dataset

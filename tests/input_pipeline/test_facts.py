@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from input_pipeline.build import build_dataset
-from input_pipeline.build.check_item import image_format
-from input_pipeline.build.split import connected_groups, normalise_title
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.build.split import connected_groups
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import open_split
 from input_pipeline.duplicates.near_images import perceptual_hash
+from input_pipeline.duplicates.normalised_titles import normalise_title
+from siglip_jax.preprocessing import image_format
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.catalogue.fashion import COLUMNS, convert_fashion
-from input_pipeline.catalogue.table_catalogue import read_catalogue
 from input_pipeline.folder_or_zip import FileProblem
 from siglip_jax.errors import UserError
 

@@ -10,14 +10,13 @@ import PIL.Image
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from input_pipeline.augment.augmentation import Augmentation
+from input_pipeline.augment import Augmentation
 from input_pipeline.augment.row_random import Purpose, draws
 from input_pipeline.build import build_dataset, records
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import Split, open_split
-from input_pipeline.loader import examples
+from input_pipeline.loader import examples, iterate_split, make_loader
 from input_pipeline.loader.bad_rows import BadRow, Budget, Replacement, readable_titles
-from input_pipeline.loader.batches import iterate_split, make_loader
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches, Preprocessing

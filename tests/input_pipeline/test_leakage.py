@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.audit.leakage import check_leakage, check_log, find_leakage
-from input_pipeline.build.split import normalise_title
+from input_pipeline.audit import check_leakage, check_log, find_leakage
 from input_pipeline.dataset import open_split
 from input_pipeline.dataset.item_table import item_table, split_names
 from input_pipeline.duplicates.near_images import picture_signature, signatures
+from input_pipeline.duplicates.normalised_titles import normalise_title
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image
 

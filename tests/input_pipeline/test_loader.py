@@ -19,12 +19,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline.augment.augmentation import Augmentation
+from input_pipeline.augment import Augmentation
 from input_pipeline.augment.row_random import Purpose, draws, unit
 from input_pipeline.build import build_dataset
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import Split, open_split
-from input_pipeline.loader.batches import iterate_split, make_loader
+from input_pipeline.loader import iterate_split, make_loader
 from input_pipeline.loader.examples import tree_map
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
@@ -263,7 +263,7 @@ def test_works_without_jax_and_tensorflow(dataset, tmp_path):
     code = f"""
 import sys
 sys.modules["jax"] = None  # an import of it fails (TFDS does not bear this of tensorflow)
-from input_pipeline.loader.batches import iterate_split, make_loader
+from input_pipeline.loader import (iterate_split, make_loader)
 from siglip_jax.preprocessing import Preprocessing
 arguments = dict(split="train", preprocessing=Preprocessing.load({str(tmp_path)!r}), batch_size=8)
 batch = next(make_loader({str(dataset)!r}, seed=0, **arguments))
@@ -546,8 +546,8 @@ def test_worker_processes_give_the_same_bits(dataset, tmp_path):
 WORKERS = """
 import json, os, signal, sys, threading, time
 import numpy as np
-from input_pipeline.augment.augmentation import Augmentation
-from input_pipeline.loader.batches import make_loader
+from input_pipeline.augment import Augmentation
+from input_pipeline.loader import make_loader
 from siglip_jax.preprocessing import Preprocessing
 
 def loader(**kwargs):

@@ -3,8 +3,8 @@
 import pytest
 
 from input_pipeline.build import build_dataset
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.catalogue.filter import choose_items
-from input_pipeline.catalogue.table_catalogue import read_catalogue
 from input_pipeline.dataset import attributes
 from siglip_jax.errors import UserError
 

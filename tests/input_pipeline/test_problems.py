@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 
 from input_pipeline.build import build_dataset
-from input_pipeline.build.problems import LISTED, SCHEMA, read_problems, write_problems
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.build.problems import LISTED, write_problems
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset.item_table import item_table
+from input_pipeline.dataset.problem_rows import SCHEMA, read_problems
 from siglip_jax.errors import UserError
 
 ROWS = 2000

@@ -10,12 +10,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from input_pipeline.augment.augmentation import Augmentation
+from input_pipeline.augment import Augmentation
 from input_pipeline.augment.row_random import Purpose, draws, unit
 from input_pipeline.build import build_dataset
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import open_split
-from input_pipeline.loader.batches import make_loader
+from input_pipeline.loader import make_loader
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import SCALED_DECODE, Preprocessing

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.build.split import connected_groups, normalise_title, split_groups, title_groups
+from input_pipeline.build.split import connected_groups, split_groups
+from input_pipeline.duplicates.normalised_titles import normalise_title, title_groups
 from siglip_jax.errors import UserError
 
 FRACTIONS = {"train": 0.6, "validation": 0.1, "test": 0.3}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from input_pipeline.build import build_dataset
 from input_pipeline.build.split import OUT, check_moments, linked_groups, parse_times, split_by_time, split_rows
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import open_split
 from siglip_jax.errors import UserError
 

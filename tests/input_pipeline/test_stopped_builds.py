@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from input_pipeline.build import build_dataset
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import dataset_fingerprint
 from siglip_jax.errors import UserError
 
@@ -29,7 +29,7 @@ KILLED = (
     SMALL_PARTS
     + """
 import os, random, shutil, signal, sys
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.build import build_dataset
 import scipy.sparse.csgraph, input_pipeline.duplicates.near_images
 

@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from input_pipeline.build import build_dataset
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.catalogue.filter import choose_items
-from input_pipeline.catalogue.table_catalogue import read_catalogue
 from input_pipeline.dataset import open_split
 from siglip_jax.errors import UserError
 
@@ -180,7 +180,7 @@ def test_damaged_files(coco, tmp_path):
 def test_no_tensorflow(coco, tmp_path, by_name):
     code = """
 import sys
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 print(len(read_catalogue(f"tfds:{sys.argv[1]}").rows), [name for name in ("jax", "tensorflow") if name in sys.modules])
 """
     name = str(coco)

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import Patches, Preprocessing
-from siglip_jax.preprocessing.images import cut_patches, decode_image, naflex_size
+from siglip_jax.preprocessing import Patches, Preprocessing, decode_image
+from siglip_jax.preprocessing.images import cut_patches, naflex_size
 
 FIXED = {kind: Preprocessing(image_size=(20, 28), resize=kind) for kind in ("bilinear", "bicubic")}
 NO_ANTIALIAS = Preprocessing(image_size=(20, 28), resize="bilinear_no_antialias")

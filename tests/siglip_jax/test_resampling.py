@@ -130,7 +130,7 @@ NOWHERE_TO_KEEP = """
 import sys
 from numba.core import caching
 caching.CacheImpl._locator_classes = []
-from siglip_jax.preprocessing.images import resize_image
+from siglip_jax.preprocessing import resize_image
 import numpy as np
 print(resize_image(np.full((9, 9, 3), 77, np.uint8), (4, 4), method="bilinear").sum())
 """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import siglip_jax
-from input_pipeline.loader.batches import make_loader
+from input_pipeline.loader import make_loader
 from siglip_jax.errors import UserError
 from siglip_jax.training import loop
 from siglip_jax.training.run.metric_writers import MetricsFile, read_metrics

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from input_pipeline.dataset import open_split
-from input_pipeline.loader.batches import make_loader
+from input_pipeline.loader import make_loader
 from siglip_jax.analysis import mfu
 from siglip_jax.analysis.mfu import peak_flops
 from siglip_jax.checkpoints import Checkpoints

@@ -10,8 +10,8 @@ import pytest
 from eval.metrics import mean_metrics
 from eval.ranking import rank_catalogue
 from eval.retrieval import cross_modal_retrieval
-from input_pipeline.build.split import title_groups
 from input_pipeline.dataset import open_split
+from input_pipeline.duplicates.normalised_titles import title_groups
 from siglip_jax.errors import UserError
 from tools import evaluators
 from tools.comparison import relevance_of

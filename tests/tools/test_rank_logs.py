@@ -15,7 +15,7 @@ from eval.embeddings import write_store
 from eval.ranking import compare_rows
 from eval.trec import read_qrels, read_run
 from input_pipeline.build import build_dataset
-from input_pipeline.catalogue.table_catalogue import read_catalogue
+from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import attributes, open_split
 from siglip_jax import cli
 

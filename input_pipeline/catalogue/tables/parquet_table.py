@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from input_pipeline.catalogue.tables.text_table import Row, check_names
+from input_pipeline.catalogue.tables.table import Row, check_names
 from siglip_jax.errors import UserError
 
 TEXT_ROWS, PICTURE_ROWS = 4096, 32  # read at a time

@@ -1,4 +1,4 @@
-"""The rows of a .tsv, .csv, .jsonl or .parquet file, read bit by bit.
+"""The rows of a .tsv, .csv or .jsonl file, read bit by bit.
 
 Opening a table reads its text through once, so that a malformed line near the end is told before hours of work on
 pictures, and then keeps nothing of it but the names of the columns and the number of rows.
@@ -8,102 +8,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
+from input_pipeline.catalogue.tables.table import Row, check_names, is_utf8, mend_text
 from siglip_jax.errors import UserError
 
-FORMATS = ("tsv", "csv", "jsonl", "parquet")
 MAX_LINE = 2**24  # characters; a longer line is no row of a catalogue, and would be held in memory
-
-Values = dict[str, Any]  # of one row: text, or, from jsonl and parquet, a list; from parquet also bytes and structs
-Row = tuple[Values, str]  # and what is wrong with the row's text, "" for nothing
-
-
-class Table(Protocol):
-    """One table.
-
-    Attributes:
-      name: of the file; error messages begin with it.
-      columns: names, in the file's order.
-      pictures: those of them that hold bytes.
-      count: rows.
-      sha256: of the file; of a parquet with bytes inside, which may be very large, of its footer and size.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def columns(self) -> list[str]: ...
-    @property
-    def pictures(self) -> frozenset[str]: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def sha256(self) -> str: ...
-
-    def rows(self, start: int = 0, *, pictures: bool = True) -> Iterator[Row]:
-        """The rows from number `start` on; without the columns of bytes where `pictures` is False."""
-
-
-def open_table(open_file: Callable[[], IO[bytes]], *, name: str) -> Table:
-    """A table, checked.
-
-    A tsv has no quoting: a field is what stands between two tabs. A csv has the usual double quotes. The columns of a
-    jsonl are the keys of all its lines. Empty lines are no rows. Nothing (null, NaN, absent) is "". A row that is not
-    UTF-8 comes with the letters that could be read and the line it stands on.
-
-    Args:
-      open_file: gives the file anew, from its beginning; text is UTF-8, with or without a byte order mark.
-      name: the file's name; its suffix tells the format.
-
-    Raises:
-      UserError: the file cannot be parsed, a row has another number of fields than the header, or column names are
-        empty or not distinct.
-    """
-    suffix = name.rpartition(".")[2].lower()
-    if suffix == "parquet":
-        from input_pipeline.catalogue.tables.parquet_table import ParquetTable
-
-        return ParquetTable(open_file, name=name)
-    if suffix not in FORMATS:
-        raise UserError(f"{name}: not a table; expected one of {', '.join(f'.{f}' for f in FORMATS)}")
-    with open_file() as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    if suffix == "jsonl":
-        return _open_jsonl(open_file, name, sha256)
-    return _open_delimited(open_file, name, suffix, sha256)
-
-
-def check_names(columns: list[str], name: str) -> None:
-    known: set[str] = set()
-    for number, column in enumerate(columns, 1):
-        if not column.strip():
-            raise UserError(f"{name}: column {number} has no name; give every column a name")
-        if "\0" in column:
-            raise UserError(f"{name}: column {number} has a NUL byte in its name; save the table as UTF-8")
-        if column in known:
-            raise UserError(f"{name}: two columns are named {column}; rename one")
-        known.add(column)
-
-
-def is_utf8(text: str) -> bool:
-    """Whether text can be stored: no surrogates, which stand for bytes that were not UTF-8."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def mend_text(text: str) -> str:
-    """Text in which bytes that are not UTF-8 stand as surrogates, with the replacement mark for each of them."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,52 +37,11 @@ class TextTable:
         return rows
 
 
-@dataclasses.dataclass(frozen=True)
-class ChainedTable:
-    """Tables of the same columns one after the other."""
-
-    tables: list[Table]
-
-    def __post_init__(self):
-        first = self.tables[0]
-        for table in self.tables[1:]:
-            if sorted(table.columns) != sorted(first.columns) or table.pictures != first.pictures:
-                raise UserError(
-                    f"{table.name}: columns are {', '.join(table.columns)}; expected those of {first.name}, "
-                    f"{', '.join(first.columns)}: build files of other columns apart"
-                )
-
-    @property
-    def name(self) -> str:
-        return f"{self.tables[0].name} ... {self.tables[-1].name}"
-
-    @property
-    def columns(self) -> list[str]:
-        return self.tables[0].columns
-
-    @property
-    def pictures(self) -> frozenset[str]:
-        return self.tables[0].pictures
-
-    @property
-    def count(self) -> int:
-        return sum(table.count for table in self.tables)
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256("".join(table.sha256 for table in self.tables).encode()).hexdigest()
-
-    def rows(self, start: int = 0, *, pictures: bool = True) -> Iterator[Row]:
-        for table in self.tables:
-            if start < table.count:
-                yield from table.rows(start, pictures=pictures)
-            start = max(0, start - table.count)
-
-
 # --- tsv and csv ------------------------------------------------------------------------------------------------------
 
 
-def _open_delimited(open_file: Callable[[], IO[bytes]], name: str, suffix: str, sha256: str) -> TextTable:
+def open_delimited(open_file: Callable[[], IO[bytes]], name: str, suffix: str, sha256: str) -> TextTable:
+    """A tsv or csv; see `open_table`."""
     split = _csv_rows if suffix == "csv" else _tsv_rows
     with open_file() as file:
         _, columns = next(split(file, name), (0, []))
@@ -215,7 +87,9 @@ def _csv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
 # --- jsonl ------------------------------------------------------------------------------------------------------------
 
 
-def _open_jsonl(open_file: Callable[[], IO[bytes]], name: str, sha256: str) -> TextTable:
+def open_jsonl(open_file: Callable[[], IO[bytes]], name: str, sha256: str) -> TextTable:
+    """JSON objects, one a line; see `open_table`."""
+
     def records() -> Iterator[Row]:
         with open_file() as file:
             for number, line in _lines(file, name):
