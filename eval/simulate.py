@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval.ranking import Relevance
+from eval.protocols.attribute_agreement import Relevance
 from siglip_jax.errors import UserError
 
 PREFIX = "simulated-"
@@ -46,7 +46,7 @@ class Sessions:
 
 
 def simulate_log(relevance: Relevance, ids: Sequence[str], sessions: Sessions) -> pa.Table:
-    """Events as `eval.logs` reads them, in the order of time.
+    """Events as `eval.logs.log` reads them, in the order of time.
 
     Args:
       relevance: grades of n items for each other; a list is half of items with a grade, where there are so many.

@@ -120,9 +120,12 @@ def parse_recipe(text: str, config: ml_collections.ConfigDict) -> tuple[str, dic
 
 
 def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, dataset: epath.PathLike) -> dict[str, Any]:
-    """`eval.ranking.compare_rows` of the models on the evaluation split: ranking and retrieval, paired by query."""
-    from eval.ranking import compare_rows, rank_catalogue
-    from eval.retrieval import retrieval_of_queries
+    """`eval.protocols.attribute_agreement.compare_rows` of the models on the evaluation split: ranking and retrieval,
+    paired by query.
+    """
+    from eval.protocols import rank_catalogue
+    from eval.protocols.attribute_agreement import compare_rows
+    from eval.protocols.cross_modal import retrieval_of_queries
     from input_pipeline.loader import iterate_split
     from tools.comparison import relevance_of
 

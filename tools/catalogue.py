@@ -8,8 +8,9 @@ from typing import Any
 
 from etils import epath
 
-from eval.embedding_files import read_embeddings
-from eval.embeddings import EmbeddingStore, read_manifest, read_store, skipped_of
+from eval.embeddings import EmbeddingStore, read_store
+from eval.embeddings.embedding_files import read_embeddings
+from eval.embeddings.store import read_manifest, skipped_of
 from input_pipeline.dataset import dataset_fingerprint, open_split
 from input_pipeline.dataset.reader import READ_ROWS
 from siglip_jax.errors import UserError

@@ -11,16 +11,15 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from eval import baselines
 from eval.checks import check_queries
-from eval.examples import Items, catalogue_examples, largest_changes
-from eval.ladder import measure_ladder
-from eval.metrics import max_cutoff, needs_max_grade
-from eval.ranking import CatalogueRanking, compare_rows, rank_catalogue
-from eval.reduction import Reduction
-from eval.relevance import AttributeRelevance
-from eval.rows import Row, VectorRow
-from eval.slices import Slicing, measure_slices
+from eval.comparison.dimension_ladder import measure_ladder
+from eval.embeddings.reduction import Reduction
+from eval.metrics.ranking import max_cutoff, needs_max_grade
+from eval.protocols import AttributeRelevance, rank_catalogue
+from eval.protocols.attribute_agreement import CatalogueRanking, compare_rows
+from eval.rankers import Row, VectorRow, baselines
+from eval.report.example_queries import Items, catalogue_examples, largest_changes
+from eval.statistics import Slicing, measure_slices
 from input_pipeline.dataset import dataset_fingerprint, open_split
 from input_pipeline.duplicates.normalised_titles import title_groups
 from input_pipeline.loader import iterate_split
@@ -108,7 +107,7 @@ def rank(
       new: the row whose differences to all others are reported.
       against: the one of them that comes first, and that slices and examples are about.
       scann: options of the ScaNN column, or None to leave it out.
-      allow_low_recall: show a row's ScaNN figures though its recall is under `eval.neighbours.LEAST_RECALL`.
+      allow_low_recall: show a row's ScaNN figures though its recall is under `eval.search.recall.LEAST_RECALL`.
       slicings: of the items as queries.
       ladders: {row name: (its vectors, reductions to measure)}.
       bytes_per_item: of the rows that store vectors.

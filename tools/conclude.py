@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.beyond import beyond_accuracy
-from eval.significance import conclusion, holm
-from eval.statistics import bootstrap_columns, paired_bootstrap, simultaneous_intervals
+from eval.metrics.beyond_accuracy import beyond_accuracy
+from eval.statistics import bootstrap_columns, conclusion, holm, paired_bootstrap, simultaneous_intervals
 
 BEYOND_NOTES = {
     "coverage": "share of the items that any list shows",
@@ -34,7 +33,7 @@ def conclude(
     and low_all and high_all, the intervals of the first metric that hold all at once.
 
     Args:
-      table: of `eval.ranking.compare_rows`, all pairs with `new` first.
+      table: of `eval.protocols.attribute_agreement.compare_rows`, all pairs with `new` first.
       metrics: {row: {metric: float64 [query]}} that it was made of.
     """
     primary = table["metrics"][0]

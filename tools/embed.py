@@ -48,7 +48,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     options.start_distributed(values)
-    from eval.embeddings import describe_skipped
+    from eval.embeddings.store import describe_skipped
     from tools import embedding
 
     if (values.model is None) == (values.embeddings is None):

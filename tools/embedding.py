@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.compute as pc
 from etils import epath
 
-from eval.embedding_plan import EmbeddingPlan
 from eval.embeddings import EmbeddingStore, read_store, write_store
+from eval.embeddings.sharded_writer import EmbeddingPlan
 from input_pipeline.dataset import attributes, dataset_fingerprint, item_table, open_split
 from input_pipeline.loader import iterate_split
 from input_pipeline.loader.bad_rows import BadRow
@@ -59,15 +59,15 @@ def load_encoder(path: str) -> Encoder:
     """A saved model or a workdir; a .tflite, .onnx or SavedModel network as a baseline."""
     network: Any = None
     if path.endswith(".tflite"):
-        from eval.encoders.tflite import TfliteEncoder
+        from eval.embeddings.encoders.tflite_encoder import TfliteEncoder
 
         network = TfliteEncoder(path)
     elif path.endswith(".onnx"):
-        from eval.encoders.onnx import OnnxEncoder
+        from eval.embeddings.encoders.onnx_encoder import OnnxEncoder
 
         network = OnnxEncoder(path)
     elif (epath.Path(path) / "saved_model.pb").exists():
-        from eval.encoders.savedmodel import SavedModelEncoder
+        from eval.embeddings.encoders.savedmodel_encoder import SavedModelEncoder
 
         network = SavedModelEncoder(path)
     if network is not None:
@@ -138,7 +138,7 @@ def embed(
 
 def import_embeddings(path: str, *, dataset: epath.PathLike, split: str, output: epath.PathLike) -> EmbeddingStore:
     """Writes embeddings that somebody brings as a file to an embedding store, in the order of the split."""
-    from eval.embedding_files import read_embeddings
+    from eval.embeddings.embedding_files import read_embeddings
 
     ids, _, _ = attributes(dataset, split)
     file = read_embeddings(path)

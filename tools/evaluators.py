@@ -15,9 +15,10 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from eval.metrics import max_cutoff, mean_metrics, report_name
-from eval.ranking import rank_catalogue
-from eval.retrieval import cross_modal_retrieval, retrieval_names
+from eval.metrics import mean_metrics
+from eval.metrics.ranking import max_cutoff, report_name
+from eval.protocols import rank_catalogue
+from eval.protocols.cross_modal import cross_modal_retrieval, retrieval_names
 from input_pipeline.dataset import open_split
 from input_pipeline.loader import iterate_split
 from siglip_jax.errors import UserError

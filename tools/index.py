@@ -24,7 +24,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from eval.embeddings import describe_skipped, read_store
+    from eval.embeddings import read_store
+    from eval.embeddings.store import describe_skipped
     from eval.search import build_index, measure_recall
 
     store = read_store(values.store)

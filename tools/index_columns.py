@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.neighbours import LEAST_RECALL
 from eval.protocols import Ranked
-from eval.ranking import CatalogueRanking, compare_rows
+from eval.protocols.attribute_agreement import CatalogueRanking, compare_rows
+from eval.search.recall import LEAST_RECALL
 
 _EXACT = "exact: "  # before a row's name, for its exact figures in the same table
 
@@ -32,7 +32,7 @@ class IndexColumns:
     change: dict[str, dict[str, Any]]
 
     def of(self, row: str, *, k: int) -> dict[str, Any]:
-        """The parts of a report's row, see `eval.report`; k: of the recall."""
+        """The parts of a report's row, see `eval.report.report_page`; k: of the recall."""
         return {
             "scann": self.metrics.get(row),
             "scann_change": self.change.get(row),
@@ -52,7 +52,7 @@ def index_columns(
     """Compares the rows of `approximate` with those of the same name in `exact`, over the same queries.
 
     Args:
-      allow_low_recall: show a row though its recall is under `eval.neighbours.LEAST_RECALL`.
+      allow_low_recall: show a row though its recall is under `eval.search.recall.LEAST_RECALL`.
       clusters: [q], whom the bootstrap draws.
     """
     recall = {

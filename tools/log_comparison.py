@@ -11,32 +11,24 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from eval import profiles
 from eval.checks import check_queries
-from eval.examples import largest_changes
-from eval.exposure import Propensity
-from eval.ladder import measure_ladder
-from eval.live import live_items
-from eval.log_examples import log_examples
-from eval.log_times import iso
-from eval.logs import LogFormat, read_log
-from eval.metrics import max_cutoff, needs_max_grade
-from eval.protocols import (
-    Measures,
-    Ranked,
-    Sink,
-    allowed,
-    rank_live,
-    rank_live_indexed,
-    reachable,
-    rerank_lists,
-)
-from eval.queries import heavy_users
-from eval.ranking import compare_rows
-from eval.rows import VectorRow
-from eval.sinks import FirstLists, Several
-from eval.slices import Slicing, measure_slices
-from eval.trec import TrecWriter, query_names
+from eval.comparison.dimension_ladder import measure_ladder
+from eval.logs import read_log
+from eval.logs.live_items import live_items
+from eval.logs.log import LogFormat
+from eval.logs.log_times import iso
+from eval.logs.queries import heavy_users
+from eval.metrics.ranking import max_cutoff, needs_max_grade
+from eval.protocols import Measures, Ranked, rank_live, rerank_lists, user_profiles
+from eval.protocols.attribute_agreement import compare_rows
+from eval.protocols.exposure import Propensity
+from eval.protocols.first_lists import FirstLists, Several
+from eval.protocols.full_catalogue import Sink, allowed, rank_live_indexed, reachable
+from eval.rankers import VectorRow
+from eval.report.example_queries import largest_changes
+from eval.report.log_examples import log_examples
+from eval.report.trec import TrecWriter, query_names
+from eval.statistics import Slicing, measure_slices
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from tools import log_notes
@@ -52,7 +44,7 @@ class Comparison:
     """What was measured of q queries, for the report, for slices and for whoever wants to look.
 
     Attributes:
-      report: as `eval.report` takes it.
+      report: as `eval.report.report_page` takes it.
       metrics: {row: {metric: float64 [q]}}.
       tied: {row: bool [q]}.
       clusters: [q], the users, whom the bootstrap draws.
@@ -236,7 +228,7 @@ def rank_logs(
             items=n,
             k=LISTED,
             attributes={name: items.columns[name] for name in relevance_attributes(config) if name in items.columns},
-            popularity=None if prepared.counted is None else profiles.popularity(*prepared.counted, n),
+            popularity=None if prepared.counted is None else user_profiles.popularity(*prepared.counted, n),
             clusters=queries.users,
             seed=seed,
         )

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.exposure import Propensity
-from eval.live import Live
-from eval.log_times import iso
-from eval.metrics import report_name
-from eval.neighbours import LEAST_RECALL
-from eval.queries import Queries
+from eval.logs import Live, Queries
+from eval.logs.log_times import iso
+from eval.metrics.ranking import report_name
+from eval.protocols.exposure import Propensity
+from eval.search.recall import LEAST_RECALL
 from eval.simulate import PREFIX
 
 
@@ -23,7 +22,7 @@ def _listed(counts: Mapping[str, Any]) -> str:
 def of_log(
     counts: Mapping[str, Any], protocol: str, *, since: int | None, until: int | None, training: str
 ) -> list[str]:
-    """counts: of `eval.logs.Log`; training: what popularity and item-to-item learnt from."""
+    """counts: of `eval.logs.log.Log`; training: what popularity and item-to-item learnt from."""
     skipped = f"; left out {_listed(counts['skipped'])}" if counts["skipped"] else "; no row left out"
     notes = [
         (
@@ -83,7 +82,7 @@ def of_simulated(queries: Queries) -> list[str]:
 
 
 def of_heavy(queries: Queries, heavy: Mapping[str, int]) -> list[str]:
-    """heavy: of `eval.queries.heavy_users`."""
+    """heavy: of `eval.logs.queries.heavy_users`."""
     if not heavy:
         return []
     share = np.bincount(queries.users).max() / max(1, len(queries))

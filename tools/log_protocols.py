@@ -9,16 +9,16 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from eval import profiles
-from eval.baselines import PopularityRow
-from eval.cooccurrence import CooccurrenceRow
-from eval.live import Live
-from eval.log_times import iso
-from eval.logs import Log, LogFormat
-from eval.protocols import LEAVE_ONE_OUT, LOGGED_LISTS, RETRIEVAL, TIME_SPLIT
-from eval.queries import Queries, known_items, read_queries, repeated_queries
-from eval.rows import Row
-from eval.slices import Slicing, by_age, by_popularity, by_volume
+from eval.logs import Live, Log, Queries, known_items, read_queries, repeated_queries
+from eval.logs.log import LogFormat
+from eval.logs.log_times import iso
+from eval.protocols import user_profiles
+from eval.protocols.full_catalogue import LEAVE_ONE_OUT, LOGGED_LISTS, RETRIEVAL, TIME_SPLIT
+from eval.rankers import Row
+from eval.rankers.baselines import PopularityRow
+from eval.rankers.item_to_item import CooccurrenceRow
+from eval.statistics import Slicing
+from eval.statistics.slices import by_age, by_popularity, by_volume
 from siglip_jax.errors import UserError
 
 PROTOCOLS = {
@@ -81,8 +81,8 @@ class Prepared:
     """
 
     queries: Queries
-    history: profiles.History | None
-    counted: tuple[profiles.Pairs, np.ndarray] | None
+    history: user_profiles.History | None
+    counted: tuple[user_profiles.Pairs, np.ndarray] | None
     training: str
 
 
@@ -100,7 +100,7 @@ def prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndar
                 raise UserError("log: no list with two items of the catalogue; nothing to rank")
         if window.train_until is None:
             return Prepared(queries, None, None, "none")
-        pairs = profiles.read_pairs(log, until=window.train_until)
+        pairs = user_profiles.read_pairs(log, until=window.train_until)
         counted = np.ones(len(pairs), bool) if window.train_since is None else pairs.times >= window.train_since
         any_worth = bool((counted & (pairs.gains > 0)).any())
         begin = "the begin" if window.train_since is None else iso(window.train_since)
@@ -108,26 +108,26 @@ def prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndar
         return Prepared(queries, None, (pairs, counted) if any_worth else None, training)
     if window.train_since is not None or (window.train_until is not None and window.train_until != window.since):
         raise UserError(f"--train_from, --train_until: {protocol} learns from the users' histories; leave them out")
-    pairs = profiles.read_pairs(log, until=window.until)
+    pairs = user_profiles.read_pairs(log, until=window.until)
     pairs = pairs.only(kept[pairs.items])
     if protocol == "leave_one_out":
-        queries, history, held_out = profiles.leave_one_out(pairs, profile=options.profile, since=window.since)
+        queries, history, held_out = user_profiles.leave_one_out(pairs, profile=options.profile, since=window.since)
         training = "all events but the held-out ones, of any time"
         return Prepared(queries, history, (pairs, ~held_out), training)
-    at = profiles.split_time(pairs) if window.since is None else window.since
-    queries, history, _ = profiles.time_split(pairs, at=at, profile=options.profile)
+    at = user_profiles.split_time(pairs) if window.since is None else window.since
+    queries, history, _ = user_profiles.time_split(pairs, at=at, profile=options.profile)
     share = "the time before which 80 % of the events lie" if window.since is None else "as given"
     return Prepared(queries, history, (pairs, pairs.times < at), f"before {iso(at)} ({share})")
 
 
-def rows_of_log(names: Sequence[str], counted: tuple[profiles.Pairs, np.ndarray] | None, n: int) -> dict[str, Row]:
+def rows_of_log(names: Sequence[str], counted: tuple[user_profiles.Pairs, np.ndarray] | None, n: int) -> dict[str, Row]:
     """Those that the log before the queries can tell of; none where there is none."""
     if counted is None:
         return {}
     pairs, chosen = counted
     liked = pairs.only(chosen & (pairs.gains > 0))
     made: dict[str, Row] = {
-        "popularity": PopularityRow(profiles.popularity(pairs, chosen, n)),
+        "popularity": PopularityRow(user_profiles.popularity(pairs, chosen, n)),
         "item-to-item": CooccurrenceRow(liked.users, liked.items, n),
     }
     return {name: made[name] for name in names}
@@ -137,7 +137,7 @@ def query_slicings(
     slicings: Sequence[Slicing],
     queries: Queries,
     live: Live,
-    counted: tuple[profiles.Pairs, np.ndarray] | None,
+    counted: tuple[user_profiles.Pairs, np.ndarray] | None,
     n: int,
 ) -> list[Slicing]:
     """By attributes of the query item, its age and popularity, and how much its user asks; none for profiles."""
@@ -145,7 +145,7 @@ def query_slicings(
         return []
     found = [dataclasses.replace(slicing, codes=slicing.codes[queries.items]) for slicing in slicings]
     if counted is not None:
-        found.append(by_popularity(profiles.popularity(*counted, n)[queries.items]))
+        found.append(by_popularity(user_profiles.popularity(*counted, n)[queries.items]))
     if (days := live.age(queries.items, queries.times)).size and not np.isnan(days).all():
         found.append(by_age(days))
     return [*found, by_volume(queries.users)]

@@ -15,9 +15,9 @@ if TYPE_CHECKING:  # numpy and more, which --help does not wait for
     import numpy as np
     from etils import epath
 
-    from eval.reduction import Reduction
-    from eval.rows import Row
-    from eval.slices import Slicing
+    from eval.embeddings.reduction import Reduction
+    from eval.rankers import Row
+    from eval.statistics import Slicing
     from tools.catalogue import Catalogue
 
 BASELINES = ("random", "raw pixels", "title TF-IDF", "popularity:COLUMN")
@@ -98,8 +98,8 @@ def read_rows(values: flags.FlagValues, *, split: str, catalogue: Catalogue, ove
     Raises:
       UserError: a name twice or unknown, a store of other items, a reduction that does not fit.
     """
-    from eval.reduction import Spec, fit
-    from eval.rows import VectorRow
+    from eval.embeddings.reduction import Spec, fit
+    from eval.rankers import VectorRow
 
     dataset = values.dataset
     stores = options.named_paths(values.store or [], flag="store")
@@ -154,7 +154,7 @@ def read_rows(values: flags.FlagValues, *, split: str, catalogue: Catalogue, ove
             add(label, VectorRow(label, reduction(vectors[name])), spec.bytes_per_item(vectors[name].shape[1]))
             provenance.setdefault("reductions", {})[label] = reduction.to_json()
         if name in values.ladder:
-            from eval.ladder import ladder_reductions
+            from eval.comparison.dimension_ladder import ladder_reductions
 
             ladders[name] = ladder_reductions(train, fitted_on=note)
     new, against = _compared(values.new, values.against, [*of_log, *rows], stores)
@@ -170,8 +170,8 @@ def read_vectors(
     """
     from etils import epath as paths
 
-    from eval.embedding_files import read_embeddings
     from eval.embeddings import read_store
+    from eval.embeddings.embedding_files import read_embeddings
     from input_pipeline.dataset import dataset_fingerprint
     from tools.catalogue import places_in_store
 
@@ -203,7 +203,7 @@ def slicings_of(specs: Sequence[str], columns: Mapping[str, Sequence[str]], *, i
     """
     import numpy as np
 
-    from eval.slices import by_band, by_value
+    from eval.statistics.slices import by_band, by_value
 
     found = []
     for spec in specs:
@@ -228,8 +228,8 @@ def slicings_of(specs: Sequence[str], columns: Mapping[str, Sequence[str]], *, i
 
 
 def _baseline(name: str, *, dataset: epath.PathLike | None, split: str, catalogue: Catalogue) -> tuple[Row, int | None]:
-    from eval.baselines import PopularityRow, RandomRow, TitleRow
-    from eval.rows import VectorRow
+    from eval.rankers import VectorRow
+    from eval.rankers.baselines import PopularityRow, RandomRow, TitleRow
     from tools.comparison import pixel_vectors
 
     kind, _, column = name.partition(":")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.baselines import raw_pixels
+from eval.rankers.baselines import raw_pixels
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches
 

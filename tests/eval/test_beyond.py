@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.beyond import beyond_accuracy, exposure, gini
+from eval.metrics.beyond_accuracy import beyond_accuracy, exposure, gini
 from siglip_jax.errors import UserError
 
 

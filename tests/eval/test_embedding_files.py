@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval import embedding_files
-from eval.embedding_files import read_embeddings
+from eval.embeddings import embedding_files
+from eval.embeddings.embedding_files import read_embeddings
 from siglip_jax.errors import UserError
 
 IDS = ["7", "a b", "東京", "x,y"]

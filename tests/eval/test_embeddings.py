@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.embeddings import read_manifest, read_store, write_manifest, write_shard, write_store
+from eval.embeddings import read_store, write_store
+from eval.embeddings.store import read_manifest, write_manifest, write_shard
 from siglip_jax.errors import UserError
 
 ABOUT = {"model": "tiny", "preprocessing": {"size": 32}, "dataset": {"fingerprint": "f00d"}}

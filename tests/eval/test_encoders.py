@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from eval.encoders.onnx import OnnxEncoder
-from eval.encoders.tflite import TfliteEncoder, dequantise
+from eval.embeddings.encoders.onnx_encoder import OnnxEncoder
+from eval.embeddings.encoders.tflite_encoder import TfliteEncoder, dequantise
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from eval.examples import Items, catalogue_examples, largest_changes
-from eval.relevance import AttributeRelevance
-from eval.rows import VectorRow
+from eval.protocols import AttributeRelevance
+from eval.rankers import VectorRow
+from eval.report.example_queries import Items, catalogue_examples, largest_changes
 
 
 def test_largest_changes_by_loops():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.ladder import ladder_reductions, measure_ladder
+from eval.comparison.dimension_ladder import ladder_reductions, measure_ladder
 from eval.statistics import paired_bootstrap
 
 

@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval.live import live_items
-from eval.log_files import log_files, movielens_columns
-from eval.log_times import iso, parse_time, times_of
-from eval.logs import LogFormat, read_log
-from eval.queries import heavy_users, known_items, read_queries, repeated_queries
+from eval.logs import known_items, read_log, read_queries, repeated_queries
+from eval.logs.live_items import live_items
+from eval.logs.log import LogFormat
+from eval.logs.log_files import log_files, movielens_columns
+from eval.logs.log_times import iso, parse_time, times_of
+from eval.logs.queries import heavy_users
 from siglip_jax.errors import UserError
 
 ACTIONS = {"tap": 1, "like": 2, "purchase": 3}

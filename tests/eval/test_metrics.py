@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.metrics import has_ties, max_cutoff, mean_metrics, rank_metrics, report_name, select_top
+from eval.metrics import has_ties, mean_metrics, rank_metrics
+from eval.metrics.ranking import max_cutoff, report_name, select_top
 from siglip_jax.errors import UserError
 
 METRICS = (
@@ -149,7 +150,7 @@ def test_blocks_do_not_show(monkeypatch):
     scores, labels = rng.integers(0, 9, (37, 50)).astype(float), rng.integers(0, 3, (37, 50))
     options = {"metrics": METRICS, "max_grade": MAX_GRADE}
     whole, ties = rank_metrics(scores, labels, **options), has_ties(scores, k=3)
-    monkeypatch.setattr("eval.metrics._BLOCK", 64)
+    monkeypatch.setattr("eval.metrics.ranking._BLOCK", 64)
     for name, values in rank_metrics(scores, labels, **options).items():
         np.testing.assert_array_equal(values, whole[name])
     np.testing.assert_array_equal(has_ties(scores, k=3), ties)

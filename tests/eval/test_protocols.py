@@ -6,24 +6,18 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from eval.baselines import PopularityRow, RandomRow
-from eval.cooccurrence import CooccurrenceRow
-from eval.exposure import Propensity
-from eval.live import Live
-from eval.neighbours import check_found, recall_of_allowed, search_allowed
-from eval.profiles import Pairs, leave_one_out, popularity, split_time, time_split
-from eval.protocols import (
-    LOGGED_ORDER,
-    Measures,
-    rank_live,
-    rank_live_indexed,
-    reachable,
-    rerank_lists,
-)
-from eval.queries import Queries
-from eval.rows import VectorRow
-from eval.search import ExactIndex, Neighbours, build_index
-from eval.trec import TrecWriter, query_names, read_qrels, read_run
+from eval.logs import Live, Queries
+from eval.protocols import Measures, rank_live, rerank_lists
+from eval.protocols.exposure import Propensity
+from eval.protocols.full_catalogue import LOGGED_ORDER, rank_live_indexed, reachable
+from eval.protocols.user_profiles import Pairs, leave_one_out, popularity, split_time, time_split
+from eval.rankers import VectorRow
+from eval.rankers.baselines import PopularityRow, RandomRow
+from eval.rankers.item_to_item import CooccurrenceRow
+from eval.report.trec import TrecWriter, query_names, read_qrels, read_run
+from eval.search import Neighbours, build_index
+from eval.search.index_builder import ExactIndex
+from eval.search.recall import check_found, recall_of_allowed, search_allowed
 from siglip_jax.errors import UserError
 
 needs_scann = pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="ScaNN is not installed")
@@ -89,7 +83,7 @@ def agrees(ranked, expected):
 
 def test_lists_are_ranked_as_by_pytrec_eval(monkeypatch):
     queries, v = some_queries(), vectors()
-    monkeypatch.setattr("eval.protocols._BLOCK", 50)  # several blocks
+    monkeypatch.setattr("eval.protocols.full_catalogue._BLOCK", 50)  # several blocks
     found = rerank_lists(queries, [VectorRow("v", v)], measures=MEASURES)
     assert list(found) == [LOGGED_ORDER, "v"]
     score = unit(v) @ unit(v).T
@@ -205,7 +199,7 @@ def live_for(seed=0, n=N):
 
 
 def test_retrieval_is_ranked_among_live_items_alone(monkeypatch):
-    monkeypatch.setattr("eval.protocols._BLOCK", 5 * N)
+    monkeypatch.setattr("eval.protocols.full_catalogue._BLOCK", 5 * N)
     live, v = live_for(), vectors()
     given = some_queries(2)
     queries = reachable(given, live)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import reduction
-from eval.reduction import Spec, fit
+from eval.embeddings import reduction
+from eval.embeddings.reduction import Spec, fit
 from siglip_jax.errors import UserError
 
 

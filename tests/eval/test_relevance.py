@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.relevance import AttributeRelevance, RelevanceRule
+from eval.protocols import AttributeRelevance
+from eval.protocols.relevance import RelevanceRule
 from siglip_jax.errors import UserError
 
 RULES = [

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import format_table, headlines, write_report
+from eval.report import write_report
+from eval.report.report_page import format_table, headlines
 from siglip_jax.errors import UserError
 
 _EVIL = '<script>alert("x")</script> & http://example.com/"onload="x'

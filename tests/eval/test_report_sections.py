@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import charts
-from eval.report import format_table, write_report
-from eval.slices import by_value, measure_slices
-from eval.thumbnails import thumbnails
+from eval.report import charts, write_report
+from eval.report.report_page import format_table
+from eval.report.thumbnails import thumbnails
+from eval.statistics import measure_slices
+from eval.statistics.slices import by_value
 
 EVIL = '<script>alert("x")</script>'
 

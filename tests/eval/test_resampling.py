@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from eval import resampling
-from eval.statistics import bootstrap_columns, bootstrap_mean, difference_columns, paired_bootstrap
+from eval.statistics import bootstrap_columns, bootstrap_mean, difference_columns, paired_bootstrap, resampling
 
 
 def test_weights_are_those_of_poisson():
@@ -54,7 +53,7 @@ def test_neither_threads_nor_blocks_nor_columns_show(monkeypatch):
     values = np.random.default_rng(3).normal(size=(20_000, 3))
     assert len(values) > resampling.MANY
     first = difference_columns(values, samples=60, seed=4)
-    monkeypatch.setattr("eval.threads.MAX_THREADS", 1)
+    monkeypatch.setattr("eval.metrics.threads.MAX_THREADS", 1)
     assert difference_columns(values, samples=60, seed=4) == first
     monkeypatch.setattr(resampling, "_PRODUCT", 1)
     alone = bootstrap_mean(values[:, 1], samples=60, seed=4)

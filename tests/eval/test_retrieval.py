@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from eval.retrieval import cross_modal_retrieval, retrieval_names
+from eval.protocols.cross_modal import cross_modal_retrieval, retrieval_names
 from siglip_jax.errors import UserError
 
 

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import rows as rows_module
-from eval.baselines import PopularityRow, RandomRow, TitleRow
-from eval.ranking import rank_catalogue
-from eval.relevance import AttributeRelevance
-from eval.rows import VectorRow
+from eval.protocols import AttributeRelevance, rank_catalogue
+from eval.rankers import VectorRow
+from eval.rankers import ranker as rows_module
+from eval.rankers.baselines import PopularityRow, RandomRow, TitleRow
 from siglip_jax.errors import UserError
 
 N = 60

@@ -9,8 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from eval import scann_index
-from eval.search import build_index, load_index, measure_recall
+from eval.search import build_index, load_index, measure_recall, scann_index
 from siglip_jax.errors import UserError
 
 needs_scann = pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="ScaNN is not installed")

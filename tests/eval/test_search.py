@@ -11,7 +11,8 @@ from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.search import Scorer, build_index, distinct_rows, load_index, measure_recall, unit_rows
+from eval.search import build_index, load_index, measure_recall
+from eval.search.index_builder import Scorer, distinct_rows, unit_rows
 from siglip_jax.errors import UserError
 
 needs_scann = pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="ScaNN is not installed")
@@ -79,7 +80,7 @@ def test_equal_vectors_score_equal_under_a_blas_that_rounds_by_column():
 def test_blocks_do_not_show(monkeypatch):
     index, q = build_index(vectors(60), names(60)), vectors(25, seed=3)
     whole = index.search(q, k=7)
-    monkeypatch.setattr("eval.search._BLOCK", 200)
+    monkeypatch.setattr("eval.search.index_builder._BLOCK", 200)
     np.testing.assert_array_equal(index.search(q, k=7).rows, whole.rows)
 
 
@@ -219,18 +220,19 @@ def test_neither_tensorflow_nor_jax_is_imported_anywhere_in_eval(tmp_path):
     code = f"""
 import sys
 import numpy as np
-import eval.baselines, eval.embeddings, eval.metrics, eval.ranking, eval.relevance, eval.search, eval.statistics
+import eval.rankers.baselines, eval.embeddings.store, eval.metrics.ranking, eval.protocols.attribute_agreement
+import eval.protocols.relevance, eval.search.index_builder, eval.statistics.bootstrap
 assert "scann" not in sys.modules
 from siglip_jax.errors import UserError
 x = np.random.default_rng(0).normal(size=(40, 8))
 for backend in ("exact", "scann"):
     try:
-        index = eval.search.build_index(x, [str(i) for i in range(40)], backend=backend)
+        index = eval.search.index_builder.build_index(x, [str(i) for i in range(40)], backend=backend)
     except UserError as error:
         assert backend == "scann" and "not installed" in str(error)
         continue
     index.save({str(tmp_path)!r} + "/" + backend)
-    eval.search.load_index({str(tmp_path)!r} + "/" + backend).search(x, k=3)
+    eval.search.index_builder.load_index({str(tmp_path)!r} + "/" + backend).search(x, k=3)
 heavy = [name for name in ("tensorflow", "jax", "flax", "torch", "matplotlib") if name in sys.modules]
 assert not heavy, heavy
 assert not [name for name, module in sys.modules.items() if module is None]

@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.significance import conclusion, holm, minimum_detectable_effect
-from eval.statistics import Difference, bootstrap_columns, paired_bootstrap, simultaneous_intervals
+from eval.statistics import (
+    bootstrap_columns,
+    conclusion,
+    holm,
+    minimum_detectable_effect,
+    paired_bootstrap,
+    simultaneous_intervals,
+)
+from eval.statistics.bootstrap import Difference
 from siglip_jax.errors import UserError
 
 CLEAR = Difference(0.041, 0.03, 0.052, 9000, 100, 500, 312.5, 0.0056, p=0.0005)

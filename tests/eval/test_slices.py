@@ -3,17 +3,8 @@
 import numpy as np
 import pytest
 
-from eval.slices import (
-    MIN_CLUSTERS,
-    Slicing,
-    by_age,
-    by_band,
-    by_popularity,
-    by_value,
-    by_volume,
-    measure_slices,
-)
-from eval.statistics import bootstrap_columns
+from eval.statistics import Slicing, bootstrap_columns, measure_slices
+from eval.statistics.slices import MIN_CLUSTERS, by_age, by_band, by_popularity, by_value, by_volume
 from siglip_jax.errors import UserError
 
 

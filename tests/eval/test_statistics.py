@@ -116,7 +116,7 @@ def test_equal_seeds_equal_results_and_blocks_do_not_show(monkeypatch):
     first = difference_columns(d, samples=300, seed=9)
     assert first == difference_columns(d, samples=300, seed=9)
     assert first != difference_columns(d, samples=300, seed=10)
-    monkeypatch.setattr("eval.resampling._BLOCK", 60 * 7)
+    monkeypatch.setattr("eval.statistics.resampling._BLOCK", 60 * 7)
     for got, want in zip(difference_columns(d, samples=300, seed=9), first, strict=True):
         assert list(vars(got).values()) == pytest.approx(list(vars(want).values()), abs=1e-12)
 

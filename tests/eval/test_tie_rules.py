@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.metrics import KNOWN_METRICS, has_ties, has_uncut, mean_metrics, rank_metrics, report_name, trec_name
+from eval.metrics import has_ties, mean_metrics, rank_metrics
+from eval.metrics.ranking import KNOWN_METRICS, has_uncut, report_name, trec_name
 from siglip_jax.errors import UserError
 
 CUT = ("nDCG@3", "precision@4", "recall@4", "hit@2", "hit@4", "MRR", "MRR@2", "MAP@4", "ERR@2", "ERR@4", "RBP(0.5)@4")
@@ -30,7 +31,7 @@ def test_selecting_the_best_equals_sorting_all(n, levels, retrieved, ties, label
     options = {"metrics": CUT, "ties": ties, "max_grade": 3}
     sorted_whole = rank_metrics(scores, labels, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.sorting._NARROW", 0)
+        patch.setattr("eval.metrics.sorting._NARROW", 0)
         selected = rank_metrics(scores, labels, **options)
     for name in CUT:
         np.testing.assert_allclose(selected[name], sorted_whole[name], rtol=1e-12, atol=1e-15, err_msg=name)
@@ -111,7 +112,7 @@ def test_errors(arguments, message):
 
 
 def test_the_error_of_the_first_block_is_raised(monkeypatch):
-    monkeypatch.setattr("eval.metrics._BLOCK", 2)
+    monkeypatch.setattr("eval.metrics.ranking._BLOCK", 2)
     scores = np.zeros((50, 2))
     scores[[31, 47], 1] = np.nan
     with pytest.raises(UserError, match="score of query 31, candidate 1 is NaN"):

@@ -7,7 +7,7 @@ import pytest
 
 EMBED = """
 import os, signal, sys
-from eval import embedding_plan
+from eval.embeddings import sharded_writer as embedding_plan
 from siglip_jax.cli import main
 
 last, write = int(sys.argv[1]), embedding_plan.EmbeddingPlan.write

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import siglip_jax
-from eval.embedding_plan import EmbeddingPlan
-from eval.embeddings import read_manifest, read_store
+from eval.embeddings import read_store
+from eval.embeddings.sharded_writer import EmbeddingPlan
+from eval.embeddings.store import read_manifest
 from siglip_jax import cli
 from siglip_jax.errors import UserError
 from tools.embedding import embed, load_encoder

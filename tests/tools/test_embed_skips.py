@@ -10,10 +10,10 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from eval.baselines import raw_pixels
-from eval.embeddings import describe_skipped, read_manifest, read_store, write_manifest, write_shard, write_store
-from eval.ranking import rank_catalogue
-from eval.relevance import AttributeRelevance
+from eval.embeddings import read_store, write_store
+from eval.embeddings.store import describe_skipped, read_manifest, write_manifest, write_shard
+from eval.protocols import AttributeRelevance, rank_catalogue
+from eval.rankers.baselines import raw_pixels
 from eval.search import load_index
 from input_pipeline.dataset import Split, attributes, open_split
 from siglip_jax import cli

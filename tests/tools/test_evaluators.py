@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from eval.metrics import mean_metrics
-from eval.ranking import rank_catalogue
-from eval.retrieval import cross_modal_retrieval
+from eval.protocols import rank_catalogue
+from eval.protocols.cross_modal import cross_modal_retrieval
 from input_pipeline.dataset import open_split
 from input_pipeline.duplicates.normalised_titles import title_groups
 from siglip_jax.errors import UserError

@@ -12,8 +12,8 @@ import pytest
 import pytrec_eval
 
 from eval.embeddings import write_store
-from eval.ranking import compare_rows
-from eval.trec import read_qrels, read_run
+from eval.protocols.attribute_agreement import compare_rows
+from eval.report.trec import read_qrels, read_run
 from input_pipeline.build import build_dataset
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import attributes, open_split
@@ -271,7 +271,9 @@ def test_without_a_dataset(rank, capsys):
 
 def test_low_recall_is_refused_unless_asked_for(rank, monkeypatch, capsys):
     pytest.importorskip("scann")
-    monkeypatch.setattr("eval.protocols.recall_of_allowed", lambda rows, exact, *, k: np.full(len(rows), 0.5))
+    monkeypatch.setattr(
+        "eval.protocols.full_catalogue.recall_of_allowed", lambda rows, exact, *, k: np.full(len(rows), 0.5)
+    )
     flags = ["--protocol=retrieval", "--scann=brute_force"]
     code, report = rank(*flags)
     assert code == 0

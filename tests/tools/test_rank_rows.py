@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from eval.baselines import TitleRow
 from eval.embeddings import write_store
-from eval.ranking import rank_catalogue
-from eval.reduction import Spec, fit
+from eval.embeddings.reduction import Spec, fit
+from eval.protocols import rank_catalogue
+from eval.rankers.baselines import TitleRow
 from input_pipeline.dataset import attributes, dataset_fingerprint
 from siglip_jax import cli
 from tools.comparison import relevance_of

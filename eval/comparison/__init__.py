@@ -1,0 +1,1 @@
+"""Rankers side by side, and the report's numbers out."""

@@ -1,0 +1,183 @@
+"""Embeddings that somebody brings as a file, put in the order of a split.
+
+    vectors.npy        [n, dimension], its ids one a line in vectors.ids.txt beside it
+    vectors.npz        arrays "ids" (text) and "embeddings"
+    vectors.parquet    columns id and embedding (a list of numbers), or id and one column a number
+    vectors.csv        a header, then id,v0,v1,...
+
+Nothing is unpickled; what a file would take in memory is known before it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from eval.search.index_builder import check_vectors
+from siglip_jax.errors import UserError
+
+SUFFIXES = (".npy", ".npz", ".parquet", ".csv")
+MAX_BYTES = 64 << 30  # of numbers in memory
+MAX_DIMENSION = 2**16
+
+
+@dataclass(frozen=True)
+class EmbeddingFile:
+    """What a file held: row i of `vectors` belongs to `ids[i]`."""
+
+    path: str
+    ids: list[str]
+    vectors: np.ndarray  # float32 [n, dimension]
+    sha256: str
+
+    def aligned(self, ids: Sequence[str]) -> tuple[np.ndarray, int]:
+        """(the vectors of these items in this order, how many items of the file are none of them).
+
+        Raises:
+          UserError: an item without a vector; NaN, infinite or zero vectors among those asked for.
+        """
+        places = {item: row for row, item in enumerate(self.ids)}
+        missing = [item for item in ids if item not in places]
+        if missing:
+            raise UserError(
+                f"{self.path}: no embedding of {len(missing)} of the {len(ids)} items, {missing[0]!r} the first; "
+                "embed them too (ids are compared as text)"
+            )
+        rows = np.fromiter((places[item] for item in ids), np.int64, len(ids))
+        vectors = self.vectors[rows]
+        check_vectors(vectors, what=f"{self.path}: embedding", ids=ids)
+        return vectors, len(self.ids) - len(rows)
+
+
+def read_embeddings(path: str) -> EmbeddingFile:
+    """Reads a file of one of the kinds above.
+
+    Raises:
+      UserError: another kind, no file, damage, pickled arrays, no or repeated ids, counts that differ, no numbers,
+        more than MAX_BYTES.
+    """
+    file = pathlib.Path(path)
+    readers = {".npy": _npy, ".npz": _npz, ".parquet": _parquet, ".csv": _csv}
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: expected embeddings as {', '.join(SUFFIXES)}, or the folder of an embedding store")
+    if not file.is_file():
+        raise UserError(f"{path}: no such file; expected embeddings as {', '.join(SUFFIXES)}")
+    try:
+        ids, vectors = reader(file)
+    except (ValueError, KeyError, OSError, EOFError, MemoryError, pa.ArrowException, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as embeddings ({' '.join(str(error).split())[:150]})") from error
+    if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind not in "fiu":
+        raise UserError(
+            f"{path}: embeddings are {vectors.dtype} {list(vectors.shape)}; expected numbers [n, dimension]"
+        )
+    if len(ids) != len(vectors):
+        raise UserError(f"{path}: {len(ids)} ids for {len(vectors)} embeddings; expected one each, in the same order")
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        repeated = next(item for item in ids if item in seen or seen.add(item))  # type: ignore[func-returns-value]
+        raise UserError(f"{path}: id {repeated!r} occurs twice; expected one embedding an item")
+    with np.errstate(over="ignore"):  # too large for float32 is infinite, which `aligned` refuses
+        vectors = np.ascontiguousarray(vectors, np.float32)
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return EmbeddingFile(path, ids, vectors, digest)
+
+
+def _check_size(path: pathlib.Path, size: int) -> None:
+    if size > MAX_BYTES:
+        raise UserError(f"{path}: {size / 2**30:.1f} GiB of numbers; the limit is {MAX_BYTES >> 30} GiB")
+
+
+def _npy(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
+    beside = path.with_suffix(".ids.txt")
+    if not beside.is_file():
+        raise UserError(f"{path}: no {beside.name} beside it; expected the ids there, one a line, in the same order")
+    _check_size(beside, beside.stat().st_size)
+    vectors = np.load(path, mmap_mode="r", allow_pickle=False)  # no more than the file is long
+    _check_size(path, 4 * vectors.size)
+    return beside.read_text(encoding="utf-8").removesuffix("\n").split("\n"), vectors
+
+
+def _npz(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        _check_size(path, sum(member.file_size for member in archive.infolist()))
+    with np.load(path, allow_pickle=False) as arrays:
+        if not {"ids", "embeddings"} <= set(arrays.files):
+            raise UserError(f"{path}: holds {', '.join(arrays.files) or 'nothing'}; expected arrays ids and embeddings")
+        ids, vectors = arrays["ids"], arrays["embeddings"]
+    if not (isinstance(ids, np.ndarray) and isinstance(vectors, np.ndarray)):  # numpy hands other members out raw
+        raise ValueError("no .npy inside")
+    if ids.ndim != 1 or ids.dtype.kind not in "Uiu":
+        raise UserError(f"{path}: ids are {ids.dtype} {list(ids.shape)}; expected text [n]")
+    return [str(item) for item in ids.tolist()], vectors
+
+
+def _parquet(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
+    schema = pq.read_schema(path)
+    if "id" not in schema.names:
+        raise UserError(f"{path}: columns are {', '.join(schema.names)[:200]}; expected id and embedding")
+    rows = pq.read_metadata(path).num_rows
+    if "embedding" not in schema.names:
+        return _columns(pq.read_table(path), path, rows)
+    table = pq.read_table(path, columns=["id", "embedding"])
+    column: Any = table["embedding"].combine_chunks()
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise UserError(f"{path}: embedding is {kind}; expected a list of numbers")
+    values = column.flatten()
+    if column.null_count or values.null_count:
+        raise UserError(f"{path}: embedding holds nulls; leave those items out or embed them")
+    dimension = len(values) // max(1, rows)
+    lengths = np.asarray(pa.compute.list_value_length(column))
+    if not rows or (lengths != dimension).any():
+        found = ", ".join(map(str, np.unique(lengths)[:4].tolist())) or "no rows"
+        raise UserError(f"{path}: embeddings of lengths {found}; expected one length, from 1")
+    _check_size(path, 4 * len(values))
+    return _ids(table, path), values.to_numpy(zero_copy_only=False).reshape(rows, dimension)
+
+
+def _csv(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
+    with path.open(encoding="utf-8") as file:
+        names = file.readline(1 << 22).rstrip("\r\n").split(",")
+    if names[0].strip('"') != "id":
+        raise UserError(f"{path}: first column is {names[0][:40]!r}; expected a header line id,v0,v1,...")
+    _check_size(path, path.stat().st_size)
+    options = pyarrow.csv.ConvertOptions(column_types={"id": pa.string()}, strings_can_be_null=False, null_values=[])
+    table = pyarrow.csv.read_csv(path, convert_options=options)
+    return _columns(table, path, table.num_rows)
+
+
+def _columns(table: Any, path: pathlib.Path, rows: int) -> tuple[list[str], np.ndarray]:
+    """id and one column a number, in the file's order."""
+    names = [name for name in table.column_names if name != "id"]
+    if not 1 <= len(names) <= MAX_DIMENSION:
+        raise UserError(f"{path}: {len(names)} columns beside id; expected the numbers of an embedding")
+    _check_size(path, 4 * rows * len(names))
+    vectors = np.empty((rows, len(names)), np.float32)
+    for place, name in enumerate(names):
+        column = table[name]
+        if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)) or column.null_count:
+            raise UserError(f"{path}: column {name} is {column.type}, {column.null_count} nulls; expected numbers")
+        vectors[:, place] = column.to_numpy()
+    return _ids(table, path), vectors
+
+
+def _ids(table: Any, path: pathlib.Path) -> list[str]:
+    column = table["id"]
+    if not (
+        pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_integer(column.type)
+    ):
+        raise UserError(f"{path}: id is {column.type}; expected text")
+    if column.null_count:
+        raise UserError(f"{path}: {column.null_count} rows without an id")
+    return [str(item) for item in column.to_pylist()]

@@ -1,0 +1,49 @@
+"""Embeddings of a TensorFlow SavedModel: somebody else's, or one of our own exports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from eval.embeddings.encoders.encoder_settings import Settings, describe
+from siglip_jax import files
+from siglip_jax.errors import UserError
+
+
+class SavedModelEncoder:
+    """Pictures in, vectors out, through the signature "pixels" (our exports) or "serving_default".
+
+    What a foreign network expects of a picture is in `<folder>.json` (`Settings`); our exports say it themselves.
+
+    Attributes:
+      preprocessing: of the pictures that `encode_image` takes.
+      description: name and sha256 of the graph, for manifests.
+    """
+
+    def __init__(self, folder: str):
+        """UserError: TensorFlow is not installed, or the folder holds no SavedModel of one picture input."""
+        from siglip_jax.export import savedmodel
+
+        self._folder = folder
+        self._call, shape, outputs = savedmodel.load_pixels_signature(folder)
+        manifest = epath.Path(folder) / savedmodel.MANIFEST
+        settings = Settings.beside(folder)
+        if manifest.exists():
+            own = files.read_json(manifest).get("preprocessing", {})
+            given = {name: own[name] for name in ("image_size", "resize", "value_range") if name in own}
+            fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+            settings = Settings(**fields)
+        self._settings = settings.for_input(shape, network=folder)
+        self._output = self._settings.output or (outputs[0] if len(outputs) == 1 else "")
+        if self._output not in outputs:
+            names = ", ".join(outputs)
+            raise UserError(f'{folder}: outputs are {names}; name the embedding as "output" in {folder}.json')
+        self.preprocessing = self._settings.preprocessing
+        self.description = describe(folder, files.sha256(epath.Path(folder) / "saved_model.pb"))
+
+    def encode_image(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [n, h, w, 3] -> float32 [n, d], not normalised."""
+        found = self._call(self._settings.pixels(images))[self._output]
+        return self._settings.vectors(found, network=self._folder)

@@ -1,0 +1,2 @@
+from .ranker import Row as Row
+from .ranker import VectorRow as VectorRow

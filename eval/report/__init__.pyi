@@ -1,0 +1,3 @@
+from .report_page import render as render
+from .report_page import write_report as write_report
+from .report_text import format_table as format_table

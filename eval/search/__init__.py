@@ -1,0 +1,7 @@
+"""Nearest neighbours by cosine. `index` is the interface, `exact_index` and `scann_index` are the backends,
+`index_builder` builds and loads either, `recall` says what an approximate one misses.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,82 @@
+"""What an approximate index returned, held against the exact scores: allowed items, recall, and phantoms."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eval.search.index_builder import Index
+from siglip_jax.errors import UserError
+
+LEAST_RECALL = 0.98  # under this the index moves the metric more than most encoders do
+_TOLERANCE = 1e-3  # of a cosine that ScaNN reordered exactly; hashed scores are off by more
+
+
+def search_allowed(index: Index, vectors: np.ndarray, mask: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first k allowed neighbours of each query: rows int64 and scores float32 [q, k], padded with -1 and -inf.
+
+    Asks for more and more until each query has k allowed ones, or all that there are.
+
+    Args:
+      vectors: real [q, d]; mask: bool [q, n], who is allowed.
+    """
+    n = mask.shape[1]
+    wanted = np.minimum(k, mask.sum(axis=1))
+    ask = min(n, 2 * k)
+    while True:
+        found = index.search(vectors, k=ask)
+        good = (found.rows >= 0) & np.take_along_axis(mask, np.clip(found.rows, 0, n - 1), axis=1)
+        good |= (found.rows >= n) | np.isnan(found.scores)  # phantoms stay, for check_found to name
+        if ask == n or (good.sum(axis=1) >= wanted).all():
+            break
+        ask = min(n, 4 * ask)
+    order = np.argsort(~good, axis=1, kind="stable")[:, :k]
+    kept = np.take_along_axis(good, order, axis=1)
+    rows = np.where(kept, np.take_along_axis(found.rows, order, axis=1), -1)
+    return rows, np.where(kept, np.take_along_axis(found.scores, order, axis=1), np.float32(-np.inf))
+
+
+def check_found(rows: np.ndarray, scores: np.ndarray, exact: np.ndarray) -> None:
+    """Raises a UserError where an index returned phantoms: rows that are none, twice, or with a score not theirs.
+
+    ScaNN pads short results with row 0 and NaN, say, and each such pad would count as an item found.
+
+    Args:
+      rows: int64 [q, k], -1 for padding; scores [q, k]; exact: [q, n], the exact scores.
+    """
+    n = exact.shape[1]
+    there = rows >= 0
+    unknown = there & (rows >= n)
+    ordered = np.sort(np.where(there, rows, -1 - np.arange(rows.shape[1])), axis=1)  # paddings differ from each other
+    twice = int((ordered[:, 1:] == ordered[:, :-1]).sum())
+    true = np.take_along_axis(exact, np.clip(rows, 0, n - 1), axis=1)
+    with np.errstate(invalid="ignore"):
+        wrong = there & ~unknown & ~(np.abs(scores - true) <= _TOLERANCE)  # true for NaN as well
+    if unknown.any() or twice or wrong.any():
+        raise UserError(
+            f"the index returned phantom items for {len(rows)} queries: {int(unknown.sum())} that do not exist, "
+            f"{twice} twice in one result, {int(wrong.sum())} with a score that is not theirs; build it again, or "
+            "leave it out with --scann=none"
+        )
+
+
+def recall_of_allowed(rows: np.ndarray, exact: np.ndarray, *, k: int) -> np.ndarray:
+    """Share of the exact k best that were found, by score, so that equal items are interchangeable: float64 [q].
+
+    Args:
+      rows: int64 [q, depth >= k]; exact: [q, n], -inf for what is not allowed. NaN for a query without candidates.
+    """
+    k = min(k, exact.shape[1])
+    worst = np.partition(exact, exact.shape[1] - k, axis=1)[:, -k]
+    there = np.minimum(k, (exact > -np.inf).sum(axis=1)).astype(np.float64)
+    near = rows[:, :k]
+    score = np.take_along_axis(exact, np.maximum(near, 0), axis=1)
+    good = (near >= 0) & (score > -np.inf) & (score >= worst[:, None] - 1e-6)
+    return good.sum(axis=1) / np.where(there > 0, there, np.nan)
+
+
+def only_found(rows: np.ndarray, scores: np.ndarray, n: int) -> np.ndarray:
+    """Dense scores [q, n] of what was found, -inf for everything else."""
+    out = np.full((len(rows), n), -np.inf, np.float32)
+    query, place = np.nonzero(rows >= 0)
+    out[query, rows[query, place]] = scores[query, place]
+    return out

@@ -1,0 +1,10 @@
+from .bootstrap import bootstrap_columns as bootstrap_columns
+from .bootstrap import bootstrap_mean as bootstrap_mean
+from .bootstrap import difference_columns as difference_columns
+from .bootstrap import paired_bootstrap as paired_bootstrap
+from .bootstrap import simultaneous_intervals as simultaneous_intervals
+from .significance import conclusion as conclusion
+from .significance import holm as holm
+from .significance import minimum_detectable_effect as minimum_detectable_effect
+from .slices import Slicing as Slicing
+from .slices import measure_slices as measure_slices
