@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval.protocols.attribute_agreement import Relevance
+from eval.protocols.relevance import Relevance
 from siglip_jax.errors import UserError
 
 PREFIX = "simulated-"

@@ -1,6 +1,7 @@
 """Who may import whom, read from the source, and what a process ends up loading."""
 
 import ast
+import graphlib
 import pathlib
 
 import pytest
@@ -34,6 +35,107 @@ def late_imports(source: str) -> set[str]:
         n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and isinstance(n.value, str)
     )
     return {value for value in constants if "." in value and all(map(str.isidentifier, value.split(".")))}
+
+
+def stubs() -> dict[str, dict[str, str]]:
+    """{folder as a dotted name: {public name: the module that defines it}}, from the faces (`__init__.pyi`)."""
+    found: dict[str, dict[str, str]] = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("__init__.pyi")):
+            folder = ".".join(path.relative_to(ROOT).parent.parts)
+            lines = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ImportFrom)]
+            found[folder] = {alias.name: f"{folder}.{line.module}" for line in lines for alias in line.names}
+    return found
+
+
+def module_name(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+FACES = stubs()
+
+
+def arrows() -> dict[str, set[str]]:
+    """{module: modules that it imports, anywhere in it}; a name of a face counts as the module that defines it."""
+    return {
+        module: {found for name in imports(SOURCES[path]) if (found := owner(name))} for module, path in MODULES.items()
+    }
+
+
+def owner(name: str) -> str:
+    """The module of ours that a dotted name stands in, "" for others."""
+    folder, _, last = name.rpartition(".")
+    if name not in MODULES and last in FACES.get(folder, {}):
+        found = FACES[folder][last]
+        return owner(f"{found}.{last}") if found in FACES else found
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Some nodes that lead round in a circle; empty where there are none."""
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_circle_of_files():
+    assert circle({module: targets - {module} for module, targets in arrows().items()}) == []
+
+
+@pytest.mark.parametrize("folder", sorted({str(pathlib.PurePath(path).parent) for path in SOURCES} | {"."}))
+def test_arrows_run_down_between_the_entries_of_a_folder(folder):
+    """Folders and files that lie side by side lean on one another in one direction only."""
+    prefix = "" if folder == "." else f"{folder}/"
+
+    def entry(module: str) -> str:
+        path = MODULES[module]
+        return path.removeprefix(prefix).split("/")[0] if path.startswith(prefix) else ""
+
+    graph: dict[str, set[str]] = {}
+    for module, targets in arrows().items():
+        if (start := entry(module)) and start != "__init__.py":
+            graph.setdefault(start, set()).update(end for end in map(entry, targets) if end not in ("", start))
+    assert circle(graph) == []
+
+
+def test_no_file_imports_the_face_of_a_folder_that_it_is_in():
+    wrong = []
+    for path, source in SOURCES.items():
+        parents = {".".join(parent.parts) for parent in pathlib.PurePath(path).parents if parent.parts}
+        for name in imports(source):
+            folder, _, last = name.rpartition(".")
+            if folder in parents and last in FACES.get(folder, {}) and not path.endswith("__init__.py"):
+                wrong.append(f"{path} imports {name}; expected {FACES[folder][last]}")
+    assert wrong == []
+
+
+def test_names_of_a_face_are_imported_through_it():
+    """One address a name; the faces of the packages themselves are for users."""
+    wrong = []
+    for path, source in SOURCES.items():
+        for name in imports(source):
+            module, _, last = name.rpartition(".")
+            for folder, names in FACES.items():
+                outside = "." in folder and not path.startswith(folder.replace(".", "/") + "/")
+                if outside and names.get(last) == module:
+                    wrong.append(f"{path} imports {name}; expected {folder}.{last}")
+    assert wrong == []
+
+
+def test_folders_and_files_stay_small():
+    folders: dict[pathlib.PurePath, set[str]] = {}
+    for path in map(pathlib.PurePath, SOURCES):
+        for child in (path, *path.parents):
+            if child.name and child.name != "__init__.py":
+                folders.setdefault(child.parent, set()).add(child.name)
+    crowded = {str(folder): len(entries) for folder, entries in folders.items() if len(entries) > 16}
+    long = {path: lines for path, source in SOURCES.items() if (lines := source.count("\n")) > 400}
+    assert (crowded, long) == ({}, {})
 
 
 def violations(package: str, allowed) -> list[str]:
@@ -119,7 +221,7 @@ HEAVY = {"jax", "flax", "optax", "tensorflow", "torch", "scann", "grain", "orbax
             {"flax", "optax", "tensorflow", "torch"},
         ),  # Grain imports jax by itself
         (
-            "import eval.search.index_builder, eval.report.report_page, eval.comparison",
+            "import eval.search.index_builder, eval.report.report_page, eval.protocols.attribute_agreement",
             {"jax", "flax", "tensorflow", "torch"},
         ),
         ("import siglip_jax, siglip_jax.training.loop; siglip_jax.load", {"tensorflow", "torch", "grain"}),

@@ -120,11 +120,11 @@ def parse_recipe(text: str, config: ml_collections.ConfigDict) -> tuple[str, dic
 
 
 def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, dataset: epath.PathLike) -> dict[str, Any]:
-    """`eval.protocols.attribute_agreement.compare_rows` of the models on the evaluation split: ranking and retrieval,
+    """`eval.comparison.comparison_table.compare_rows` of the models on the evaluation split: ranking and retrieval,
     paired by query.
     """
+    from eval.comparison.comparison_table import compare_rows
     from eval.protocols import rank_catalogue
-    from eval.protocols.attribute_agreement import compare_rows
     from eval.protocols.cross_modal import retrieval_of_queries
     from input_pipeline.loader import iterate_split
     from tools.comparison import relevance_of

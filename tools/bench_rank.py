@@ -42,7 +42,7 @@ def main(values: flags.FlagValues) -> None:
     import numpy as np
 
     from eval.metrics import docid_ranks, has_ties, rank_metrics
-    from eval.metrics.ranking import trec_name
+    from eval.metrics.metric_names import trec_name
     from eval.statistics import difference_columns
     from siglip_jax.errors import UserError
     from tools import measuring
@@ -122,7 +122,7 @@ def _pytrec_eval(scores: Any, labels: Any, docids: list[str], metrics: list[str]
     import numpy as np
     import pytrec_eval
 
-    from eval.metrics.ranking import trec_name
+    from eval.metrics.metric_names import trec_name
 
     names = {metric: trec_name(metric) or "" for metric in metrics}
 

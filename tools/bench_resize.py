@@ -41,7 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     from eval.rankers import VectorRow
-    from eval.report.report_page import format_table
+    from eval.report import format_table
     from input_pipeline.dataset import attributes
     from tools import comparison, embedding
 

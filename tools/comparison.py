@@ -12,11 +12,12 @@ import numpy as np
 from etils import epath
 
 from eval.checks import check_queries
+from eval.comparison.comparison_table import compare_rows
 from eval.comparison.dimension_ladder import measure_ladder
 from eval.embeddings.reduction import Reduction
-from eval.metrics.ranking import max_cutoff, needs_max_grade
+from eval.metrics.metric_names import max_cutoff, needs_max_grade
 from eval.protocols import AttributeRelevance, rank_catalogue
-from eval.protocols.attribute_agreement import CatalogueRanking, compare_rows
+from eval.protocols.attribute_agreement import CatalogueRanking
 from eval.rankers import Row, VectorRow, baselines
 from eval.report.example_queries import Items, catalogue_examples, largest_changes
 from eval.statistics import Slicing, measure_slices

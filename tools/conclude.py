@@ -33,7 +33,7 @@ def conclude(
     and low_all and high_all, the intervals of the first metric that hold all at once.
 
     Args:
-      table: of `eval.protocols.attribute_agreement.compare_rows`, all pairs with `new` first.
+      table: of `eval.comparison.comparison_table.compare_rows`, all pairs with `new` first.
       metrics: {row: {metric: float64 [query]}} that it was made of.
     """
     primary = table["metrics"][0]

@@ -34,11 +34,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     from eval.comparison.dimension_ladder import ladder_reductions
-    from eval.metrics.ranking import max_cutoff
+    from eval.metrics.metric_names import max_cutoff
     from eval.rankers import Row, VectorRow
     from eval.rankers.baselines import RandomRow
-    from eval.report import write_report
-    from eval.report.report_page import format_table
+    from eval.report import format_table, write_report
     from input_pipeline.dataset import attributes
     from siglip_jax.training.config import check, config_to_json
     from tools import comparison, embedding, workflow

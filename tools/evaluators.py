@@ -15,8 +15,8 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from eval.metrics import mean_metrics
-from eval.metrics.ranking import max_cutoff, report_name
+from eval.metrics import mean_metrics, report_name
+from eval.metrics.metric_names import max_cutoff
 from eval.protocols import rank_catalogue
 from eval.protocols.cross_modal import cross_modal_retrieval, retrieval_names
 from input_pipeline.dataset import open_split

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from eval.comparison.comparison_table import compare_rows
 from eval.protocols import Ranked
-from eval.protocols.attribute_agreement import CatalogueRanking, compare_rows
+from eval.protocols.attribute_agreement import CatalogueRanking
 from eval.search.recall import LEAST_RECALL
 
 _EXACT = "exact: "  # before a row's name, for its exact figures in the same table

@@ -12,18 +12,18 @@ import ml_collections
 import numpy as np
 
 from eval.checks import check_queries
+from eval.comparison.comparison_table import compare_rows
 from eval.comparison.dimension_ladder import measure_ladder
-from eval.logs import read_log
+from eval.logs import LogFormat, read_log
 from eval.logs.live_items import live_items
-from eval.logs.log import LogFormat
 from eval.logs.log_times import iso
 from eval.logs.queries import heavy_users
-from eval.metrics.ranking import max_cutoff, needs_max_grade
+from eval.metrics.metric_names import max_cutoff, needs_max_grade
 from eval.protocols import Measures, Ranked, rank_live, rerank_lists, user_profiles
-from eval.protocols.attribute_agreement import compare_rows
 from eval.protocols.exposure import Propensity
 from eval.protocols.first_lists import FirstLists, Several
-from eval.protocols.full_catalogue import Sink, allowed, rank_live_indexed, reachable
+from eval.protocols.full_catalogue import allowed, rank_live_indexed, reachable
+from eval.protocols.measures import Sink
 from eval.rankers import VectorRow
 from eval.report.example_queries import largest_changes
 from eval.report.log_examples import log_examples

@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.logs import Live, Queries
 from eval.logs.log_times import iso
-from eval.metrics.ranking import report_name
+from eval.metrics import report_name
 from eval.protocols.exposure import Propensity
 from eval.search.recall import LEAST_RECALL
 from eval.simulate import PREFIX

@@ -9,11 +9,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from eval.logs import Live, Log, Queries, known_items, read_queries, repeated_queries
-from eval.logs.log import LogFormat
+from eval.logs import Live, Log, LogFormat, Queries, known_items, read_queries, repeated_queries
 from eval.logs.log_times import iso
 from eval.protocols import user_profiles
-from eval.protocols.full_catalogue import LEAVE_ONE_OUT, LOGGED_LISTS, RETRIEVAL, TIME_SPLIT
+from eval.protocols.measures import LEAVE_ONE_OUT, LOGGED_LISTS, RETRIEVAL, TIME_SPLIT
 from eval.rankers import Row
 from eval.rankers.baselines import PopularityRow
 from eval.rankers.item_to_item import CooccurrenceRow

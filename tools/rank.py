@@ -90,8 +90,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _rank_attributes(values: flags.FlagValues) -> None:
-    from eval.report import write_report
-    from eval.report.report_page import format_table
+    from eval.report import format_table, write_report
     from tools import comparison
 
     if given := [name for name in LOG_FLAGS if values[name].value != values[name].default]:
@@ -126,8 +125,7 @@ def _rank_attributes(values: flags.FlagValues) -> None:
 def _rank_logs(values: flags.FlagValues) -> None:
     from eval.logs.log_files import movielens_columns
     from eval.logs.log_times import parse_time
-    from eval.report import write_report
-    from eval.report.report_page import format_table
+    from eval.report import format_table, write_report
     from input_pipeline.dataset import dataset_fingerprint
     from siglip_jax.training.config import check, config_to_json
     from tools import comparison

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from eval.search.index_builder import check_vectors
+from eval.embeddings.vectors import check_vectors
 from siglip_jax.errors import UserError
 
 SUFFIXES = (".npy", ".npz", ".parquet", ".csv")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from eval.search.index_builder import check_vectors, distinct_rows, unit_rows
+from eval.embeddings.vectors import check_vectors, distinct_rows, unit_rows
 from siglip_jax import files
 from siglip_jax.errors import UserError
 

@@ -7,31 +7,22 @@ encoder does.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from eval.metrics import has_ties, mean_metrics, rank_metrics
-from eval.metrics.ranking import has_uncut, max_cutoff, report_name, select_top
+from eval.metrics import has_ties, rank_metrics, report_name
+from eval.metrics.metric_names import has_uncut, max_cutoff
+from eval.metrics.topk import select_top
+from eval.protocols.relevance import Relevance
 from eval.rankers import Row, VectorRow
 from eval.search import build_index
-from eval.search.index_builder import BACKENDS, recall_of, without_self
-from eval.search.recall import check_found, only_found
-from eval.statistics import bootstrap_columns, difference_columns
-from eval.statistics.bootstrap import Interval
+from eval.search.index_builder import BACKENDS
+from eval.search.recall import check_found, only_found, recall_of, without_self
 from siglip_jax.errors import UserError
 
 DEFAULT_METRICS = ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10")
 _UNCUT_DEPTH = 100
-
-
-class Relevance(Protocol):
-    """Graded relevance of n items for each other; `eval.protocols.relevance.AttributeRelevance` is one."""
-
-    def __len__(self) -> int: ...
-
-    def labels(self, query_rows: slice | np.ndarray) -> np.ndarray:
-        """Labels >= 0 of all items for the query items: [query, n]."""
 
 
 @dataclass(frozen=True)
@@ -155,82 +146,6 @@ def rank_catalogue(
     return CatalogueRanking(named, tied, None if index is None else recall, kept.shown())
 
 
-def compare_rows(
-    rows: Mapping[str, Mapping[str, np.ndarray]],
-    *,
-    pairs: Sequence[tuple[str, str]] = (),
-    clusters: np.ndarray | None = None,
-    tied: Mapping[str, np.ndarray] | None = None,
-    samples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The comparison table: means with intervals per row, paired differences per pair; JSON values only (NaN is None).
-
-    Args:
-        rows: {row name: {metric: float64 [query]}}, all with the same metrics over the same queries.
-        pairs: (a, b) row names to report a - b for, the new one first.
-        clusters: [query] cluster to resample by (title group, user); None resamples queries.
-        tied: {row name: bool [query]} for the tie rate, where known.
-        samples, confidence, seed: of the bootstrap and the sign-flip test.
-
-    Returns:
-        {"queries", "clusters", "samples", "confidence", "seed", "metrics": [name],
-         "rows": [{"name", "tie_rate", "metrics": {name: {"mean", "low", "high", "queries", "left_out",
-            "effective_clusters", "standard_error"}}}],
-         "differences": [{"a", "b", "metric", "p", "relative", and what a metric of a row has}]}, one per pair and
-        metric; "relative" is the mean of a - b over the mean of b on the queries both have.
-
-    Raises:
-        UserError: no row, no metric, rows of other metrics or lengths, an unknown row in `pairs` or `tied`.
-    """
-    if not rows:
-        raise UserError("nothing to compare: expected at least one row of metrics")
-    first, reference = next(iter(rows.items()))
-    names = list(reference)
-    if not names:
-        raise UserError(f"row {first!r} has no metric: expected at least one to compare")
-    queries = len(next(iter(reference.values()), ()))
-    for row, values in rows.items():
-        if list(values) != names or any(np.shape(column) != (queries,) for column in values.values()):
-            raise UserError(f"rows {first!r} and {row!r} differ in metrics or queries: compare results of one run")
-    for row in [*(row for pair in pairs for row in pair), *(tied or {})]:
-        if row not in rows:
-            raise UserError(f"unknown row {row!r}: rows are {', '.join(rows)}")
-
-    options = {"clusters": clusters, "samples": samples, "confidence": confidence, "seed": seed}
-    table = {row: np.stack([values[name] for name in names], axis=1) for row, values in rows.items()}
-    intervals = iter(bootstrap_columns(np.concatenate(list(table.values()), axis=1), **options))  # type: ignore[arg-type]
-    out: dict[str, Any] = {
-        "queries": queries,
-        "clusters": queries if clusters is None else len(np.unique(clusters)),
-        "samples": samples,
-        "confidence": confidence,
-        "seed": seed,
-        "metrics": names,
-        "rows": [
-            {
-                "name": row,
-                "tie_rate": float(np.mean(tied[row])) if tied is not None and row in tied else None,
-                "metrics": {name: _plain(next(intervals)) for name in names},
-            }
-            for row in table
-        ],
-        "differences": [],
-    }
-    if pairs:
-        columns = np.concatenate([table[a] - table[b] for a, b in pairs], axis=1)
-        differences = iter(difference_columns(columns, **options))  # type: ignore[arg-type]
-        for a, b in pairs:
-            both = {name: np.where(np.isnan(rows[a][name]), np.nan, rows[b][name]) for name in names}
-            for name, against in mean_metrics(both).items():
-                difference = next(differences)
-                relative = difference.mean / against["mean"] if against["mean"] else float("nan")
-                cell = {"a": a, "b": b, "metric": name, **_plain(difference), "relative": _number(relative)}
-                out["differences"].append(cell)
-    return out
-
-
 class _Keeper:
     """Collects the neighbours of the rows to show while chunks pass by."""
 
@@ -254,12 +169,3 @@ class _Keeper:
 
     def shown(self) -> Shown:
         return Shown(self._show, self._rows, self._scores, self._labels)
-
-
-def _plain(interval: Interval) -> dict[str, Any]:
-    """JSON values of an interval; "clusters" is said once for the table."""
-    return {key: _number(value) for key, value in vars(interval).items() if key != "clusters"}
-
-
-def _number(value: float) -> float | int | None:
-    return None if np.isnan(value) else value

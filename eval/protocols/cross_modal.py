@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eval.embeddings.vectors import Scorer
 from eval.metrics import mean_metrics, rank_metrics
-from eval.search.index_builder import Scorer
 from siglip_jax.errors import UserError
 
 CUTOFFS = (1, 5, 10)

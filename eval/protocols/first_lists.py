@@ -1,10 +1,10 @@
-"""What takes the rankings of a protocol over logs block by block (`eval.protocols.full_catalogue.Sink`)."""
+"""What takes the rankings of a protocol over logs block by block (`eval.protocols.measures.Sink`)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from eval.protocols.full_catalogue import Sink
+from eval.protocols.measures import Sink
 
 
 class FirstLists:

@@ -7,7 +7,7 @@ rules = [{"gain": 3, "agree": ["articleType", "gender", "baseColour", "usage"]},
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -121,3 +121,12 @@ def _joint_codes(columns: Sequence[np.ndarray]) -> np.ndarray:
     stacked = np.stack(columns, axis=1)
     joint = np.unique(stacked, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int32)
     return np.where((stacked < 0).any(axis=1), np.int32(-1), joint)
+
+
+class Relevance(Protocol):
+    """Graded relevance of n items for each other; `eval.protocols.relevance.AttributeRelevance` is one."""
+
+    def __len__(self) -> int: ...
+
+    def labels(self, query_rows: slice | np.ndarray) -> np.ndarray:
+        """Labels >= 0 of all items for the query items: [query, n]."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from eval.embeddings.vectors import Scorer
 from eval.logs import Log, Queries
 from eval.rankers import Row
-from eval.search.index_builder import Scorer
 from siglip_jax.errors import UserError
 
 PROFILES = ("mean", "last")

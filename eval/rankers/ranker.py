@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from eval.search.index_builder import Scorer
+from eval.embeddings.vectors import Scorer
 from siglip_jax.errors import UserError
 
 _BLOCK = 1 << 23  # numbers gathered at once for lists of candidates

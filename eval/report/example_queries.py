@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics.ranking import select_top
-from eval.protocols.attribute_agreement import Relevance
+from eval.metrics.topk import select_top
+from eval.protocols.relevance import Relevance
 from eval.rankers import Row
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.logs import Live, Queries
-from eval.metrics.ranking import select_top
+from eval.metrics.topk import select_top
 from eval.protocols.full_catalogue import allowed, dense_labels
 from eval.rankers import Row
 

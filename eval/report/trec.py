@@ -27,7 +27,7 @@ _OWN = re.compile(r"(qrels|run\.[A-Za-z0-9._-]+)\.txt|trec\.json")
 
 
 class TrecWriter:
-    """Takes blocks of rankings (an `eval.protocols.full_catalogue.Sink`); a context manager. Scores are written to
+    """Takes blocks of rankings (an `eval.protocols.measures.Sink`); a context manager. Scores are written to
     float32 precision.
 
     Files: qrels.txt, a run for each row, and trec.json with the protocol and which file is whose.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from eval.search.index_builder import Index
+from eval.embeddings.vectors import Scorer
+from eval.search.exact_index import SCORES_AT_ONCE
+from eval.search.index import Index, Neighbours
 from siglip_jax.errors import UserError
 
 LEAST_RECALL = 0.98  # under this the index moves the metric more than most encoders do
@@ -80,3 +84,61 @@ def only_found(rows: np.ndarray, scores: np.ndarray, n: int) -> np.ndarray:
     query, place = np.nonzero(rows >= 0)
     out[query, rows[query, place]] = scores[query, place]
     return out
+
+
+def measure_recall(
+    index: Index, vectors: np.ndarray, *, k: int = 10, sample: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Share of the exact k nearest an index finds; sampled items are the queries, each left out of its own result.
+
+    A found item counts when it scores as well as the exact k-th (up to 1e-6), so that equal items are interchangeable.
+    The result is also kept as `index.measured`, and so in the manifest of a later save.
+
+    Args:
+        vectors: real [n, dimension], the ones the index was built from, in its order.
+
+    Returns:
+        {"recall", "k", "queries", "seed"}.
+
+    Raises:
+        UserError: vectors of another shape than the index, or fewer than two items.
+    """
+    vectors = np.asarray(vectors)
+    if len(index) < 2:
+        raise UserError("the index holds 1 item: recall needs at least 2, a query and a neighbour to find; index more")
+    if vectors.shape != (len(index), index.dimension) or k < 1 or sample < 1:
+        raise UserError(
+            f"recall@{k} over {sample} queries of vectors {list(vectors.shape)}: expected k and sample >= 1 and the "
+            f"vectors of the index, [{len(index)}, {index.dimension}]"
+        )
+    scorer = Scorer(vectors)
+    k = min(k, len(index) - 1)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(index))[:sample])
+    step = max(1, SCORES_AT_ONCE // len(index))
+    found = [
+        recall_of(without_self(index.search(scorer.rows(block), k=k + 1), block), scorer, block, k=k)
+        for block in (rows[lo : lo + step] for lo in range(0, len(rows), step))
+    ]
+    index.measured = {"recall": float(np.concatenate(found).mean()), "k": k, "queries": len(rows), "seed": seed}
+    return dict(index.measured)
+
+
+def recall_of(
+    found: Neighbours, scorer: Scorer, rows: np.ndarray, *, k: int, scores: np.ndarray | None = None
+) -> np.ndarray:
+    """Recall@k [query] of neighbours found for items `rows`; `scores`: the exact ones, if at hand, own ones -inf."""
+    if scores is None:
+        scores = scorer.scores(scorer.rows(rows))
+        scores[np.arange(len(rows)), rows] = -np.inf
+    worst = np.partition(scores, scores.shape[1] - k, axis=1)[:, -k]
+    near = found.rows[:, :k]
+    good = np.take_along_axis(scores, np.maximum(near, 0), axis=1) >= worst[:, None] - 1e-6
+    return (good & (near >= 0)).sum(axis=1) / k
+
+
+def without_self(found: Neighbours, rows: np.ndarray) -> Neighbours:
+    """Drops each query item from its own neighbours [query, k + 1]; the last neighbour where it was not among them."""
+    keep = found.rows != rows[:, None]
+    keep[keep.all(axis=1), -1] = False
+    shape = (len(rows), found.rows.shape[1] - 1)
+    return Neighbours(found.rows[keep].reshape(shape), found.scores[keep].reshape(shape), found.catalogue)

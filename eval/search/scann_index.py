@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.search.index_builder import Index
+from eval.search.index import Index
 from siglip_jax.errors import UserError
 
 MODES = ("brute_force", "ah", "tree")

@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval.logs import known_items, read_log, read_queries, repeated_queries
+from eval.logs import LogFormat, known_items, read_log, read_queries, repeated_queries
 from eval.logs.live_items import live_items
-from eval.logs.log import LogFormat
 from eval.logs.log_files import log_files, movielens_columns
 from eval.logs.log_times import iso, parse_time, times_of
 from eval.logs.queries import heavy_users

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.metrics import has_ties, mean_metrics, rank_metrics
-from eval.metrics.ranking import max_cutoff, report_name, select_top
+from eval.metrics import has_ties, mean_metrics, rank_metrics, report_name
+from eval.metrics.metric_names import max_cutoff
+from eval.metrics.topk import select_top
 from siglip_jax.errors import UserError
 
 METRICS = (

@@ -9,14 +9,15 @@ import pytrec_eval
 from eval.logs import Live, Queries
 from eval.protocols import Measures, rank_live, rerank_lists
 from eval.protocols.exposure import Propensity
-from eval.protocols.full_catalogue import LOGGED_ORDER, rank_live_indexed, reachable
+from eval.protocols.full_catalogue import rank_live_indexed, reachable
+from eval.protocols.logged_lists import LOGGED_ORDER
 from eval.protocols.user_profiles import Pairs, leave_one_out, popularity, split_time, time_split
 from eval.rankers import VectorRow
 from eval.rankers.baselines import PopularityRow, RandomRow
 from eval.rankers.item_to_item import CooccurrenceRow
 from eval.report.trec import TrecWriter, query_names, read_qrels, read_run
 from eval.search import Neighbours, build_index
-from eval.search.index_builder import ExactIndex
+from eval.search.exact_index import ExactIndex
 from eval.search.recall import check_found, recall_of_allowed, search_allowed
 from siglip_jax.errors import UserError
 

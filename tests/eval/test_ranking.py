@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import pytrec_eval
 
+from eval.comparison.comparison_table import compare_rows
 from eval.protocols import AttributeRelevance, rank_catalogue
-from eval.protocols.attribute_agreement import compare_rows
 from eval.statistics import paired_bootstrap
 from siglip_jax.errors import UserError
 

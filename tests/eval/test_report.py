@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import write_report
-from eval.report.report_page import format_table, headlines
+from eval.report import format_table, write_report
+from eval.report.report_text import headlines
 from siglip_jax.errors import UserError
 
 _EVIL = '<script>alert("x")</script> & http://example.com/"onload="x'

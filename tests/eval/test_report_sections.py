@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import charts, write_report
-from eval.report.report_page import format_table
+from eval.report import charts, format_table, write_report
 from eval.report.thumbnails import thumbnails
 from eval.statistics import measure_slices
 from eval.statistics.slices import by_value

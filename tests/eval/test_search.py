@@ -11,8 +11,8 @@ from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.embeddings.vectors import Scorer, distinct_rows, unit_rows
 from eval.search import build_index, load_index, measure_recall
-from eval.search.index_builder import Scorer, distinct_rows, unit_rows
 from siglip_jax.errors import UserError
 
 needs_scann = pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="ScaNN is not installed")
@@ -80,7 +80,7 @@ def test_equal_vectors_score_equal_under_a_blas_that_rounds_by_column():
 def test_blocks_do_not_show(monkeypatch):
     index, q = build_index(vectors(60), names(60)), vectors(25, seed=3)
     whole = index.search(q, k=7)
-    monkeypatch.setattr("eval.search.index_builder._BLOCK", 200)
+    monkeypatch.setattr("eval.search.exact_index._BLOCK", 200)
     np.testing.assert_array_equal(index.search(q, k=7).rows, whole.rows)
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.metrics import has_ties, mean_metrics, rank_metrics
-from eval.metrics.ranking import KNOWN_METRICS, has_uncut, report_name, trec_name
+from eval.metrics import has_ties, mean_metrics, rank_metrics, report_name
+from eval.metrics.metric_names import KNOWN_METRICS, has_uncut, trec_name
 from siglip_jax.errors import UserError
 
 CUT = ("nDCG@3", "precision@4", "recall@4", "hit@2", "hit@4", "MRR", "MRR@2", "MAP@4", "ERR@2", "ERR@4", "RBP(0.5)@4")

@@ -5,7 +5,7 @@ import pytest
 import pytrec_eval
 
 from eval.metrics import docid_ranks, mean_metrics, rank_metrics
-from eval.metrics.ranking import trec_name
+from eval.metrics.metric_names import trec_name
 from siglip_jax.errors import UserError
 
 METRICS = (

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline.augment import Augmentation
-from input_pipeline.augment.augmentation import draws
+from input_pipeline.augment.row_random import draws
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches, Preprocessing
 

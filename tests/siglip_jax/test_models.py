@@ -10,7 +10,8 @@ import pytest
 
 from siglip_jax.errors import UserError
 from siglip_jax.losses import sigmoid_loss
-from siglip_jax.models.towers import Architecture, ImageTower, TowerSize, TwoTowers
+from siglip_jax.models.architecture import Architecture, TowerSize
+from siglip_jax.models.towers import ImageTower, TwoTowers
 from siglip_jax.models.transformer import REMAT_POLICIES
 
 ARCHITECTURES = {

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import siglip_jax
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model, parameter_shapes
-from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
+from siglip_jax.models.architecture import Architecture, TowerSize
+from siglip_jax.models.towers import TwoTowers
 from siglip_jax.preprocessing import Patches
 from siglip_jax.weights import big_vision, huggingface_names
 

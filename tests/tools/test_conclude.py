@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.protocols.attribute_agreement import compare_rows
+from eval.comparison.comparison_table import compare_rows
 from eval.statistics import simultaneous_intervals
 from tools.conclude import conclude
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 
+from eval.comparison.comparison_table import compare_rows
 from eval.embeddings import write_store
-from eval.protocols.attribute_agreement import compare_rows
 from eval.report.trec import read_qrels, read_run
 from input_pipeline.build import build_dataset
 from input_pipeline.catalogue import read_catalogue

@@ -11,8 +11,9 @@ from etils import epath
 
 from siglip_jax import files
 from siglip_jax.errors import UserError
+from siglip_jax.models.architecture import Architecture, TowerSize
 from siglip_jax.models.presets import PRESETS
-from siglip_jax.models.towers import Architecture, TowerSize, TwoTowers
+from siglip_jax.models.towers import TwoTowers
 from siglip_jax.preprocessing import NAFLEX, Patches, Preprocessing
 
 

@@ -1,0 +1,143 @@
+"""Nearest neighbours by cosine: the interface that every backend has, and the folder that an index is saved in.
+
+A saved index is a folder: the backend's files, ids.json, and manifest.json with the sha256 of each. Nothing is pickled.
+"""
+
+import hashlib
+import io
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+import siglip_jax
+from eval.embeddings.vectors import unit_rows
+from siglip_jax.errors import UserError
+
+FORMAT = "siglip-jax index 1"
+MANIFEST, PARTIAL, IDS, VECTORS = "manifest.json", "manifest.json.partial", "ids.json", "vectors.npy"
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest items of each query, nearest first."""
+
+    rows: np.ndarray  # int64 [query, k], index rows; -1 where fewer than k were found
+    scores: np.ndarray  # float32 [query, k], cosine; -inf where rows is -1
+    catalogue: Sequence[str]
+
+    @property
+    def ids(self) -> list[list[str]]:
+        """Item ids per query, without padding."""
+        return [[self.catalogue[row] for row in found if row >= 0] for found in self.rows]
+
+
+class Index(ABC):
+    """Items searchable by cosine. Built by `build_index`, read by `load_index`."""
+
+    backend: str
+
+    def __init__(self, ids: Sequence[str], dimension: int, options: Mapping[str, Any], measured: Mapping[str, Any]):
+        self.ids = list(ids)
+        self.dimension = dimension
+        self.options = dict(options)  # what the backend was built with
+        self.measured = dict(measured)  # what `measure_recall` said, kept in the manifest
+        self.missing: list[dict[str, Any]] = []  # what the store was embedded without, `EmbeddingStore.skipped`; kept
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def search(self, queries: np.ndarray, *, k: int) -> Neighbours:
+        """The k nearest items of each query.
+
+        Args:
+            queries: real [query, dimension], normalised here.
+            k: neighbours wanted; where there are fewer the result is padded (rows -1, scores -inf).
+
+        Raises:
+            UserError: another dimension, a NaN, infinite or zero query, k < 1.
+        """
+        if k < 1:
+            raise UserError(f"k={k}: expected at least 1")
+        queries = np.asarray(queries)
+        if queries.ndim != 2 or queries.shape[1] != self.dimension:
+            raise UserError(f"queries of shape {list(queries.shape)}: the index expects [query, {self.dimension}]")
+        rows = np.full((len(queries), k), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        found = min(k, len(self))
+        if len(queries):
+            rows[:, :found], scores[:, :found] = self._search(unit_rows(queries, what="query"), found)
+        return Neighbours(rows, scores, self.ids)
+
+    def save(self, folder: epath.PathLike) -> None:
+        """Writes the index, manifest last; replaces an index that is there. Equal builds write equal bytes.
+
+        Raises:
+            UserError: the folder is a file or holds something else than an index or one whose writing was cut off.
+        """
+        folder = epath.Path(folder)
+        earlier = _earlier_files(folder)
+        files = {**self._files(), IDS: json.dumps(self.ids, ensure_ascii=False).encode()}
+        manifest = {
+            "format": FORMAT,
+            "library_version": siglip_jax.__version__,
+            "backend": self.backend,
+            "count": len(self),
+            "dimension": self.dimension,
+            "options": self.options,
+            "measured": self.measured,
+            **({"missing": self.missing} if self.missing else {}),
+            "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / PARTIAL  # written first: if this is cut off, it tells the next save whose files these are
+        partial.write_text(json.dumps(manifest, indent=2) + "\n")
+        for old in [MANIFEST, *earlier]:  # from here until the end the folder is no index
+            (folder / old).unlink(missing_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        partial.replace(folder / MANIFEST)
+
+    @abstractmethod
+    def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """rows int64 and scores float32 [query, k] for unit queries float32 and 1 <= k <= len(self)."""
+
+    @abstractmethod
+    def _files(self) -> dict[str, bytes]:
+        """What the backend needs on disk, by file name."""
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, array, allow_pickle=False)
+    return sink.getvalue()
+
+
+def npy_array(content: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _earlier_files(folder: epath.Path) -> list[str]:
+    """Files of the index, complete or cut off, that is in the folder; UserError where it holds something else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return []
+    manifests = []
+    for path in (folder / MANIFEST, folder / PARTIAL):
+        try:
+            manifests.append(json.loads(path.read_text()) if path.exists() else None)
+        except (OSError, ValueError):
+            manifests.append({})
+    whole, partial = manifests
+    found = partial if whole is None else whole
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(
+            f"search index {folder}: holds something else than an index: expected an empty or new folder, or an index "
+            "to replace; choose another"
+        )
+    listed = [files for m in manifests if isinstance(m, dict) and isinstance(files := m.get("files"), dict)]
+    return [name for files in listed for name in files if name and name == os.path.basename(name)]
