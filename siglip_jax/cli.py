@@ -2,7 +2,7 @@
 
 Nothing heavy is imported here, so that `siglip-jax --help` answers at once; each program is a module of `tools` with a
 docstring, `define_flags(flag_values)` and `main(flags)`. A program of several commands has `COMMANDS`, a line about
-each, instead; command `c` of program `p` is the module `tools.p_c`.
+each, instead; command `c` of program `p` is the module `tools.p.c`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def run(program: str, arguments: Sequence[str]) -> int:
             return 0
         if command not in commands:
             raise UserError(f"unknown command {command!r}; expected one of {', '.join(commands)}")
-        module, program = importlib.import_module(f"tools.{program}_{command}"), f"{program} {command}"
+        module, program = importlib.import_module(f"tools.{program}.{command}"), f"{program} {command}"
     # A FlagValues of its own: two programs' flags would collide in absl's global one.
     values = absl_flags.FlagValues()
     line = [f"siglip-jax {program}", *arguments]

@@ -93,7 +93,7 @@ def tiny_config(config_file):
 @pytest.fixture(scope="session")
 def tiny_model(config_file, shop_dataset):
     """The model that the tiny run starts from: random weights, a tokenizer of the training titles."""
-    from tools.workflow import start_model
+    from tools.workflow.training import start_model
 
     return start_model(runpy.run_path(str(config_file))["get_config"](), shop_dataset)
 
@@ -101,7 +101,7 @@ def tiny_model(config_file, shop_dataset):
 @pytest.fixture(scope="session")
 def trained_workdir(config_file, shop_dataset, tmp_path_factory) -> pathlib.Path:
     """The workdir of a finished, unbroken tiny run on one device. Not to be written to."""
-    from tools.workflow import train
+    from tools.workflow.training import train
 
     workdir = tmp_path_factory.mktemp("runs") / "unbroken"
     train(runpy.run_path(str(config_file))["get_config"](), dataset=shop_dataset, workdir=workdir)

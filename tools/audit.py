@@ -14,12 +14,12 @@ import pathlib
 from absl import flags
 
 from siglip_jax.errors import UserError
-from tools import options
+from tools import common_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    options.define_dataset(values)
-    options.define_output(values, "The page, an .html file; the same as .json is written beside it.")
+    common_flags.define_dataset(values)
+    common_flags.define_output(values, "The page, an .html file; the same as .json is written beside it.")
     flags.DEFINE_integer(
         "near",
         20,

@@ -16,11 +16,11 @@ from absl import flags
 
 from siglip_jax.analysis.hardware import parse_topology
 from siglip_jax.errors import UserError
-from tools import options
+from tools import common_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    options.define_config(values, default="siglip2_b16_256.py")
+    common_flags.define_config(values, default="siglip2_b16_256.py")
     flags.DEFINE_string(
         "topology", "", "Chip and shape, as in v5e:16x16; that of the config when absent.", flag_values=values
     )

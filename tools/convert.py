@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from absl import flags
 
-from tools import options
+from tools import common_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    options.define_model(values)
-    options.define_output(values, "Folder, or the .npz file of --to=big_vision; must not exist.")
+    common_flags.define_model(values)
+    common_flags.define_output(values, "Folder, or the .npz file of --to=big_vision; must not exist.")
     flags.DEFINE_enum("to", "native", ["native", "huggingface", "big_vision"], "Format to write.", flag_values=values)
     flags.DEFINE_enum("layout", "stacked", ["stacked", "layers"], "Layers in an .npz.", flag_values=values)
     flags.DEFINE_enum(

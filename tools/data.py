@@ -17,13 +17,13 @@ from __future__ import annotations
 from absl import flags
 
 from siglip_jax.errors import UserError
-from tools import options
+from tools import common_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("catalog", None, "Folder, .zip, table, tars or tfds:NAME.", required=True, flag_values=values)
-    options.define_output(values, "Folder of the dataset.")
-    options.define_layout(values)
+    common_flags.define_output(values, "Folder of the dataset.")
+    common_flags.define_layout(values)
     for column in ("id", "title", "image"):
         flags.DEFINE_string(f"{column}_column", column, f"Column that holds the {column}.", flag_values=values)
     flags.DEFINE_list(
@@ -59,7 +59,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from tools import workflow
+    from tools.workflow import data
 
     fractions: dict[str, float] = {}
     for entry in values.split:
@@ -92,7 +92,7 @@ def main(values: flags.FlagValues) -> None:
             raise UserError(f"--keys={entry}: expected part=feature, each part once, such as title=captions/text")
         keys[name] = feature
     columns = {name: str(values[f"{name}_column"].value) for name in ("id", "title", "image")}
-    workflow.build_data(
+    data.build_data(
         values.catalog,
         values.output,
         layout=values.layout,

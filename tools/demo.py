@@ -18,21 +18,23 @@ import time
 from absl import flags
 
 from siglip_jax.errors import UserError
-from tools import options
+from tools import common_flags
 
 FITTED_ON = 4000  # training items a PCA of the demo is fitted on
 
 
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("catalog", "", "Folder, .zip or table; synthetic when empty.", flag_values=values)
-    options.define_layout(values)
-    options.define_config(values, default="demo.py")
-    options.define_tokenizer(values)
+    common_flags.define_layout(values)
+    common_flags.define_config(values, default="demo.py")
+    common_flags.define_tokenizer(values)
     flags.DEFINE_string("workdir", "runs/demo", "Where everything is written.", flag_values=values)
-    options.define_scann(values)
+    common_flags.define_scann(values)
 
 
 def main(values: flags.FlagValues) -> None:
+    from eval.comparison import by_attributes
+    from eval.comparison.choose_rankers import slicings_of
     from eval.comparison.dimension_ladder import ladder_reductions
     from eval.metrics.metric_names import max_cutoff
     from eval.rankers import Row, VectorRow
@@ -40,11 +42,10 @@ def main(values: flags.FlagValues) -> None:
     from eval.report import format_table, write_report
     from input_pipeline.dataset import attributes
     from siglip_jax.training.config import check, config_to_json
-    from tools import comparison, embedding, workflow
-    from tools.rows import slicings_of
+    from tools.workflow import data, embedding, export, training
 
     begin = time.monotonic()
-    config, workdir = options.config_of(values), pathlib.Path(values.workdir)
+    config, workdir = common_flags.config_of(values), pathlib.Path(values.workdir)
     split = config.evaluation.split
     check(config)
     max_cutoff(config.evaluation.metrics)  # says which are unknown
@@ -65,23 +66,23 @@ def main(values: flags.FlagValues) -> None:
 
     announce(f"data: {catalog} to ArrayRecord, split by title and picture")
     dataset = workdir / "dataset"
-    audit = workflow.build_data(catalog, dataset, layout=values.layout, overwrite=True)
+    audit = data.build_data(catalog, dataset, layout=values.layout, overwrite=True)
     try:
-        comparison.relevance_of(config, dataset)  # before minutes are spent on training
+        by_attributes.relevance_of(config, dataset)  # before minutes are spent on training
     except UserError as error:
         raise UserError(f"{error}; declare your own in a copy of configs/fashion.py and pass it as --config") from error
 
     # A folder for each pair of config and data, so that a run is continued only by the same run.
     run = hashlib.sha256(json.dumps([config_to_json(config), audit["fingerprint"]]).encode()).hexdigest()[:12]
     announce(f"training: {config.steps} steps of {config.batch_size} pairs")
-    trained = workflow.train(config, dataset=dataset, workdir=workdir / "train" / run)
+    trained = training.train(config, dataset=dataset, workdir=workdir / "train" / run)
 
     announce("embedding the held-out items with the start and the trained encoder")
-    start = workflow.start_model(config, dataset)
+    start = training.start_model(config, dataset)
     start_name = "zero-shot" if config.init else "start (random init)"
     ids, titles, columns = attributes(dataset, split)
     compared: dict[str, Row] = {"random": RandomRow(len(ids))}
-    compared["raw pixels"] = VectorRow("raw pixels", comparison.pixel_vectors(dataset, split))
+    compared["raw pixels"] = VectorRow("raw pixels", by_attributes.pixel_vectors(dataset, split))
     for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
         output = workdir / "embeddings" / folder
         encoder = embedding.image_encoder(model, name=name)
@@ -98,29 +99,29 @@ def main(values: flags.FlagValues) -> None:
     rungs = ladder_reductions(fitted.vectors, fitted_on=f"{len(fitted.ids)} training items")
 
     announce("ranking each held-out item against the others")
-    report = comparison.rank(
+    report = by_attributes.rank(
         compared,
         config=config,
         dataset=dataset,
         title="Synthetic catalogue" if not values.catalog else f"Catalogue {pathlib.Path(catalog).name}",
         new="trained",
         against=start_name,
-        scann=options.scann_options(values.scann),
-        slicings=slicings_of(comparison.relevance_attributes(config), {"title": titles, **columns}, ids=ids),
+        scann=common_flags.scann_options(values.scann),
+        slicings=slicings_of(by_attributes.relevance_attributes(config), {"title": titles, **columns}, ids=ids),
         ladders={"trained": (vectors, rungs)},
         bytes_per_item=dict.fromkeys((start_name, "trained"), 4 * vectors.shape[1]),
-        loss_curve=workflow.metrics_of(workdir / "train" / run),
+        loss_curve=training.metrics_of(workdir / "train" / run),
         provenance={
             "command": " ".join(["siglip-jax", "demo", *sys.argv[1:]]),
             "catalogue": {name: audit[name] for name in ("rows", "kept", "splits", "problems", "catalogue_sha256")},
             "config": config_to_json(config),
         },
     )
-    write_report(workdir / "report.html", report, pictures=comparison.pictures_by_id(dataset, split))
+    write_report(workdir / "report.html", report, pictures=by_attributes.pictures_by_id(dataset, split))
 
     announce("exporting the image encoder")
     shutil.rmtree(workdir / "savedmodel", ignore_errors=True)
-    workflow.export(trained, workdir / "savedmodel", dataset=dataset, split=split)
+    export.export(trained, workdir / "savedmodel", dataset=dataset, split=split)
 
     announce("done")
     print(format_table(report))

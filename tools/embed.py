@@ -17,14 +17,14 @@ from __future__ import annotations
 from absl import flags
 
 from siglip_jax.errors import UserError
-from tools import options
+from tools import common_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    options.define_model(values, required=False)
+    common_flags.define_model(values, required=False)
     flags.DEFINE_string("embeddings", None, "File of embeddings, in the place of --model.", flag_values=values)
-    options.define_dataset(values)
-    options.define_output(values, "Folder of the embedding store.")
+    common_flags.define_dataset(values)
+    common_flags.define_output(values, "Folder of the embedding store.")
     flags.DEFINE_string("split", "test", "Split to embed.", flag_values=values)
     flags.DEFINE_integer(
         "most", None, "At most so many items, spread over the split: enough to fit a PCA on.", lower_bound=1,
@@ -43,13 +43,13 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_boolean("overwrite", False, "Replace a store of another model or dataset.", flag_values=values)
-    options.define_distributed(values)
+    common_flags.define_distributed(values)
 
 
 def main(values: flags.FlagValues) -> None:
-    options.start_distributed(values)
+    common_flags.start_distributed(values)
     from eval.embeddings.store import describe_skipped
-    from tools import embedding
+    from tools.workflow import embedding
 
     if (values.model is None) == (values.embeddings is None):
         raise UserError("expected either --model to embed with, or --embeddings that are made already")

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from absl import flags
 
-from tools import options
+from tools import common_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    options.define_model(values)
-    options.define_output(values, "Folder of the SavedModel.")
+    common_flags.define_model(values)
+    common_flags.define_output(values, "Folder of the SavedModel.")
     flags.DEFINE_string("dataset", None, "Dataset whose pictures check the export.", required=True, flag_values=values)
     flags.DEFINE_string("split", "test", "Split that the pictures are from.", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
     from siglip_jax.loading import load
-    from tools import workflow
+    from tools.workflow import export
 
-    workflow.export(load(values.model), values.output, dataset=values.dataset, split=values.split)
+    export.export(load(values.model), values.output, dataset=values.dataset, split=values.split)

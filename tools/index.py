@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from absl import flags
 
-from tools import options
+from tools import common_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("store", None, "Folder written by siglip-jax embed.", required=True, flag_values=values)
-    options.define_output(values, "Folder of the index.")
+    common_flags.define_output(values, "Folder of the index.")
     flags.DEFINE_enum("backend", "exact", ["exact", "scann"], "How to search.", flag_values=values)
     flags.DEFINE_enum(
         "mode",

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from siglip_jax.errors import UserError
-from tools import options, rows
+from tools import common_flags
+from tools.workflow import rank_flags
 
 if TYPE_CHECKING:
-    from tools.catalogue import Catalogue
+    from eval.comparison.items import Catalogue
 
 LIKED_FROM = 4.0  # stars of MovieLens
 ATTRIBUTES = "attribute_agreement"
@@ -40,17 +41,17 @@ def define_flags(values: flags.FlagValues) -> None:
     def text(name: str, default: str | None, said: str) -> None:
         flags.DEFINE_string(name, default, said, flag_values=values)
 
-    options.define_config(values, default="demo.py")
+    common_flags.define_config(values, default="demo.py")
     text("dataset", None, "Folder written by siglip-jax data; with --logs, for pictures, titles, dates and leakage.")
-    options.define_output(values, "The report, an .html file; the same as .json is written beside it.")
-    rows.define_flags(values)
+    common_flags.define_output(values, "The report, an .html file; the same as .json is written beside it.")
+    rank_flags.define_flags(values)
     flags.DEFINE_multi_string(
         "slice",
         None,
         "Attribute, or attribute:bands for a number, to slice the queries by; absent, the attributes of relevance.",
         flag_values=values,
     )
-    options.define_scann(values)
+    common_flags.define_scann(values)
     flags.DEFINE_boolean(
         "allow_low_recall", False, "Show ScaNN's column though its recall is under 0.98.", flag_values=values
     )
@@ -90,19 +91,20 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _rank_attributes(values: flags.FlagValues) -> None:
+    from eval.comparison import by_attributes
+    from eval.comparison.choose_rankers import read_rows
     from eval.report import format_table, write_report
-    from tools import comparison
 
     if given := [name for name in LOG_FLAGS if values[name].value != values[name].default]:
         raise UserError(f"--{given[0]}: only with --logs")
     if not values.dataset:
         raise UserError(f"--protocol={ATTRIBUTES} reads attributes from a dataset: give --dataset")
     config, split = values.config, values.config.evaluation.split
-    catalogue = rows.read_items_of(values, split=split)
-    comparison.relevance_over(config, catalogue)  # before minutes are spent on rows
+    catalogue = rank_flags.read_items_of(values, split=split)
+    by_attributes.relevance_over(config, catalogue)  # before minutes are spent on rows
     slicings = _slicings(values, catalogue)
-    compared = rows.read_rows(values, split=split, catalogue=catalogue)
-    report = comparison.rank(
+    compared = read_rows(rank_flags.ranker_options(values), dataset=values.dataset, split=split, catalogue=catalogue)
+    report = by_attributes.rank(
         compared.rows,
         config=config,
         dataset=values.dataset,
@@ -110,29 +112,32 @@ def _rank_attributes(values: flags.FlagValues) -> None:
         title=f"Ranking of {pathlib.Path(values.dataset).name}",
         new=compared.new,
         against=compared.against,
-        scann=options.scann_options(values.scann),
+        scann=common_flags.scann_options(values.scann),
         allow_low_recall=values.allow_low_recall,
         slicings=slicings,
         ladders={name: (compared.vectors[name], rungs) for name, rungs in compared.ladders.items()},
         bytes_per_item=compared.bytes_per_item,
         provenance=compared.provenance,
     )
-    write_report(values.output, report, pictures=comparison.pictures_by_id(values.dataset, split, catalogue=catalogue))
+    write_report(
+        values.output, report, pictures=by_attributes.pictures_by_id(values.dataset, split, catalogue=catalogue)
+    )
     print(format_table(report))
     print(f"report: {values.output}")
 
 
 def _rank_logs(values: flags.FlagValues) -> None:
+    from eval.comparison import by_attributes
+    from eval.comparison.choose_rankers import read_rows
+    from eval.comparison.over_logs import rank_logs
+    from eval.comparison.per_query import write_per_query
+    from eval.comparison.training_items import training_items
     from eval.logs.log_files import movielens_columns
     from eval.logs.log_times import parse_time
+    from eval.protocols.prepare_queries import Window, log_format
     from eval.report import format_table, write_report
     from input_pipeline.dataset import dataset_fingerprint
     from siglip_jax.training.config import check, config_to_json
-    from tools import comparison
-    from tools.leaked import training_items
-    from tools.log_comparison import rank_logs
-    from tools.log_protocols import Window, log_format
-    from tools.per_query import write_per_query
 
     config, dataset = values.config, values.dataset
     check(config)
@@ -144,11 +149,11 @@ def _rank_logs(values: flags.FlagValues) -> None:
         if values[flag].value
     }
     window = Window(**times).checked()
-    columns = options.named_paths(values.log_column, flag="log_column", expected="ours=theirs")
+    columns = common_flags.named_paths(values.log_column, flag="log_column", expected="ours=theirs")
     if values.layout == "movielens":
         columns = {**movielens_columns(values.logs), **columns}
         config.evaluation.like_from = config.evaluation.like_from or LIKED_FROM
-    catalogue = rows.read_items_of(values, split=split)
+    catalogue = rank_flags.read_items_of(values, split=split)
     leaked = training_items(
         dataset,
         split,
@@ -159,7 +164,9 @@ def _rank_logs(values: flags.FlagValues) -> None:
         output=values.output.removesuffix(".html") + ".leakage.csv",
     )
     slicings = _slicings(values, catalogue) if dataset else []
-    compared = rows.read_rows(values, split=split, catalogue=catalogue, over_logs=True)
+    compared = read_rows(
+        rank_flags.ranker_options(values), dataset=dataset, split=split, catalogue=catalogue, over_logs=True
+    )
     measured = rank_logs(
         values.logs,
         protocol=values.protocol,
@@ -171,7 +178,7 @@ def _rank_logs(values: flags.FlagValues) -> None:
         leaked=leaked,
         leaked_by="id, picture or title" if dataset else "id",
         leakage=values.leakage,
-        scann=options.scann_options(values.scann),
+        scann=common_flags.scann_options(values.scann),
         allow_low_recall=values.allow_low_recall,
         slicings=slicings,
         trec=values.trec,
@@ -179,11 +186,11 @@ def _rank_logs(values: flags.FlagValues) -> None:
         provenance={
             "dataset": dataset_fingerprint(dataset) if dataset else "none: the items of the first store",
             "evaluation": config_to_json(config.evaluation),
-            "versions": comparison.versions(),
+            "versions": by_attributes.versions(),
             **compared.provenance,
         },
     )
-    pictures = comparison.pictures_by_id(dataset, split, catalogue=catalogue) if dataset else _no_picture
+    pictures = by_attributes.pictures_by_id(dataset, split, catalogue=catalogue) if dataset else _no_picture
     write_report(values.output, measured.report, pictures=pictures)
     if values.per_query:
         write_per_query(values.per_query, measured)
@@ -193,13 +200,14 @@ def _rank_logs(values: flags.FlagValues) -> None:
 
 def _slicings(values: flags.FlagValues, catalogue: Catalogue) -> list[Any]:
     """By the attributes that --slice names, or of relevance that the catalogue has."""
-    from tools import comparison
+    from eval.comparison import by_attributes
+    from eval.comparison.choose_rankers import slicings_of
 
     known = {"title": catalogue.titles, **catalogue.columns}
     named = values["slice"].value
     if named is None:
-        named = [name for name in comparison.relevance_attributes(values.config) if name in known]
-    return rows.slicings_of(named, known, ids=catalogue.ids)
+        named = [name for name in by_attributes.relevance_attributes(values.config) if name in known]
+    return slicings_of(named, known, ids=catalogue.ids)
 
 
 def _no_picture(item: str) -> bytes:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from absl import flags
 
 from siglip_jax.errors import UserError
-from tools import options
+from tools import common_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    options.define_config(values, default="demo.py")
-    options.define_dataset(values)
-    options.define_output(values, "The log, a .parquet file.")
+    common_flags.define_config(values, default="demo.py")
+    common_flags.define_dataset(values)
+    common_flags.define_output(values, "The log, a .parquet file.")
     for name, default, text in (
         ("queries", 2000, "How many."),
         ("users", 300, "How many; few of them ask much."),
@@ -29,9 +29,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
+    from eval.comparison.by_attributes import relevance_of
     from eval.simulate import Sessions, simulate_log, write_simulated_log
     from input_pipeline.dataset import attributes
-    from tools.comparison import relevance_of
 
     if not values.output.endswith(".parquet"):
         raise UserError(f"--output={values.output}: expected a file name ending in .parquet")

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from absl import flags
 
-from tools import options
+from tools import common_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    options.define_config(values, default="demo.py")
-    options.define_tokenizer(values)
-    options.define_dataset(values)
+    common_flags.define_config(values, default="demo.py")
+    common_flags.define_tokenizer(values)
+    common_flags.define_dataset(values)
     flags.DEFINE_string(
         "workdir",
         None,
@@ -29,15 +29,15 @@ def define_flags(values: flags.FlagValues) -> None:
         "Print memory, FLOPs, sharding, steps and hours on this machine; then stop.",
         flag_values=values,
     )
-    options.define_distributed(values)
+    common_flags.define_distributed(values)
 
 
 def main(values: flags.FlagValues) -> None:
-    options.start_distributed(values)
-    from tools import workflow
+    common_flags.start_distributed(values)
+    from tools.workflow import training
 
     if values.dry_run:
-        workflow.dry_run(options.config_of(values), dataset=values.dataset)
+        training.dry_run(common_flags.config_of(values), dataset=values.dataset)
         return
-    workflow.train(options.config_of(values), dataset=values.dataset, workdir=values.workdir)
+    training.train(common_flags.config_of(values), dataset=values.dataset, workdir=values.workdir)
     print(f"trained model in {values.workdir}")

@@ -140,7 +140,7 @@ def test_a_foreign_saved_model(tmp_path, python):
     (tmp_path / "net.json").write_text(json.dumps({"value_range": [0, 1]}))
     code = """
 import sys, numpy as np
-from tools.embedding import load_encoder
+from tools.workflow.embedding import load_encoder
 encoder = load_encoder(sys.argv[1])
 pictures = np.load(sys.argv[2])
 np.save(sys.argv[3], encoder.encode(pictures))
@@ -161,7 +161,7 @@ def test_our_own_export_is_an_encoder(tmp_path, python, tiny_model):
 import sys
 import numpy as np, siglip_jax
 from siglip_jax.export.savedmodel import export_saved_model
-from tools.embedding import load_encoder
+from tools.workflow.embedding import load_encoder
 model = siglip_jax.load(sys.argv[1])
 export_saved_model(model, sys.argv[2])
 pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)

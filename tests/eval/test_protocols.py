@@ -84,7 +84,7 @@ def agrees(ranked, expected):
 
 def test_lists_are_ranked_as_by_pytrec_eval(monkeypatch):
     queries, v = some_queries(), vectors()
-    monkeypatch.setattr("eval.protocols.full_catalogue._BLOCK", 50)  # several blocks
+    monkeypatch.setattr("eval.protocols.logged_lists.BLOCK", 50)  # several blocks
     found = rerank_lists(queries, [VectorRow("v", v)], measures=MEASURES)
     assert list(found) == [LOGGED_ORDER, "v"]
     score = unit(v) @ unit(v).T
@@ -200,7 +200,7 @@ def live_for(seed=0, n=N):
 
 
 def test_retrieval_is_ranked_among_live_items_alone(monkeypatch):
-    monkeypatch.setattr("eval.protocols.full_catalogue._BLOCK", 5 * N)
+    monkeypatch.setattr("eval.protocols.full_catalogue.BLOCK", 5 * N)
     live, v = live_for(), vectors()
     given = some_queries(2)
     queries = reachable(given, live)

@@ -80,7 +80,8 @@ def test_equal_vectors_score_equal_under_a_blas_that_rounds_by_column():
 def test_blocks_do_not_show(monkeypatch):
     index, q = build_index(vectors(60), names(60)), vectors(25, seed=3)
     whole = index.search(q, k=7)
-    monkeypatch.setattr("eval.search.exact_index._BLOCK", 200)
+    monkeypatch.setattr("eval.search.exact_index.SCORES_AT_ONCE", 200)
+    monkeypatch.setattr("eval.search.recall.SCORES_AT_ONCE", 200)
     np.testing.assert_array_equal(index.search(q, k=7).rows, whole.rows)
 
 

@@ -11,7 +11,7 @@ N, Q = 30, 17
 
 
 def test_first_lists_are_the_best_allowed_items(monkeypatch):
-    monkeypatch.setattr("eval.protocols.full_catalogue._BLOCK", 5 * N)  # several blocks
+    monkeypatch.setattr("eval.protocols.full_catalogue.BLOCK", 5 * N)  # several blocks
     rng = np.random.default_rng(0)
     vectors = {name: rng.normal(size=(N, 4)).astype(np.float32) for name in ("a", "b")}
     since = np.where(np.arange(N) < 25, 0, 100)  # five come later

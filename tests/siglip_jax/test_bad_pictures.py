@@ -16,7 +16,7 @@ from siglip_jax.training.run import bad_images
 from siglip_jax.training.run.bad_images import BadPictures
 from siglip_jax.training.run.metric_writers import read_metrics
 from siglip_jax.training.run.training_progress import Progress
-from tools.workflow import train
+from tools.workflow.training import train
 
 BAD = {2, 30, 55}
 

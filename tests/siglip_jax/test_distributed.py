@@ -16,7 +16,7 @@ from siglip_jax.training.parallel.distributed import _on_tpu_machine, detect, in
 from siglip_jax.training.parallel.sharding import AXES, data_share
 from siglip_jax.training.param_rules import path_name
 from siglip_jax.training.run.metric_writers import read_metrics
-from tools.workflow import train
+from tools.workflow.training import train
 
 SRUN = {
     "SLURM_JOB_ID": "7",

@@ -591,7 +591,7 @@ def test_a_run_says_so(tiny_model, tiny_config, tmp_path):
 def test_loaded_t_and_b_are_kept(tiny_model, tiny_config, tmp_path):
     params = {**tiny_model.params, "t": np.float32([1.25]), "b": np.float32([-3.5])}
     tiny_model.replace(params=params).save(tmp_path / "model")
-    from tools.workflow import start_model
+    from tools.workflow.training import start_model
 
     tiny_config.init = str(tmp_path / "model")
     loaded = start_model(tiny_config, "unread")

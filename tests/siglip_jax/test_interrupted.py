@@ -16,7 +16,7 @@ from siglip_jax.cli import main
 from siglip_jax.errors import Stopped
 from siglip_jax.training import loop
 from siglip_jax.training.run.metric_writers import read_metrics
-from tools.workflow import train
+from tools.workflow.training import train
 
 # Trains, and signals itself at a moment: "step N" after dispatching that many steps, "save N" when the N-th temporary
 # folder of a checkpoint appears, "delete N" when the N-th deletion of an old one begins; so many milliseconds later.

@@ -22,7 +22,7 @@ def naflex_config(config_file):
 
 @pytest.fixture(scope="module")
 def trained(naflex_config, shop_dataset, tmp_path_factory):
-    from tools.workflow import train
+    from tools.workflow.training import train
 
     workdir = tmp_path_factory.mktemp("naflex") / "run"
     train(naflex_config, dataset=shop_dataset, workdir=workdir)
@@ -35,7 +35,7 @@ def pictures():
 
 
 def test_it_learns_and_comes_back_the_same(trained, tmp_path):
-    from tools.workflow import metrics_of
+    from tools.workflow.training import metrics_of
 
     losses = [line["loss"] for line in metrics_of(trained)]
     assert losses[-1] < losses[0]
@@ -52,7 +52,7 @@ def test_it_learns_and_comes_back_the_same(trained, tmp_path):
 
 
 def test_fine_tuning_starts_from_it(trained, naflex_config, shop_dataset, tmp_path):
-    from tools.workflow import start_model, train
+    from tools.workflow.training import start_model, train
 
     config = naflex_config.copy_and_resolve_references()
     with config.unlocked():
@@ -67,7 +67,7 @@ def test_fine_tuning_starts_from_it(trained, naflex_config, shop_dataset, tmp_pa
 
 def test_embeddings_of_a_split(trained, shop_dataset, tmp_path):
     from input_pipeline.dataset import open_split
-    from tools.embedding import embed, load_encoder
+    from tools.workflow.embedding import embed, load_encoder
 
     store = embed(load_encoder(str(trained)), dataset=shop_dataset, split="test", output=tmp_path / "store")
     rows = open_split(shop_dataset, "test")

@@ -13,7 +13,7 @@ from siglip_jax.errors import UserError
 from siglip_jax.training import loop
 from siglip_jax.training.run.metric_writers import MetricsFile, read_metrics
 from siglip_jax.training.run.workdir import claim_workdir
-from tools.workflow import train
+from tools.workflow.training import train
 
 
 def test_training_moved_the_parameters(trained_workdir, tiny_model):

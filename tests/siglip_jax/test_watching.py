@@ -20,7 +20,7 @@ from siglip_jax.training.config import check
 from siglip_jax.training.run import training_progress
 from siglip_jax.training.run.metric_writers import make_writers, read_metrics
 from siglip_jax.training.run.training_progress import Progress
-from tools.workflow import start_model, train
+from tools.workflow.training import start_model, train
 
 # --- writers ----------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from siglip_jax import cli
-from tools import measuring, peer_transformers
+from tools.bench import measuring, peer_transformers
 
 FLOPS = {
     "sigmoid_loss": "1.000",

@@ -9,15 +9,15 @@ import siglip_jax
 from siglip_jax import cli
 from siglip_jax.errors import UserError
 from siglip_jax.training.config import flatten
-from tools import bench_finetune
+from tools.bench import finetune
 
 
 def test_the_naive_run_differs_in_its_settings_alone(tiny_config):
     tiny_config.optimizer.freeze = "image"
     before = tiny_config.to_json()
-    naive = flatten(bench_finetune.naive_config(tiny_config, init="reset"))
+    naive = flatten(finetune.naive_config(tiny_config, init="reset"))
     assert tiny_config.to_json() == before
-    expected = {**flatten(tiny_config), **bench_finetune.NAIVE, "init": "reset"}
+    expected = {**flatten(tiny_config), **finetune.NAIVE, "init": "reset"}
     assert naive == expected
     assert (naive["optimizer.learning_rate"], naive["optimizer.weight_decay"], naive["optimizer.freeze"]) == (
         1e-4,
@@ -27,12 +27,12 @@ def test_the_naive_run_differs_in_its_settings_alone(tiny_config):
 
 
 def test_recipes_beside_the_defaults(tiny_config):
-    name, fields = bench_finetune.parse_recipe(
+    name, fields = finetune.parse_recipe(
         "rate 3e-4: optimizer.learning_rate=3e-4, refit_temperature=both, optimizer.layer_decay=1", tiny_config
     )
     assert name == "rate 3e-4"
     assert fields == {"optimizer.learning_rate": 3e-4, "refit_temperature": "both", "optimizer.layer_decay": 1.0}
-    changed = flatten(bench_finetune.changed(tiny_config, fields))
+    changed = flatten(finetune.changed(tiny_config, fields))
     assert changed == {**flatten(tiny_config), **fields}
 
 
@@ -48,7 +48,7 @@ def test_recipes_beside_the_defaults(tiny_config):
 )
 def test_recipes_that_are_refused(tiny_config, text, said):
     with pytest.raises(UserError, match=said):
-        bench_finetune.parse_recipe(text, tiny_config)
+        finetune.parse_recipe(text, tiny_config)
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_the_table_of_figures():
         "rows": [{"name": name, "metrics": {"MRR": interval}} for name in names],
         "differences": [{"a": "naive", "b": "start", "metric": "MRR", "mean": -0.5, "low": -1.0, "high": 0.0}],
     }
-    assert bench_finetune.format_table(table).splitlines() == [
+    assert finetune.format_table(table).splitlines() == [
         "| metric | start | naive - start |",
         "| --- | ---: | ---: |",
         "| MRR | 0.2500 [0.1250, 0.5000] | -0.5000 [-1.0000, +0.0000] |",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from eval.comparison.comparison_table import compare_rows
+from eval.comparison.conclusions import conclude
 from eval.statistics import simultaneous_intervals
-from tools.conclude import conclude
 
 CLUSTERS = np.arange(300) // 3
 

@@ -12,7 +12,7 @@ from eval.embeddings.sharded_writer import EmbeddingPlan
 from eval.embeddings.store import read_manifest
 from siglip_jax import cli
 from siglip_jax.errors import UserError
-from tools.embedding import embed, load_encoder
+from tools.workflow.embedding import embed, load_encoder
 
 NEVER = -1
 

@@ -10,6 +10,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
+from eval.comparison.items import Catalogue
 from eval.embeddings import read_store, write_store
 from eval.embeddings.store import describe_skipped, read_manifest, write_manifest, write_shard
 from eval.protocols import AttributeRelevance, rank_catalogue
@@ -19,8 +20,7 @@ from input_pipeline.dataset import Split, attributes, open_split
 from siglip_jax import cli
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
-from tools.catalogue import Catalogue
-from tools.embedding import embed, load_encoder
+from tools.workflow.embedding import embed, load_encoder
 
 PICTURE, RECORD = 5, 19  # rows of either split whose picture is cut short, whose record fails its checksum
 BAD = [PICTURE, RECORD]

@@ -7,20 +7,20 @@ import jax
 import numpy as np
 import pytest
 
+from eval.comparison.by_attributes import relevance_of
 from eval.metrics import mean_metrics
 from eval.protocols import rank_catalogue
 from eval.protocols.cross_modal import cross_modal_retrieval
 from input_pipeline.dataset import open_split
 from input_pipeline.duplicates.normalised_titles import title_groups
 from siglip_jax.errors import UserError
-from tools import evaluators
-from tools.comparison import relevance_of
-from tools.evaluators import make_evaluators, split_embedder
+from tools.workflow import evaluators
+from tools.workflow.evaluators import make_evaluators, split_embedder
 
 FIGURES = """
 import json, runpy, sys
-from tools.evaluators import make_evaluators
-from tools.workflow import start_model
+from tools.workflow.evaluators import make_evaluators
+from tools.workflow.training import start_model
 import jax
 from siglip_jax.training.parallel.sharding import make_mesh, tree_shardings
 config = runpy.run_path(sys.argv[1])["get_config"]()

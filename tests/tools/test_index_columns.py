@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from eval.comparison.index_columns import index_columns
 from eval.protocols import Ranked
 from eval.statistics import bootstrap_mean, paired_bootstrap
-from tools.index_columns import index_columns
 
 CLUSTERS = np.arange(200) // 4
 

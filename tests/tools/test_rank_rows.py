@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from eval.comparison.by_attributes import relevance_of
 from eval.embeddings import write_store
 from eval.embeddings.reduction import Spec, fit
 from eval.protocols import rank_catalogue
 from eval.rankers.baselines import TitleRow
 from input_pipeline.dataset import attributes, dataset_fingerprint
 from siglip_jax import cli
-from tools.comparison import relevance_of
 
 
 def vectors(dataset, split, *, seed, d=40):

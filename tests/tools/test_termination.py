@@ -8,7 +8,7 @@ import time
 import pytest
 
 from siglip_jax.errors import Stopped
-from tools.termination import terminable
+from tools.workflow.termination import terminable
 
 
 def terminate() -> None:

@@ -22,16 +22,16 @@ import numpy as np
 from absl import flags
 
 from siglip_jax.errors import UserError
-from tools import options
+from tools import common_flags
 
 BATCH = 64
 QUALITY, SUBSAMPLING = 90, 2  # of the enlarged files
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    options.define_config(values, default="fashion.py")
-    options.define_dataset(values)
-    options.define_model(values)
+    common_flags.define_config(values, default="fashion.py")
+    common_flags.define_dataset(values)
+    common_flags.define_model(values)
     flags.DEFINE_multi_string(
         "resize", None, "A preprocessing's resize, with its fill as in bilinear_pad:edge; repeatable.",
         required=True, flag_values=values,
@@ -40,13 +40,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
+    from eval.comparison import by_attributes
     from eval.rankers import VectorRow
     from eval.report import format_table
     from input_pipeline.dataset import attributes
-    from tools import comparison, embedding
+    from tools.workflow import embedding
 
     split = values.config.evaluation.split
-    comparison.relevance_of(values.config, values.dataset)  # says at once what is wrong with it
+    by_attributes.relevance_of(values.config, values.dataset)  # says at once what is wrong with it
     encoder = embedding.load_encoder(values.model)
     kinds = list(dict.fromkeys(values.resize))
     variants = {kind: with_resize(encoder, kind) for kind in kinds}
@@ -57,7 +58,7 @@ def main(values: flags.FlagValues) -> None:
     for kind, variant in variants.items():
         parts = embed(variant, values.dataset, split, enlarge=values.enlarge, label=kind)
         rows[kind] = VectorRow(kind, np.concatenate(list(parts)), ids=ids)
-    report = comparison.rank(
+    report = by_attributes.rank(
         rows,
         config=values.config,
         dataset=values.dataset,
@@ -89,7 +90,7 @@ def embed(encoder: Any, dataset: str, split: str, *, enlarge: float, label: str)
     from input_pipeline.dataset import open_split
     from input_pipeline.progress import progress
     from siglip_jax.preprocessing import decode_image
-    from tools.sample_pictures import reencode
+    from tools.bench.sample_images import reencode
 
     def enlarged(picture: bytes) -> bytes:
         if enlarge == 1:

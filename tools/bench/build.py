@@ -31,7 +31,7 @@ def main(values: flags.FlagValues) -> None:
     from input_pipeline.build import build_dataset
     from input_pipeline.catalogue import read_catalogue
     from input_pipeline.synthetic.synthetic_catalogue import write_synthetic_catalogue
-    from tools import measuring, repeated
+    from tools.bench import measuring, repeated_catalogue
 
     if values.audit:
         check_output(values.audit)
@@ -42,10 +42,10 @@ def main(values: flags.FlagValues) -> None:
         if not source:
             source = f"{folder}/synthetic"
             write_synthetic_catalogue(source, items=SYNTHETIC_ITEMS)
-        catalogue = repeated.RepeatedCatalogue(read_catalogue(source), rows=values.rows)
+        catalogue = repeated_catalogue.RepeatedCatalogue(read_catalogue(source), rows=values.rows)
         before = time.perf_counter()
         audit = build_dataset(catalogue, f"{folder}/dataset", num_threads=values.threads)
-        end = repeated.Mark(values.rows, time.perf_counter(), *repeated.resident())
+        end = repeated_catalogue.Mark(values.rows, time.perf_counter(), *repeated_catalogue.resident())
         size = sum(path.stat().st_size for path in pathlib.Path(folder, "dataset").iterdir())
         told = _audit(f"{folder}/dataset", values.audit) if values.audit else ""
     kept = f"{audit['kept']} of {values.rows} rows kept"
@@ -81,9 +81,9 @@ def _audited(dataset: str, output: str) -> tuple[float, float, float, int, str]:
 
     from input_pipeline.audit import audit_dataset
     from input_pipeline.audit.audit_page import headline
-    from tools import repeated
+    from tools.bench import repeated_catalogue
 
-    before, start = repeated.resident()[1], time.perf_counter()
+    before, start = repeated_catalogue.resident()[1], time.perf_counter()
     audit = audit_dataset(dataset, output)
     seconds = time.perf_counter() - start
-    return seconds, before, repeated.resident()[1], pathlib.Path(output).stat().st_size, headline(audit)
+    return seconds, before, repeated_catalogue.resident()[1], pathlib.Path(output).stat().st_size, headline(audit)

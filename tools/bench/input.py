@@ -85,7 +85,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     from input_pipeline.dataset import open_split
-    from tools import sample_pictures
+    from tools.bench import sample_images
 
     if values.count % values.batch:
         raise UserError(f"--count={values.count} is not a multiple of --batch={values.batch}")
@@ -93,7 +93,7 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(f"--shortest={values.shortest} exceeds --longest={values.longest}")
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = pathlib.Path(temporary)
-        dataset = sample_pictures.build(
+        dataset = sample_images.build(
             folder,
             dataset=values.dataset,
             split=values.split,
@@ -106,7 +106,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def compare(values: flags.FlagValues, folder: pathlib.Path, dataset: pathlib.Path, records: Any, stack: Any) -> None:
-    from tools import measuring
+    from tools.bench import measuring
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pictures = [record["image"] for record in records]

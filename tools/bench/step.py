@@ -51,7 +51,7 @@ def main(values: flags.FlagValues) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     from siglip_jax.errors import UserError
-    from tools import measuring, peer_transformers
+    from tools.bench import measuring, peer_transformers
 
     if values.microbatch and values.batch % values.microbatch:
         raise UserError(f"--microbatch={values.microbatch} does not divide --batch={values.batch}")
@@ -71,7 +71,7 @@ def config_of(values: flags.FlagValues, *, batch: int, microbatch: int) -> Any:
     import dataclasses
 
     from siglip_jax.training.config import default_config
-    from tools import measuring
+    from tools.bench import measuring
 
     config = default_config()
     if values.preset == measuring.SMALL:
@@ -102,7 +102,7 @@ def start_model(values: flags.FlagValues) -> Any:
     """Random weights, the same for all."""
     from siglip_jax.model import init
     from siglip_jax.models.towers import TwoTowers
-    from tools import measuring
+    from tools.bench import measuring
 
     return init(TwoTowers(measuring.architecture_of(values.preset), dtype=values.dtype), None, seed=0)
 
@@ -148,7 +148,7 @@ def compare(values: flags.FlagValues, names: list[str]) -> None:
     import jax
 
     from siglip_jax.analysis.mfu import peak_flops
-    from tools import measuring, peer_transformers
+    from tools.bench import measuring, peer_transformers
 
     model = start_model(values)
     batch = random_batch(model.architecture, values.batch)
@@ -189,7 +189,7 @@ def largest_batches(values: flags.FlagValues, names: list[str]) -> None:
     import jax
 
     from siglip_jax.errors import UserError
-    from tools import measuring, peer_transformers
+    from tools.bench import measuring, peer_transformers
 
     limit = values.memory_gib and values.memory_gib * 2**30
     limit = limit or (jax.devices()[0].memory_stats() or {}).get("bytes_limit")

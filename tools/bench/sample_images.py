@@ -12,7 +12,7 @@ import PIL.Image
 from input_pipeline.dataset import open_split
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image
-from tools import workflow
+from tools.workflow import data
 
 QUALITIES = (75, 85, 92)
 SUBSAMPLINGS = (2, 2, 1, 0)  # 4:2:0 twice as often as 4:2:2 and 4:4:4
@@ -48,7 +48,7 @@ def build(
         write_synthetic_catalogue(folder / "synthetic", items=max(2 * count, 40), seed=seed, size=224)
         dataset, split = str(folder / "source"), "train"
         with contextlib.redirect_stdout(None):
-            workflow.build_data(str(folder / "synthetic"), dataset)
+            data.build_data(str(folder / "synthetic"), dataset)
     rows = open_split(dataset, split)
     if len(rows) < count:
         raise UserError(f"--count={count}: split {split} of {dataset} has {len(rows)} rows; give fewer")
@@ -67,5 +67,5 @@ def build(
     lines += [f"{copy}-{line}" for copy in range(1, copies) for line in lines[1:]]
     (folder / "items.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with contextlib.redirect_stdout(None):  # its words are of no dataset of the user's
-        workflow.build_data(str(folder), folder / "dataset", fractions={"train": 1.0})
+        data.build_data(str(folder), folder / "dataset", fractions={"train": 1.0})
     return folder / "dataset"

@@ -51,7 +51,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     from siglip_jax.errors import UserError
-    from tools import measuring
+    from tools.bench import measuring
 
     if values.batch % values.devices:
         raise UserError(f"--batch: {values.batch} rows over {values.devices} devices do not divide")
@@ -200,7 +200,7 @@ def compare(values: flags.FlagValues, mesh: Any) -> None:
 
     from siglip_jax.analysis.flops import dot_flops
     from siglip_jax.analysis.hlo import memory
-    from tools import measuring
+    from tools.bench import measuring
 
     like = shapes(values.batch, values, mesh)
     arrays = embeddings(values)
@@ -244,7 +244,7 @@ def accuracy(values: flags.FlagValues, mesh: Any) -> None:
     import jax
     import numpy as np
 
-    from tools import measuring
+    from tools.bench import measuring
 
     arrays = embeddings(values)
     x, y, t, b = (np.asarray(a).astype(np.float64) for a in arrays)
@@ -277,7 +277,7 @@ def largest_batches(values: flags.FlagValues, mesh: Any) -> None:
 
     from siglip_jax.analysis.hlo import memory
     from siglip_jax.errors import UserError
-    from tools import measuring
+    from tools.bench import measuring
 
     limit = values.memory_gib and values.memory_gib * 2**30
     limit = limit or (jax.devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 if TYPE_CHECKING:
-    from tools.log_comparison import Comparison
+    from eval.comparison.over_logs import Comparison
 
 
 def write_per_query(path: epath.PathLike, comparison: Comparison) -> None:

@@ -1,12 +1,9 @@
-"""The steps that programs share: each joins the data, the library and the evaluation for one part of the thread."""
+"""Training as the program does it: the start, the loader and the evaluators joined to the loop; and its dry run."""
 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-import tempfile
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -14,8 +11,6 @@ import numpy as np
 from etils import epath
 
 from input_pipeline.augment import Augmentation
-from input_pipeline.build import build_dataset
-from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import dataset_fingerprint, open_split
 from input_pipeline.loader import make_loader
 from input_pipeline.loader.bad_rows import readable_titles
@@ -24,52 +19,6 @@ from input_pipeline.loader.examples import Recipe
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
-from tools.termination import terminable
-
-PICTURES_CHECKED = 64  # of an export
-MAX_PIXELS_ERROR = 1e-5
-MIN_BYTES_COSINE = 0.9999
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-def build_data(
-    catalog: str,
-    output: epath.PathLike,
-    *,
-    layout: str = "catalog",
-    columns: Mapping[str, str] | None = None,
-    keys: Mapping[str, str] | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """A catalogue in any of the layouts, or the public fashion one -> a dataset; prints and returns the audit.
-
-    `options` are those of `build_dataset`.
-    """
-    with tempfile.TemporaryDirectory() as temporary, terminable():
-        source = catalog
-        if layout == "fashion":
-            from input_pipeline.catalogue.fashion import convert_fashion
-
-            counts = convert_fashion(pathlib.Path(source), temporary)
-            print(f"fashion layout: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
-            source = temporary
-        audit = build_dataset(read_catalogue(source, columns=columns, keys=keys), output, **options)
-    if audit["not_chosen"]:
-        print(f"{audit['not_chosen']} rows of other attributes not looked at")
-    splits = ", ".join(f"{count} {name}" for name, count in audit["splits"].items())
-    print(f"{audit['kept']} of {audit['rows']} rows kept: {splits}")
-    if audit["problems"]:
-        print("left out: " + ", ".join(f"{count} {kind}" for kind, count in audit["problems"].items()))
-    if audit["more_image_problems"]:
-        found = ", ".join(f"{count} {kind}" for kind, count in audit["more_image_problems"].items())
-        print(f"further pictures left out of rows kept: {found}")
-    print(f"dataset {output}, audit {pathlib.Path(output) / 'audit.html'}")
-    return audit
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def start_model(
@@ -120,7 +69,7 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
     from siglip_jax.training.optimizer.freezing import freezes_any, frozen_parameters
     from siglip_jax.training.parallel.sharding import data_share, make_mesh
     from siglip_jax.training.run.workdir import claim_workdir
-    from tools.evaluators import make_evaluators
+    from tools.workflow.evaluators import make_evaluators
 
     began = time.monotonic()
     check(config)
@@ -214,27 +163,3 @@ def metrics_of(workdir: epath.PathLike) -> list[dict[str, float]]:
     from siglip_jax.training.run.metric_writers import read_metrics
 
     return read_metrics(workdir)
-
-
-# --- export -----------------------------------------------------------------------------------------------------------
-
-
-def export(model: Any, output: epath.PathLike, *, dataset: epath.PathLike, split: str) -> None:
-    """Writes a SavedModel, compares it with the model in a process without JAX, and prints what was found.
-
-    Raises:
-      UserError: the SavedModel differs from the model by more than the limits above.
-    """
-    from siglip_jax.export import savedmodel
-
-    rows = open_split(dataset, split)
-    pictures = [rows[i]["image"] for i in range(min(PICTURES_CHECKED, len(rows)))]
-    savedmodel.export_saved_model(model, output)
-    found = savedmodel.check_saved_model(output, model, pictures)
-    said = (
-        f"SavedModel {output}, loaded without JAX, {len(pictures)} pictures: largest error from pixels "
-        f"{found['pixels_max_error']:.1e}, smallest cosine from bytes {found['bytes_min_cosine']:.6f}"
-    )
-    if not (found["pixels_max_error"] <= MAX_PIXELS_ERROR and found["bytes_min_cosine"] >= MIN_BYTES_COSINE):
-        raise UserError(f"{said}; expected at most {MAX_PIXELS_ERROR} and at least {MIN_BYTES_COSINE}: do not serve it")
-    print(said)

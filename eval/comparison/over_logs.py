@@ -12,8 +12,13 @@ import ml_collections
 import numpy as np
 
 from eval.checks import check_queries
+from eval.comparison import log_notes
+from eval.comparison.by_attributes import LISTED, relevance_attributes
+from eval.comparison.choose_rankers import Rows
 from eval.comparison.comparison_table import compare_rows
+from eval.comparison.conclusions import beyond_table, conclude
 from eval.comparison.dimension_ladder import measure_ladder
+from eval.comparison.index_columns import index_columns
 from eval.logs import LogFormat, read_log
 from eval.logs.live_items import live_items
 from eval.logs.log_times import iso
@@ -24,6 +29,7 @@ from eval.protocols.exposure import Propensity
 from eval.protocols.first_lists import FirstLists, Several
 from eval.protocols.full_catalogue import allowed, rank_live_indexed, reachable
 from eval.protocols.measures import Sink
+from eval.protocols.prepare_queries import PROTOCOLS, Window, prepare, query_slicings, rows_of_log
 from eval.rankers import VectorRow
 from eval.report.example_queries import largest_changes
 from eval.report.log_examples import log_examples
@@ -31,12 +37,6 @@ from eval.report.trec import TrecWriter, query_names
 from eval.statistics import Slicing, measure_slices
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
-from tools import log_notes
-from tools.comparison import LISTED, relevance_attributes
-from tools.conclude import beyond_table, conclude
-from tools.index_columns import index_columns
-from tools.log_protocols import PROTOCOLS, Window, prepare, query_slicings, rows_of_log
-from tools.rows import Rows
 
 
 @dataclasses.dataclass(frozen=True)

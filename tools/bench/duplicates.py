@@ -18,13 +18,13 @@ import PIL.Image
 from absl import flags
 
 from siglip_jax.errors import UserError
-from tools import options
+from tools import common_flags
 
 HASH_DISTANCES = (2, 4, 6)
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    options.define_dataset(values)
+    common_flags.define_dataset(values)
     flags.DEFINE_string("attribute", "", "What pictures that look alike should agree in.", flag_values=values)
     flags.DEFINE_integer("pictures", 500, "To change and look for.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("rows", 1_000_000, "Of the timed search.", lower_bound=1, flag_values=values)
@@ -36,7 +36,7 @@ def main(values: flags.FlagValues) -> None:
     from input_pipeline.dataset import open_split
     from input_pipeline.dataset.item_table import item_table, split_names
     from input_pipeline.duplicates.near_images import signatures
-    from tools import measuring
+    from tools.bench import measuring
 
     table = item_table(values.dataset)
     table = table.filter(pc.equal(table["kind"], ""))
@@ -67,7 +67,7 @@ def main(values: flags.FlagValues) -> None:
 def _cost(pictures: list[bytes]) -> tuple[list[str], list[list[str]]]:
     from input_pipeline.duplicates.near_images import picture_signature
     from siglip_jax.preprocessing import decode_image
-    from tools import measuring
+    from tools.bench import measuring
 
     decoded = [decode_image(data) for data in pictures]
     runs: dict[str, Callable[[], Any]] = {

@@ -24,7 +24,7 @@ from absl import flags
 from etils import epath
 
 from siglip_jax.errors import UserError
-from tools import options
+from tools import common_flags
 
 NAIVE = {
     "optimizer.learning_rate": 1e-4,
@@ -44,7 +44,7 @@ SIDES = {"new": "gain, on the new data", "learned": "forgetting, on what the sta
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    options.define_config(values, default="fashion.py")
+    common_flags.define_config(values, default="fashion.py")
     flags.DEFINE_string("learned", None, "Dataset that the start knows.", required=True, flag_values=values)
     flags.DEFINE_string("new", None, "Dataset to fine-tune on.", required=True, flag_values=values)
     flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True, flag_values=values)
@@ -53,7 +53,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     from siglip_jax.loading import load
-    from tools import workflow
+    from tools.workflow import training
 
     config, workdir = values.config, epath.Path(values.workdir)
     also = dict(parse_recipe(text, config) for text in values.also)
@@ -61,7 +61,7 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(f"--also: each name once, and not {START}, {DEFAULTS} or {NAIVELY}")
     if not config.init:
         raise UserError("bench finetune: config.init is empty; name the model to start from")
-    start = workflow.start_model(config, values.new)
+    start = training.start_model(config, values.new)
     naive_start = workdir / "naive_start"
     if not (naive_start / "model.json").exists():
         reset = {"t": np.asarray([NAIVE_T], np.float32), "b": np.asarray([NAIVE_B], np.float32)}
@@ -70,7 +70,7 @@ def main(values: flags.FlagValues) -> None:
     recipes = {DEFAULTS: config, NAIVELY: naive, **{name: changed(config, c) for name, c in also.items()}}
     for name, recipe in recipes.items():
         print(f"== {name}: rate {recipe.optimizer.learning_rate}, {recipe.steps} steps", flush=True)
-        workflow.train(recipe, dataset=values.new, workdir=workdir / name)
+        training.train(recipe, dataset=values.new, workdir=workdir / name)
     models = {START: start, **{name: load(workdir / name) for name in recipes}}
     tables = {
         side: compare(models, config=config, dataset=dataset)
@@ -123,11 +123,11 @@ def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, datase
     """`eval.comparison.comparison_table.compare_rows` of the models on the evaluation split: ranking and retrieval,
     paired by query.
     """
+    from eval.comparison.by_attributes import relevance_of
     from eval.comparison.comparison_table import compare_rows
     from eval.protocols import rank_catalogue
     from eval.protocols.cross_modal import retrieval_of_queries
     from input_pipeline.loader import iterate_split
-    from tools.comparison import relevance_of
 
     evaluation, relevance = config.evaluation, relevance_of(config, dataset)
     rows, groups = {}, np.zeros(0, np.int64)

@@ -45,7 +45,7 @@ def main(values: flags.FlagValues) -> None:
     from eval.metrics.metric_names import trec_name
     from eval.statistics import difference_columns
     from siglip_jax.errors import UserError
-    from tools import measuring
+    from tools.bench import measuring
 
     for name in values.metrics:
         if trec_name(name) is None:

@@ -37,11 +37,11 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     from input_pipeline.dataset import open_split
     from siglip_jax.preprocessing import decode_image
-    from tools import measuring, sample_pictures
+    from tools.bench import measuring, sample_images
 
     sides = (values.shortest, max(values.shortest, values.longest))
     with tempfile.TemporaryDirectory() as temporary:
-        dataset = sample_pictures.build(
+        dataset = sample_images.build(
             pathlib.Path(temporary), dataset=values.dataset, split=values.split, count=values.count, sides=sides
         )
         rows = open_split(dataset, "train")

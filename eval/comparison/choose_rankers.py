@@ -1,4 +1,4 @@
-"""Rows of a comparison out of flags: stores and files, baselines, reductions of them, a ladder, slices."""
+"""The rows of a comparison: stores and files, baselines, reductions of them, a ladder, slices."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
-
 from siglip_jax.errors import UserError
-from tools import options
 
 if TYPE_CHECKING:  # numpy and more, which --help does not wait for
     import numpy as np
     from etils import epath
 
+    from eval.comparison.items import Catalogue
     from eval.embeddings.reduction import Reduction
     from eval.rankers import Row
     from eval.statistics import Slicing
-    from tools.catalogue import Catalogue
 
 BASELINES = ("random", "raw pixels", "title TF-IDF", "popularity:COLUMN")
 DEFAULT_BASELINES = ["random", "raw pixels"]
@@ -26,35 +23,26 @@ OF_LOG = ("popularity", "item-to-item")  # baselines that are counted in a log
 LOGGED_ORDER = "logged order"
 
 
-def define_flags(values: flags.FlagValues, *, store_required: bool = True) -> None:
-    flags.DEFINE_multi_string(
-        "store",
-        None,
-        "name=folder of an embedding store, or name=file of embeddings (.npy, .npz, .parquet, .csv).",
-        required=store_required,
-        flag_values=values,
-    )
-    flags.DEFINE_multi_string(
-        "baseline",
-        None,
-        f"Rows that need no store: {', '.join(BASELINES)}; with --logs also {', '.join(OF_LOG)}, counted there. When "
-        f"absent, {' and '.join(DEFAULT_BASELINES)}; with --logs all that can be had.",
-        flag_values=values,
-    )
-    flags.DEFINE_multi_string(
-        "reduce", [], "name=pca:128, a row more: that store made smaller (pca, truncate, +int8).", flag_values=values
-    )
-    flags.DEFINE_multi_string(
-        "fit", [], "name=store of training items, by the same encoder, for the PCA of that store.", flag_values=values
-    )
-    flags.DEFINE_multi_string(
-        "ladder", [], "name of a store to measure at every width, by truncation and PCA, float32 and int8.",
-        flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_string("new", None, "The row that is compared with all others; the last store.", flag_values=values)
-    flags.DEFINE_string(
-        "against", None, "The row it is compared with first, by slices and by queries too.", flag_values=values
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankerOptions:
+    """What to compare, as a user names it.
+
+    Attributes:
+      stores: {name: folder of an embedding store, or file of embeddings}, in the order of the table.
+      baselines: rows that need no store, see BASELINES; None for those that suit the protocol.
+      reductions: (store, reduction such as "pca:128"), a row more for each.
+      fits: {store: folder of a store of training items, by the same encoder}, for its PCA.
+      ladders: stores to measure at every width.
+      new, against: the two rows of the headline; None for the last store and the row before it.
+    """
+
+    stores: Mapping[str, str]
+    baselines: Sequence[str] | None = None
+    reductions: Sequence[tuple[str, str]] = ()
+    fits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ladders: Sequence[str] = ()
+    new: str | None = None
+    against: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +71,15 @@ class Rows:
     of_log: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_items_of(values: flags.FlagValues, *, split: str) -> Catalogue:
-    """The items of the flags' dataset and stores; see `tools.catalogue.read_items`."""
-    from tools.catalogue import read_items
-
-    return read_items(values.dataset, split, options.named_paths(values.store or [], flag="store"))
-
-
-def read_rows(values: flags.FlagValues, *, split: str, catalogue: Catalogue, over_logs: bool = False) -> Rows:
-    """The rows that the flags name, over the catalogue's items, those of a split.
+def read_rows(
+    options: RankerOptions,
+    *,
+    dataset: epath.PathLike | None,
+    split: str,
+    catalogue: Catalogue,
+    over_logs: bool = False,
+) -> Rows:
+    """The rows that the options name, over the catalogue's items, those of a split.
 
     With `over_logs` a store may hold more items than the split, in any order.
 
@@ -101,10 +89,9 @@ def read_rows(values: flags.FlagValues, *, split: str, catalogue: Catalogue, ove
     from eval.embeddings.reduction import Spec, fit
     from eval.rankers import VectorRow
 
-    dataset = values.dataset
-    stores = options.named_paths(values.store or [], flag="store")
+    stores = options.stores
     ids = catalogue.ids
-    baselines = values.baseline
+    baselines = options.baselines
     if baselines is None:
         baselines = DEFAULT_BASELINES
         if over_logs:
@@ -114,12 +101,12 @@ def read_rows(values: flags.FlagValues, *, split: str, catalogue: Catalogue, ove
     own = {name.partition(":")[0] for name in baselines} & known | ({LOGGED_ORDER} if over_logs else set())
     if taken := own & stores.keys():
         raise UserError(f"row {taken.pop()!r} is named twice: a baseline has this name; choose another")
-    reduced = [(name, Spec.parse(text)) for name, text in options.pairs(values.reduce, flag="reduce")]
-    fitted = options.named_paths(values.fit, flag="fit")
-    for flag, names in (("reduce", [name for name, _ in reduced]), ("fit", fitted), ("ladder", values.ladder)):
+    reduced = [(name, Spec.parse(text)) for name, text in options.reductions]
+    fitted = options.fits
+    for flag, names in (("reduce", [name for name, _ in reduced]), ("fit", fitted), ("ladder", options.ladders)):
         if unknown := [name for name in names if name not in stores]:
             raise UserError(f"--{flag}={unknown[0]}: no such store; --store names {', '.join(stores) or 'none'}")
-    used = {name for name, _ in reduced} | set(values.ladder)
+    used = {name for name, _ in reduced} | set(options.ladders)
     if idle := [name for name in fitted if name not in used]:
         raise UserError(f"--fit={idle[0]}=...: nothing to fit; give --reduce={idle[0]}=pca:128 or --ladder={idle[0]}")
 
@@ -145,7 +132,7 @@ def read_rows(values: flags.FlagValues, *, split: str, catalogue: Catalogue, ove
         )
         add(name, VectorRow(name, vectors[name], ids=ids), 4 * vectors[name].shape[1])
         specs = [spec for owner, spec in reduced if owner == name]
-        if not specs and name not in values.ladder:
+        if not specs and name not in options.ladders:
             continue
         train, note = _training_vectors(name, fitted.get(name), vectors[name], dataset=dataset)
         for spec in specs:
@@ -153,11 +140,11 @@ def read_rows(values: flags.FlagValues, *, split: str, catalogue: Catalogue, ove
             label = f"{name}, {spec.label}"
             add(label, VectorRow(label, reduction(vectors[name])), spec.bytes_per_item(vectors[name].shape[1]))
             provenance.setdefault("reductions", {})[label] = reduction.to_json()
-        if name in values.ladder:
+        if name in options.ladders:
             from eval.comparison.dimension_ladder import ladder_reductions
 
             ladders[name] = ladder_reductions(train, fitted_on=note)
-    new, against = _compared(values.new, values.against, [*of_log, *rows], stores)
+    new, against = _compared(options.new, options.against, [*of_log, *rows], stores)
     return Rows(rows, new, against, sizes, vectors, ladders, provenance, catalogue, of_log)
 
 
@@ -170,10 +157,10 @@ def read_vectors(
     """
     from etils import epath as paths
 
+    from eval.comparison.items import places_in_store
     from eval.embeddings import read_store
     from eval.embeddings.embedding_files import read_embeddings
     from input_pipeline.dataset import dataset_fingerprint
-    from tools.catalogue import places_in_store
 
     ids = catalogue.ids
     if paths.Path(path).is_dir():
@@ -228,9 +215,9 @@ def slicings_of(specs: Sequence[str], columns: Mapping[str, Sequence[str]], *, i
 
 
 def _baseline(name: str, *, dataset: epath.PathLike | None, split: str, catalogue: Catalogue) -> tuple[Row, int | None]:
+    from eval.comparison.by_attributes import pixel_vectors
     from eval.rankers import VectorRow
     from eval.rankers.baselines import PopularityRow, RandomRow, TitleRow
-    from tools.comparison import pixel_vectors
 
     kind, _, column = name.partition(":")
     ids, columns = catalogue.ids, catalogue.columns

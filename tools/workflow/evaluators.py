@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from eval.comparison.by_attributes import relevance_of
 from eval.metrics import mean_metrics, report_name
 from eval.metrics.metric_names import max_cutoff
 from eval.protocols import rank_catalogue
@@ -25,7 +26,6 @@ from siglip_jax.errors import UserError
 from siglip_jax.model import Model
 from siglip_jax.training.encode import ENCODED, make_encoder
 from siglip_jax.training.parallel.sharding import make_mesh
-from tools.comparison import relevance_of
 
 KINDS = ("retrieval", "ranking")
 ROWS = 256  # of a process, embedded at a time

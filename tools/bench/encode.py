@@ -26,7 +26,7 @@ def main(values: flags.FlagValues) -> None:
 
     from siglip_jax.model import init
     from siglip_jax.models.towers import TwoTowers
-    from tools import measuring
+    from tools.bench import measuring
 
     architecture = measuring.architecture_of(values.preset)
     model = init(TwoTowers(architecture, dtype=values.dtype), None, seed=0)

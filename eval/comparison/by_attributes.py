@@ -12,8 +12,12 @@ import numpy as np
 from etils import epath
 
 from eval.checks import check_queries
+from eval.comparison import log_notes
 from eval.comparison.comparison_table import compare_rows
+from eval.comparison.conclusions import beyond_table, conclude
 from eval.comparison.dimension_ladder import measure_ladder
+from eval.comparison.index_columns import index_columns
+from eval.comparison.items import Catalogue, read_split
 from eval.embeddings.reduction import Reduction
 from eval.metrics.metric_names import max_cutoff, needs_max_grade
 from eval.protocols import AttributeRelevance, rank_catalogue
@@ -28,10 +32,6 @@ from input_pipeline.progress import progress
 from siglip_jax import __version__
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
-from tools import log_notes
-from tools.catalogue import Catalogue, read_split
-from tools.conclude import beyond_table, conclude
-from tools.index_columns import index_columns
 
 PROTOCOL = "full-catalogue retrieval, attribute agreement"
 BATCH = 256

@@ -1,0 +1,49 @@
+"""A catalogue in any layout becomes a dataset."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from input_pipeline.build import build_dataset
+from input_pipeline.catalogue import read_catalogue
+from tools.workflow.termination import terminable
+
+
+def build_data(
+    catalog: str,
+    output: epath.PathLike,
+    *,
+    layout: str = "catalog",
+    columns: Mapping[str, str] | None = None,
+    keys: Mapping[str, str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """A catalogue in any of the layouts, or the public fashion one -> a dataset; prints and returns the audit.
+
+    `options` are those of `build_dataset`.
+    """
+    with tempfile.TemporaryDirectory() as temporary, terminable():
+        source = catalog
+        if layout == "fashion":
+            from input_pipeline.catalogue.fashion import convert_fashion
+
+            counts = convert_fashion(pathlib.Path(source), temporary)
+            print(f"fashion layout: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
+            source = temporary
+        audit = build_dataset(read_catalogue(source, columns=columns, keys=keys), output, **options)
+    if audit["not_chosen"]:
+        print(f"{audit['not_chosen']} rows of other attributes not looked at")
+    splits = ", ".join(f"{count} {name}" for name, count in audit["splits"].items())
+    print(f"{audit['kept']} of {audit['rows']} rows kept: {splits}")
+    if audit["problems"]:
+        print("left out: " + ", ".join(f"{count} {kind}" for kind, count in audit["problems"].items()))
+    if audit["more_image_problems"]:
+        found = ", ".join(f"{count} {kind}" for kind, count in audit["more_image_problems"].items())
+        print(f"further pictures left out of rows kept: {found}")
+    print(f"dataset {output}, audit {pathlib.Path(output) / 'audit.html'}")
+    return audit
