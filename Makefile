@@ -55,7 +55,7 @@ test-slow: $(READY)
 	.venv/bin/python -m pytest -q -n 2 -m "slow"
 
 test-tpu: $(READY) $(LIBTPU)/ready  ## compiles for TPU slices, on any Linux machine: no TPU
-	.venv/bin/python -m pytest -q -rP -m tpu_compile tests/siglip_jax
+	.venv/bin/python -m pytest -q -rP -m tpu_compile tests
 
 lint: $(READY)
 	.venv/bin/ruff check --quiet

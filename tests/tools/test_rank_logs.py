@@ -14,7 +14,7 @@ import pytrec_eval
 from eval.comparison.comparison_table import compare_rows
 from eval.embeddings import write_store
 from eval.report.trec import read_qrels, read_run
-from input_pipeline.build import build_dataset
+from input_pipeline.building import build_dataset
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import attributes, open_split
 from siglip_jax import cli

@@ -28,7 +28,7 @@ def main(values: flags.FlagValues) -> None:
     import time
 
     from input_pipeline.audit.audit_page import check_output
-    from input_pipeline.build import build_dataset
+    from input_pipeline.building import build_dataset
     from input_pipeline.catalogue import read_catalogue
     from input_pipeline.synthetic.synthetic_catalogue import write_synthetic_catalogue
     from tools.bench import measuring, repeated_catalogue

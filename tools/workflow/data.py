@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from input_pipeline.build import build_dataset
+from input_pipeline.building import build_dataset
 from input_pipeline.catalogue import read_catalogue
 from tools.workflow.termination import terminable
 

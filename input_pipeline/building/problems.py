@@ -1,0 +1,109 @@
+"""The rows a build left out: counted by kind, the first of each kind for the audit, all of them in a file.
+
+Further pictures left out of rows that are kept are listed too, as kind "further picture: ...". Where there can be no
+dataset, audit and list are written beside its place.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from input_pipeline.building import facts
+from input_pipeline.dataset.problem_rows import FILE, FURTHER, SCHEMA
+from siglip_jax.errors import UserError
+
+LISTED = 100  # of each kind, in the audit
+
+
+def problem_tables(parts: Sequence[pathlib.Path], kinds: pa.ChunkedArray) -> Iterator[pa.Table]:
+    """Tables of `SCHEMA`, one for each part, rows in order.
+
+    Args:
+      kinds: of every row, "" where it is kept.
+    """
+    start = 0
+    for path in parts:
+        table = facts.read_part(path, ["row", "id", "detail", "more_problems"])
+        kind = kinds.slice(start, len(table))
+        start += len(table)
+        bad = pc.not_equal(kind, "")
+        details = facts.details_of(kind, table["id"], table["detail"])
+        left_out = pa.table([table["row"], table["id"], kind, details], schema=SCHEMA).filter(bad)
+        yield pa.concat_tables([left_out, _further(table.filter(pc.invert(bad)))]).sort_by("row")
+
+
+def _further(table: pa.Table) -> pa.Table:
+    texts = pc.list_flatten(table["more_problems"])
+    rows = table.take(pc.list_parent_indices(table["more_problems"]))
+    pairs = [text.partition(": ") for text in texts.to_pylist()]
+    columns = [[FURTHER + kind for kind, *_ in pairs], [detail for *_, detail in pairs]]
+    return pa.table([rows["row"], rows["id"], *(pa.array(column, pa.string()) for column in columns)], schema=SCHEMA)
+
+
+def first_of_each_kind(tables: Iterable[pa.Table], count: int = LISTED) -> list[dict[str, Any]]:
+    """The first `count` rows left out of each kind, in order of rows; without further pictures."""
+    seen: collections.Counter[str] = collections.Counter()
+    found = []
+    for table in tables:
+        kinds = table["kind"].to_pylist()
+        places = []
+        for place, kind in enumerate(kinds):
+            seen[kind] += 1
+            if seen[kind] <= count and not kind.startswith(FURTHER):
+                places.append(place)
+        found += table.take(pa.array(places, pa.int64())).to_pylist()
+    return found
+
+
+def write_problems(path: pathlib.Path, tables: Iterable[pa.Table]) -> None:
+    """All of them as a csv; no file, and none left from before, where there are none."""
+    some = (table for table in tables if len(table))
+    first = next(some, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return
+    with csv.CSVWriter(path, SCHEMA) as writer:
+        writer.write_table(first)
+        for table in some:
+            writer.write_table(table)
+
+
+def refuse(audit: dict[str, Any], listed: Iterator[pa.Table], out_dir: pathlib.Path, on_error: str) -> None:
+    """Raises, after writing the audit and the list beside `out_dir`, where no dataset can or may be written."""
+    problems = collections.Counter(audit["problems"])
+    problems.update({f"{FURTHER}{kind}": count for kind, count in audit["more_image_problems"].items()})
+    found = ", ".join(f"{count} {kind}" for kind, count in problems.items())
+    empty = [name for name, count in audit["splits"].items() if not count]
+    if not audit["kept"]:
+        message = f"no usable row among {audit['rows']} ({found})"
+    elif on_error == "refuse" and problems.keys() - {facts.SEEN}:
+        message = f"{found} among {audit['rows']} rows; mend them or leave them out (--on_error=skip)"
+    elif empty:
+        message = (
+            f"split {' and '.join(empty)} would be empty: {audit['kept']} rows form {audit['linked_groups']} groups "
+            f"with {' or '.join(audit['split_by'])} in common; "
+            + ("give another time" if audit["split_times"] else "give larger fractions, another seed or more rows")
+        )
+    else:
+        return
+    path, full_list = refusal_paths(out_dir)
+    write_json(path, audit)
+    write_problems(full_list, listed)
+    every = f", every row is listed in {full_list}" if problems else ""
+    raise UserError(f"{audit['table']}: {message}; the counts are in {path}{every}")
+
+
+def refusal_paths(out_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    return out_dir.with_name(f"{out_dir.name}.audit.json"), out_dir.with_name(f"{out_dir.name}.{FILE}")
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
