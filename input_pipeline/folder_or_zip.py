@@ -202,7 +202,7 @@ def safe_name(name: str) -> str:
     return posixpath.normpath(name)
 
 
-def check_picture_size(name: str, size: int) -> None:
+def check_image_size(name: str, size: int) -> None:
     if size > MAX_FILE_BYTES:
         raise FileProblem("too large", _too_large(name, size, MAX_FILE_BYTES))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Two cats on a sofa, the picture of transformers' own integration tests.
 PICTURE = "http://images.cocodataset.org/val2017/000000039769.jpg"
 TITLES = ("a photo of 2 cats", "a photo of 2 dogs")
-MAX_PICTURE_BYTES = 10 * 2**20
+MAX_IMAGE_BYTES = 10 * 2**20
 LOGIT_TOLERANCE = 0.05  # decoders differ by a grey level
 
 
@@ -78,10 +78,10 @@ def verify(model: Model, preset: Preset, *, picture: bytes) -> list[str]:
     return lines
 
 
-def fetch_picture(url: str = PICTURE) -> bytes:
+def fetch_image(url: str = PICTURE) -> bytes:
     """Downloads the picture, at most MAX_PICTURE_BYTES of it."""
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:
-            return answer.read(MAX_PICTURE_BYTES)
+            return answer.read(MAX_IMAGE_BYTES)
     except OSError as error:
         raise UserError(f"{url}: cannot be fetched ({error}); download it and pass --image") from error

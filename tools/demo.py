@@ -37,8 +37,8 @@ def main(values: flags.FlagValues) -> None:
     from eval.comparison.choose_rankers import slicings_of
     from eval.comparison.dimension_ladder import ladder_reductions
     from eval.metrics.metric_names import max_cutoff
-    from eval.rankers import Row, VectorRow
-    from eval.rankers.baselines import RandomRow
+    from eval.rankers import Ranker, VectorRanker
+    from eval.rankers.baselines import RandomRanker
     from eval.report import format_table, write_report
     from input_pipeline.dataset import attributes
     from siglip_jax.training.config import check, config_to_json
@@ -81,13 +81,13 @@ def main(values: flags.FlagValues) -> None:
     start = training.start_model(config, dataset)
     start_name = "zero-shot" if config.init else "start (random init)"
     ids, titles, columns = attributes(dataset, split)
-    compared: dict[str, Row] = {"random": RandomRow(len(ids))}
-    compared["raw pixels"] = VectorRow("raw pixels", by_attributes.pixel_vectors(dataset, split))
+    compared: dict[str, Ranker] = {"random": RandomRanker(len(ids))}
+    compared["raw pixels"] = VectorRanker("raw pixels", by_attributes.pixel_vectors(dataset, split))
     for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
         output = workdir / "embeddings" / folder
         encoder = embedding.image_encoder(model, name=name)
         vectors = embedding.embed(encoder, dataset=dataset, split=split, output=output, overwrite=True).vectors
-        compared[name] = VectorRow(name, vectors, ids=ids)
+        compared[name] = VectorRanker(name, vectors, ids=ids)
     fitted = embedding.embed(
         encoder,
         dataset=dataset,
@@ -117,7 +117,7 @@ def main(values: flags.FlagValues) -> None:
             "config": config_to_json(config),
         },
     )
-    write_report(workdir / "report.html", report, pictures=by_attributes.pictures_by_id(dataset, split))
+    write_report(workdir / "report.html", report, pictures=by_attributes.images_by_id(dataset, split))
 
     announce("exporting the image encoder")
     shutil.rmtree(workdir / "savedmodel", ignore_errors=True)

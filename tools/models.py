@@ -66,7 +66,7 @@ def _verify(values: flags.FlagValues) -> None:
     from siglip_jax.loading import load
     from siglip_jax.models.architecture import parameter_counts
     from siglip_jax.models.presets import PRESETS
-    from siglip_jax.verify import fetch_picture, verify
+    from siglip_jax.verify import fetch_image, verify
 
     preset = PRESETS.get(values.verify)
     if preset is None:
@@ -80,7 +80,7 @@ def _verify(values: flags.FlagValues) -> None:
         except OSError as error:
             raise UserError(f"--image={values.image}: {error.strerror}; pass a JPEG or PNG") from error
     else:
-        picture = fetch_picture()
+        picture = fetch_image()
     for line in verify(model, preset, picture=picture):
         print(line)
     print(f"{preset.name}: verified")

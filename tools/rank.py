@@ -119,9 +119,7 @@ def _rank_attributes(values: flags.FlagValues) -> None:
         bytes_per_item=compared.bytes_per_item,
         provenance=compared.provenance,
     )
-    write_report(
-        values.output, report, pictures=by_attributes.pictures_by_id(values.dataset, split, catalogue=catalogue)
-    )
+    write_report(values.output, report, pictures=by_attributes.images_by_id(values.dataset, split, catalogue=catalogue))
     print(format_table(report))
     print(f"report: {values.output}")
 
@@ -190,7 +188,7 @@ def _rank_logs(values: flags.FlagValues) -> None:
             **compared.provenance,
         },
     )
-    pictures = by_attributes.pictures_by_id(dataset, split, catalogue=catalogue) if dataset else _no_picture
+    pictures = by_attributes.images_by_id(dataset, split, catalogue=catalogue) if dataset else _no_image
     write_report(values.output, measured.report, pictures=pictures)
     if values.per_query:
         write_per_query(values.per_query, measured)
@@ -210,5 +208,5 @@ def _slicings(values: flags.FlagValues, catalogue: Catalogue) -> list[Any]:
     return slicings_of(named, known, ids=catalogue.ids)
 
 
-def _no_picture(item: str) -> bytes:
+def _no_image(item: str) -> bytes:
     raise KeyError(item)

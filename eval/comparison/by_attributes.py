@@ -22,7 +22,7 @@ from eval.embeddings.reduction import Reduction
 from eval.metrics.metric_names import max_cutoff, needs_max_grade
 from eval.protocols import AttributeRelevance, rank_catalogue
 from eval.protocols.attribute_agreement import CatalogueRanking
-from eval.rankers import Row, VectorRow, baselines
+from eval.rankers import Ranker, VectorRanker, baselines
 from eval.report.example_queries import Items, catalogue_examples, largest_changes
 from eval.statistics import Slicing, measure_slices
 from input_pipeline.dataset import dataset_fingerprint, open_split
@@ -80,7 +80,7 @@ def pixel_vectors(
 
 
 def rank(
-    rows: Mapping[str, Row],
+    rows: Mapping[str, Ranker],
     *,
     config: ml_collections.ConfigDict,
     dataset: epath.PathLike,
@@ -129,7 +129,7 @@ def rank(
     approximate: dict[str, CatalogueRanking] = {}
     for name, row in progress(rows.items(), total=len(rows), label="ranking"):
         exact[name] = rank_catalogue(row, relevance, show=range(len(ids)), show_depth=LISTED, **settings)
-        if scann is not None and isinstance(row, VectorRow):
+        if scann is not None and isinstance(row, VectorRanker):
             approximate[name] = rank_catalogue(row, relevance, backend="scann", index_options=scann, **settings)
     check_queries(ids)
     clusters = title_groups(titles)  # queries of one title are no independent evidence
@@ -237,9 +237,7 @@ def rank(
     }
 
 
-def pictures_by_id(
-    dataset: epath.PathLike, split: str, *, catalogue: Catalogue | None = None
-) -> Callable[[str], bytes]:
+def images_by_id(dataset: epath.PathLike, split: str, *, catalogue: Catalogue | None = None) -> Callable[[str], bytes]:
     """id -> encoded picture, for the report."""
     source = open_split(dataset, split)
     catalogue = read_split(dataset, split) if catalogue is None else catalogue

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # numpy and more, which --help does not wait for
 
     from eval.comparison.items import Catalogue
     from eval.embeddings.reduction import Reduction
-    from eval.rankers import Row
+    from eval.rankers import Ranker
     from eval.statistics import Slicing
 
 BASELINES = ("random", "raw pixels", "title TF-IDF", "popularity:COLUMN")
@@ -60,7 +60,7 @@ class Rows:
       of_log: baselines that a log has to be counted for, in the order of the flags.
     """
 
-    rows: dict[str, Row]
+    rows: dict[str, Ranker]
     new: str
     against: str
     bytes_per_item: dict[str, int]
@@ -87,7 +87,7 @@ def read_rows(
       UserError: a name twice or unknown, a store of other items, a reduction that does not fit.
     """
     from eval.embeddings.reduction import Spec, fit
-    from eval.rankers import VectorRow
+    from eval.rankers import VectorRanker
 
     stores = options.stores
     ids = catalogue.ids
@@ -110,12 +110,12 @@ def read_rows(
     if idle := [name for name in fitted if name not in used]:
         raise UserError(f"--fit={idle[0]}=...: nothing to fit; give --reduce={idle[0]}=pca:128 or --ladder={idle[0]}")
 
-    rows: dict[str, Row] = {}
+    rows: dict[str, Ranker] = {}
     sizes: dict[str, int] = {}
     vectors: dict[str, np.ndarray] = {}
     provenance: dict[str, Any] = {"stores": {}}
 
-    def add(name: str, row: Row, size: int | None = None) -> None:
+    def add(name: str, row: Ranker, size: int | None = None) -> None:
         if name in rows:
             raise UserError(f"row {name!r} is named twice; choose another name")
         rows[name] = row
@@ -130,7 +130,7 @@ def read_rows(
         vectors[name], provenance["stores"][name] = read_vectors(
             name, path, catalogue=catalogue, dataset=dataset, any_order=over_logs
         )
-        add(name, VectorRow(name, vectors[name], ids=ids), 4 * vectors[name].shape[1])
+        add(name, VectorRanker(name, vectors[name], ids=ids), 4 * vectors[name].shape[1])
         specs = [spec for owner, spec in reduced if owner == name]
         if not specs and name not in options.ladders:
             continue
@@ -138,7 +138,7 @@ def read_rows(
         for spec in specs:
             reduction = fit(spec, train, fitted_on=note)
             label = f"{name}, {spec.label}"
-            add(label, VectorRow(label, reduction(vectors[name])), spec.bytes_per_item(vectors[name].shape[1]))
+            add(label, VectorRanker(label, reduction(vectors[name])), spec.bytes_per_item(vectors[name].shape[1]))
             provenance.setdefault("reductions", {})[label] = reduction.to_json()
         if name in options.ladders:
             from eval.comparison.dimension_ladder import ladder_reductions
@@ -214,26 +214,28 @@ def slicings_of(specs: Sequence[str], columns: Mapping[str, Sequence[str]], *, i
     return found
 
 
-def _baseline(name: str, *, dataset: epath.PathLike | None, split: str, catalogue: Catalogue) -> tuple[Row, int | None]:
+def _baseline(
+    name: str, *, dataset: epath.PathLike | None, split: str, catalogue: Catalogue
+) -> tuple[Ranker, int | None]:
     from eval.comparison.by_attributes import pixel_vectors
-    from eval.rankers import VectorRow
-    from eval.rankers.baselines import PopularityRow, RandomRow, TitleRow
+    from eval.rankers import VectorRanker
+    from eval.rankers.baselines import PopularityRanker, RandomRanker, TitleRanker
 
     kind, _, column = name.partition(":")
     ids, columns = catalogue.ids, catalogue.columns
     if name in ("raw pixels", "title TF-IDF") and not dataset:
         raise UserError(f"--baseline={name}: pictures and titles come from a dataset; give --dataset")
     if name == "random":
-        return RandomRow(len(ids)), None
+        return RandomRanker(len(ids)), None
     if name == "raw pixels":
         pixels = pixel_vectors(dataset, split, catalogue=catalogue)
-        return VectorRow(name, pixels, ids=ids), 4 * pixels.shape[1]
+        return VectorRanker(name, pixels, ids=ids), 4 * pixels.shape[1]
     if name == "title TF-IDF":
-        return TitleRow(catalogue.titles), None
+        return TitleRanker(catalogue.titles), None
     if kind == "popularity" and column:
         if column not in columns:
             raise UserError(f"--baseline={name}: no attribute {column!r}; the catalogue has {', '.join(columns)}")
-        return PopularityRow.of_column(columns[column], column=column, ids=ids), None
+        return PopularityRanker.of_column(columns[column], column=column, ids=ids), None
     raise UserError(f"--baseline={name}: unknown; expected one of {', '.join(BASELINES)}")
 
 

@@ -30,7 +30,7 @@ from eval.protocols.first_lists import FirstLists, Several
 from eval.protocols.full_catalogue import allowed, rank_live_indexed, reachable
 from eval.protocols.measures import Sink
 from eval.protocols.prepare_queries import PROTOCOLS, Window, prepare, query_slicings, rows_of_log
-from eval.rankers import VectorRow
+from eval.rankers import VectorRanker
 from eval.report.example_queries import largest_changes
 from eval.report.log_examples import log_examples
 from eval.report.trec import TrecWriter, query_names
@@ -161,7 +161,7 @@ def rank_logs(
         approximate: dict[str, Ranked] = {}
         if scann is not None and protocol != "logged_lists":
             for row in rows.values():
-                if isinstance(row, VectorRow):
+                if isinstance(row, VectorRanker):
                     approximate[row.name] = rank_live_indexed(
                         queries, row, live=live, measures=measures, options=scann, history=history
                     )
@@ -208,7 +208,7 @@ def rank_logs(
     notes.append(log_notes.of_users(primary, users_means))
 
     def primary_of(vectors: np.ndarray) -> np.ndarray:
-        row = VectorRow("", vectors)
+        row = VectorRanker("", vectors)
         if protocol == "logged_lists":
             return rerank_lists(queries, [row], measures=measures)[""].metrics[primary]
         return rank_live(queries, [row], live=live, measures=measures, history=history)[""].metrics[primary]

@@ -15,7 +15,7 @@ from eval.metrics import has_ties, rank_metrics, report_name
 from eval.metrics.metric_names import has_uncut, max_cutoff
 from eval.metrics.topk import select_top
 from eval.protocols.relevance import Relevance
-from eval.rankers import Row, VectorRow
+from eval.rankers import Ranker, VectorRanker
 from eval.search import build_index
 from eval.search.index_builder import BACKENDS
 from eval.search.recall import check_found, only_found, recall_of, without_self
@@ -48,7 +48,7 @@ class CatalogueRanking:
 
 
 def rank_catalogue(
-    ranker: np.ndarray | Row,
+    ranker: np.ndarray | Ranker,
     relevance: Relevance,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
@@ -89,7 +89,7 @@ def rank_catalogue(
         raise UserError(f"{n} items: ranking them for each other needs 2 or more")
     if isinstance(ranker, np.ndarray) and (ranker.ndim != 2 or len(ranker) != n):
         raise UserError(f"vectors {list(ranker.shape)} for {n} items: expected [{n}, d]")
-    row: Row = VectorRow("", ranker) if isinstance(ranker, np.ndarray) else ranker
+    row: Ranker = VectorRanker("", ranker) if isinstance(ranker, np.ndarray) else ranker
     if not metrics:
         raise UserError('no metric to rank by: expected at least one, such as "nDCG@5"')
     if backend not in BACKENDS:
@@ -105,7 +105,7 @@ def rank_catalogue(
     deepest = min(max(1, max_cutoff(metrics)), n - 1)
     index = scorer = None
     if backend != "exact":
-        if not isinstance(row, VectorRow):
+        if not isinstance(row, VectorRanker):
             raise UserError(f"row {row.name!r} has no vectors to index: rank it with the exact backend")
         scorer = row.scorer
         index = build_index(row.vectors(), [str(row) for row in range(n)], backend=backend, **(index_options or {}))

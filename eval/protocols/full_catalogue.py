@@ -18,7 +18,7 @@ from eval.metrics.metric_names import has_uncut, max_cutoff
 from eval.metrics.topk import select_top
 from eval.protocols.measures import BLOCK, Collected, Measures, Ranked, Sink, check_row_names
 from eval.protocols.user_profiles import History
-from eval.rankers import Row, VectorRow
+from eval.rankers import Ranker, VectorRanker
 from eval.search import Index, build_index
 from eval.search.recall import check_found, only_found, recall_of_allowed, search_allowed
 
@@ -27,7 +27,7 @@ _UNCUT_DEPTH = 100  # how far an approximate index is asked where a metric has n
 
 def rank_live(
     queries: Queries,
-    rows: Sequence[Row],
+    rows: Sequence[Ranker],
     *,
     live: Live,
     measures: Measures,
@@ -66,7 +66,7 @@ def rank_live(
 
 def rank_live_indexed(
     queries: Queries,
-    row: VectorRow,
+    row: VectorRanker,
     *,
     live: Live,
     measures: Measures,
@@ -138,6 +138,6 @@ def dense_labels(queries: Queries, at: np.ndarray, n: int) -> np.ndarray:
     return labels
 
 
-def query_scores(row: Row, queries: Queries, at: np.ndarray, history: History | None, n: int) -> np.ndarray:
+def query_scores(row: Ranker, queries: Queries, at: np.ndarray, history: History | None, n: int) -> np.ndarray:
     """float32 [b, n], of query items or profiles."""
     return row.scores(queries.items[at]) if history is None else history.scores(row, at, n=n)

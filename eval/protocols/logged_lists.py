@@ -12,14 +12,14 @@ import numpy as np
 from eval.logs import Queries
 from eval.protocols.exposure import Exposure, Propensity
 from eval.protocols.measures import BLOCK, Collected, Measures, Ranked, Sink, check_row_names
-from eval.rankers import Row
+from eval.rankers import Ranker
 
 LOGGED_ORDER = "logged order"
 
 
 def rerank_lists(
     queries: Queries,
-    rows: Sequence[Row],
+    rows: Sequence[Ranker],
     *,
     measures: Measures,
     propensity: Propensity | None = None,

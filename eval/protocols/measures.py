@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.metrics import has_ties, rank_metrics, report_name
 from eval.metrics.metric_names import max_cutoff
-from eval.rankers import Row
+from eval.rankers import Ranker
 from siglip_jax.errors import UserError
 
 BLOCK = 1 << 21  # candidates scored at once
@@ -93,7 +93,7 @@ class Collected:
         return Ranked(named, self._tied, **more)
 
 
-def check_row_names(rows: Sequence[Row], *taken: str) -> None:
+def check_row_names(rows: Sequence[Ranker], *taken: str) -> None:
     names = [*taken, *(row.name for row in rows)]
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)

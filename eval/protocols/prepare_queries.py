@@ -13,9 +13,9 @@ from eval.logs import Live, Log, LogFormat, Queries, known_items, read_queries, 
 from eval.logs.log_times import iso
 from eval.protocols import user_profiles
 from eval.protocols.measures import LEAVE_ONE_OUT, LOGGED_LISTS, RETRIEVAL, TIME_SPLIT
-from eval.rankers import Row
-from eval.rankers.baselines import PopularityRow
-from eval.rankers.item_to_item import CooccurrenceRow
+from eval.rankers import Ranker
+from eval.rankers.baselines import PopularityRanker
+from eval.rankers.item_to_item import CooccurrenceRanker
 from eval.statistics import Slicing
 from eval.statistics.slices import by_age, by_popularity, by_volume
 from siglip_jax.errors import UserError
@@ -119,15 +119,17 @@ def prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndar
     return Prepared(queries, history, (pairs, pairs.times < at), f"before {iso(at)} ({share})")
 
 
-def rows_of_log(names: Sequence[str], counted: tuple[user_profiles.Pairs, np.ndarray] | None, n: int) -> dict[str, Row]:
+def rows_of_log(
+    names: Sequence[str], counted: tuple[user_profiles.Pairs, np.ndarray] | None, n: int
+) -> dict[str, Ranker]:
     """Those that the log before the queries can tell of; none where there is none."""
     if counted is None:
         return {}
     pairs, chosen = counted
     liked = pairs.only(chosen & (pairs.gains > 0))
-    made: dict[str, Row] = {
-        "popularity": PopularityRow(user_profiles.popularity(pairs, chosen, n)),
-        "item-to-item": CooccurrenceRow(liked.users, liked.items, n),
+    made: dict[str, Ranker] = {
+        "popularity": PopularityRanker(user_profiles.popularity(pairs, chosen, n)),
+        "item-to-item": CooccurrenceRanker(liked.users, liked.items, n),
     }
     return {name: made[name] for name in names}
 

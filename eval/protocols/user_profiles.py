@@ -13,7 +13,7 @@ import numpy as np
 
 from eval.embeddings.vectors import Scorer
 from eval.logs import Log, Queries
-from eval.rankers import Row
+from eval.rankers import Ranker
 from siglip_jax.errors import UserError
 
 PROFILES = ("mean", "last")
@@ -61,7 +61,7 @@ class History:
         n = 1 + max(int(items.max(initial=0)), int(self.seen.max(initial=0)))
         return np.isin(queries * n + items, owner * n + self.seen)
 
-    def scores(self, row: Row, at: np.ndarray, *, n: int) -> np.ndarray:
+    def scores(self, row: Ranker, at: np.ndarray, *, n: int) -> np.ndarray:
         """float32 [b, n]: the mean over each profile; items equal to the row are equal to the last bit."""
         listed = np.unique(np.concatenate([self.liked_of(query) for query in at]))
         out = np.zeros((len(at), n))

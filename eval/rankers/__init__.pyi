@@ -1,2 +1,2 @@
-from .ranker import Row as Row
-from .ranker import VectorRow as VectorRow
+from .ranker import Ranker as Ranker
+from .ranker import VectorRanker as VectorRanker

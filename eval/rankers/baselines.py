@@ -16,7 +16,7 @@ _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _TOKENS = re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]+")
 
 
-class RandomRow:
+class RandomRanker:
     """A blind guess: every pair of query and item has a number of its own, a hash of both and the seed."""
 
     def __init__(self, items: int, *, name: str = "random", seed: int = 0):
@@ -25,7 +25,7 @@ class RandomRow:
         self.name, self._items, self._seed = name, items, seed
 
     def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
-        """See `eval.rankers.ranker.Row`; in (-1, 0]. Equal on every machine, in any block."""
+        """See `eval.rankers.ranker.Ranker`; in (-1, 0]. Equal on every machine, in any block."""
         columns = np.arange(self._items)[None] if candidates is None else candidates
         with np.errstate(over="ignore"):
             key = _mix(np.asarray(queries).astype(np.uint64) + _mix(np.uint64(self._seed) + _GOLDEN))[:, None]
@@ -35,7 +35,7 @@ class RandomRow:
         return scores if candidates is None else np.where(candidates >= 0, scores, np.float32(-np.inf))
 
 
-class PopularityRow:
+class PopularityRanker:
     """The same order for every query: items by a count, taps in a log of the training window, say.
 
     What a shop's front page does, and the bar that a "more like this" list has to clear.
@@ -51,7 +51,7 @@ class PopularityRow:
         self._score = np.unique(counts, return_inverse=True)[1].reshape(-1).astype(np.float32)
 
     @classmethod
-    def of_column(cls, values: Sequence[str], *, column: str, ids: Sequence[str]) -> "PopularityRow":
+    def of_column(cls, values: Sequence[str], *, column: str, ids: Sequence[str]) -> "PopularityRanker":
         """From a catalogue's attribute. UserError names the item whose value is no number."""
         counts = np.empty(len(values))
         for row, value in enumerate(values):
@@ -64,13 +64,13 @@ class PopularityRow:
         return cls(counts)
 
     def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
-        """See `eval.rankers.ranker.Row`; how many distinct counts are lower."""
+        """See `eval.rankers.ranker.Ranker`; how many distinct counts are lower."""
         if candidates is None:
             return np.tile(self._score, (len(queries), 1))
         return np.where(candidates >= 0, self._score[candidates], np.float32(-np.inf))
 
 
-class TitleRow:
+class TitleRanker:
     """Cosine of titles by TF-IDF: what can be had without looking at a picture.
 
     Where relevance comes from attributes that titles name, this is a hint of the ceiling and no rival. Words are case
@@ -96,7 +96,7 @@ class TitleRow:
         self._weights = weights
 
     def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
-        """See `eval.rankers.ranker.Row`; 0 to 1, added up in float64."""
+        """See `eval.rankers.ranker.Ranker`; 0 to 1, added up in float64."""
         return row_products(self._weights, queries, candidates)
 
 

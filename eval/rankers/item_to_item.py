@@ -9,7 +9,7 @@ from eval.rankers.sparse_products import row_products
 from siglip_jax.errors import UserError
 
 
-class CooccurrenceRow:
+class CooccurrenceRanker:
     """|users of both| / sqrt(|users of a| |users of b|): the cosine of item-based collaborative filtering
     (Sarwar et al. 2001; Linden, Smith and York 2003). 0 with an item that nobody liked.
     """
@@ -29,5 +29,5 @@ class CooccurrenceRow:
         self._weights = weights
 
     def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
-        """See `eval.rankers.ranker.Row`; 0 to 1."""
+        """See `eval.rankers.ranker.Ranker`; 0 to 1."""
         return row_products(self._weights, queries, candidates)

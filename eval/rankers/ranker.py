@@ -13,7 +13,7 @@ from siglip_jax.errors import UserError
 _BLOCK = 1 << 23  # numbers gathered at once for lists of candidates
 
 
-class Row(Protocol):
+class Ranker(Protocol):
     """One line of the table: an encoder, or a baseline that knows no picture at all.
 
     Items are named by their row in the catalogue. A row may be asked in blocks of any size: the score of a query and an
@@ -35,7 +35,7 @@ class Row(Protocol):
         """
 
 
-class VectorRow:
+class VectorRanker:
     """Cosine between the vectors of query and candidate."""
 
     def __init__(self, name: str, vectors: np.ndarray, *, ids: Sequence[str] | None = None):
@@ -51,7 +51,7 @@ class VectorRow:
         return self.scorer.vectors()
 
     def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
-        """See `Row`."""
+        """See `Ranker`."""
         asked = self.scorer.rows(queries)
         if candidates is None:
             return self.scorer.scores(asked)

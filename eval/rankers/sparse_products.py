@@ -9,7 +9,7 @@ _PAIRS = 1 << 15  # of rows, multiplied at once
 def row_products(
     weights: scipy.sparse.csr_array, queries: np.ndarray, candidates: np.ndarray | None = None
 ) -> np.ndarray:
-    """Products of rows of weights [n, column], added up in float64, as `eval.rankers.ranker.Row.scores` has them.
+    """Products of rows of weights [n, column], added up in float64, as `eval.rankers.ranker.Ranker.scores` has them.
 
     Args:
         queries: int [q] rows; candidates: int [q, k] rows, -1 where none, or None for all.

@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.metrics.topk import select_top
 from eval.protocols.relevance import Relevance
-from eval.rankers import Row
+from eval.rankers import Ranker
 
 
 def largest_changes(
@@ -48,7 +48,7 @@ class Items:
 
 
 def catalogue_examples(
-    queries: np.ndarray, rows: Mapping[str, Row], relevance: Relevance, items: Items, *, depth: int = 5
+    queries: np.ndarray, rows: Mapping[str, Ranker], relevance: Relevance, items: Items, *, depth: int = 5
 ) -> list[dict[str, Any]]:
     """What each row ranks first of the whole catalogue, the query item left out, as `eval.report.report_page` shows it.
 

@@ -10,13 +10,13 @@ import numpy as np
 from eval.logs import Live, Queries
 from eval.metrics.topk import select_top
 from eval.protocols.full_catalogue import allowed, dense_labels
-from eval.rankers import Row
+from eval.rankers import Ranker
 
 
 def log_examples(
     chosen: np.ndarray,
     queries: Queries,
-    rows: Mapping[str, Row],
+    rows: Mapping[str, Ranker],
     values: Mapping[str, np.ndarray],
     *,
     ids: Sequence[str],

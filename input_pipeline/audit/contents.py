@@ -48,7 +48,7 @@ def audit_table(
 
     Args:
       table: as `item_table` or `open_columns` gives it.
-      near: bits in which the signatures of pictures that look alike may differ, see `near_pictures`; None looks for
+      near: bits in which the signatures of pictures that look alike may differ, see `near_image_pairs`; None looks for
         equal bytes alone.
       tokens: counts tokens too.
 

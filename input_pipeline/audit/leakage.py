@@ -62,7 +62,7 @@ def find_leakage(
       training, evaluation: as `item_table` gives them, or any tables with some of its columns; `id` is required.
       keys: "id"; "title", as `normalise_title` writes it; "image", the bytes of the picture; or an attribute, such as
         "seller". Empty values are in common with none.
-      near: bits in which signatures of pictures that look alike may differ (see `near_pictures`), or None.
+      near: bits in which signatures of pictures that look alike may differ (see `near_image_pairs`), or None.
 
     Raises:
       UserError: a key that neither of the tables has, or an evaluation without id.

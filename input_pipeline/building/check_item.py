@@ -11,7 +11,7 @@ import numpy as np
 from tensorflow_datasets.proto import tf_feature_pb2
 
 from input_pipeline.catalogue import Catalogue, Item
-from input_pipeline.duplicates.near_images import leading_bits, picture_signature
+from input_pipeline.duplicates.near_images import image_signature, leading_bits
 from input_pipeline.duplicates.normalised_titles import normalise_title
 from input_pipeline.folder_or_zip import FileProblem
 from siglip_jax.errors import UserError
@@ -37,7 +37,7 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
     """Reads and decodes an item's pictures. Safe to call from several threads.
 
     A problem is of the first kind that fits: those of the item's text ("not UTF-8", "empty id", "empty title", "NUL
-    byte"), of reading its first picture (see `Catalogue.read_picture`), "corrupt image" (it does not decode whole),
+    byte"), of reading its first picture (see `Catalogue.read_image`), "corrupt image" (it does not decode whole),
     "small image". A further picture with a problem is left out of the record and told in `more_problems`.
     """
     facts: dict[str, Any] = {
@@ -50,7 +50,7 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
     }  # fmt: skip
     try:
         _check_text(item)
-        data = catalogue.read_image(item)
+        data = catalogue.read_first_image(item)
         pixels = _decode(data, item.image, min_image_size)
     except FileProblem as problem:
         facts |= {"kind": problem.kind, "detail": str(problem)}
@@ -58,14 +58,14 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
     sha256 = hashlib.sha256(data).hexdigest()
     height, width, _ = pixels.shape
     facts |= {"image_sha256": sha256, "height": height, "width": width}
-    signature = picture_signature(pixels)
+    signature = image_signature(pixels)
     facts |= {"image_phash": int(leading_bits(signature[None])[0]), "image_signature": signature.tobytes()}
     facts |= {"bytes": len(data), "format": image_format(data)}
     del pixels
     images, keys, problems = [], [sha256[:_KEY]], []
     for name in item.more_images:
         try:
-            more = catalogue.read_picture(item, name)
+            more = catalogue.read_image(item, name)
             _decode(more, name, min_image_size)
         except FileProblem as problem:
             problems.append(f"{problem.kind}: {problem}")

@@ -11,10 +11,10 @@ from typing import Any
 
 from input_pipeline.folder_or_zip import (
     FileProblem,
-    check_picture_size,
+    check_image_size,
 )
 
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # in this order where an id has several
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # in this order where an id has several
 REQUIRED = ("id", "title")
 PARTS = (*REQUIRED, "image")
 
@@ -77,7 +77,7 @@ class Catalogue(abc.ABC):
         """The bytes of a picture that does not come with its row."""
         raise FileProblem("missing image", f"{name} is not in {self.table}")
 
-    def read_picture(self, item: Item, name: str) -> bytes:
+    def read_image(self, item: Item, name: str) -> bytes:
         """The encoded picture that an item has under this name. Safe to call from several threads.
 
         Raises:
@@ -86,18 +86,18 @@ class Catalogue(abc.ABC):
         """
         if name in item.pictures:
             data = item.pictures[name]
-            check_picture_size(name, len(data))
+            check_image_size(name, len(data))
         else:
             data = self.read_file(name)
         if not data:
             raise FileProblem("empty file", f"{name} has 0 bytes")
         return data
 
-    def read_image(self, item: Item) -> bytes:
-        """The encoded first picture of one item; see `read_picture`."""
+    def read_first_image(self, item: Item) -> bytes:
+        """The encoded first picture of one item; see `read_image`."""
         if not item.image:
             raise FileProblem("missing image", f"item {item.id} has no picture")
-        return self.read_picture(item, item.image)
+        return self.read_image(item, item.image)
 
     @property
     def rows(self) -> list[Item]:

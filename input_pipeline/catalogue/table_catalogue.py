@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from input_pipeline.catalogue.item import PARTS, PICTURE_SUFFIXES, Catalogue, Item, as_text, title_texts
+from input_pipeline.catalogue.item import IMAGE_SUFFIXES, PARTS, Catalogue, Item, as_text, title_texts
 from input_pipeline.catalogue.tables.open_table import open_table
 from input_pipeline.catalogue.tables.table import FORMATS, ChainedTable, Table
 from input_pipeline.folder_or_zip import (
@@ -72,7 +72,7 @@ class TableCatalogue(Catalogue):
             id_ = as_text(values[columns.id])
             titles = [text for column in columns.titles for text in title_texts(values[column])]
             if self.by_id is None:
-                names, inside = gather_pictures({column: values.get(column, "") for column in columns.images})
+                names, inside = gather_images({column: values.get(column, "") for column in columns.images})
             else:
                 names, inside = [self.by_id[id_]] if id_ in self.by_id else [], {}
             yield Item(
@@ -110,7 +110,7 @@ def open_tables(files: Files, names: Sequence[str], columns: Mapping[str, str]) 
     parts, table = _assign(source, columns), source.name
     by_id = None
     if not parts.images:
-        by_id = _pictures_by_id(files)
+        by_id = _images_by_id(files)
         if not by_id:
             raise UserError(
                 f"{table}: no column image; columns are {', '.join(source.columns)}; name the image column with "
@@ -124,7 +124,7 @@ def open_tables(files: Files, names: Sequence[str], columns: Mapping[str, str]) 
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
-def gather_pictures(cells: Mapping[str, Any]) -> tuple[list[str], dict[str, bytes]]:
+def gather_images(cells: Mapping[str, Any]) -> tuple[list[str], dict[str, bytes]]:
     """The names of a row's pictures in order, and the bytes of those that came with it.
 
     Args:
@@ -195,11 +195,11 @@ def _numbered(name: str, columns: Sequence[str]) -> list[str]:
     return [name, *(column for _, column in others)] if name in columns else []
 
 
-def _pictures_by_id(files: Files) -> dict[str, str]:
+def _images_by_id(files: Files) -> dict[str, str]:
     pictures: dict[str, tuple[int, str]] = {}
     for name in files.names("images"):
         stem, _, suffix = name.rpartition(".")
-        if (suffix := suffix.lower()) in PICTURE_SUFFIXES:
-            choice = (PICTURE_SUFFIXES.index(suffix), f"images/{name}")
+        if (suffix := suffix.lower()) in IMAGE_SUFFIXES:
+            choice = (IMAGE_SUFFIXES.index(suffix), f"images/{name}")
             pictures[stem] = min(choice, pictures.get(stem, choice))
     return {stem: name for stem, (_, name) in pictures.items()}

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from input_pipeline.catalogue.item import PICTURE_SUFFIXES, Catalogue, Item, as_text, title_texts
+from input_pipeline.catalogue.item import IMAGE_SUFFIXES, Catalogue, Item, as_text, title_texts
 from input_pipeline.folder_or_zip import MAX_FILE_BYTES, FileProblem, expand_shards, local_path, safe_name
 from siglip_jax.errors import UserError
 
@@ -124,7 +124,7 @@ class _Sample:
         if not member.isreg():
             raise FileProblem("unsafe path", f"{name} is {_kind(member)}; expected a file: pack the file itself")
         is_text = kind in ("txt", "json")
-        if not is_text and kind not in PICTURE_SUFFIXES:
+        if not is_text and kind not in IMAGE_SUFFIXES:
             return
         limit = MAX_TEXT_BYTES if is_text else MAX_FILE_BYTES
         if member.size > limit:

@@ -1,7 +1,7 @@
 """What is known of every row of a dataset as one table: the build's `rows.parquet`, or made anew from the records.
 
 Columns: row int64 (in the source; null where records were read), id, title, kind (of problem; "" for rows that are
-kept), detail, image_sha256, image_signature binary[64] (`picture_signature`; null where there is no picture), height,
+kept), detail, image_sha256, image_signature binary[64] (`image_signature`; null where there is no picture), height,
 width int32 (pixels), bytes int64, format, split ("" for rows left out), attributes (a struct of text, absent where
 there are none).
 """
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from input_pipeline.dataset.problem_rows import FILE as PROBLEMS_FILE
 from input_pipeline.dataset.problem_rows import read_problems
 from input_pipeline.dataset.reader import READ_ROWS, open_split
-from input_pipeline.duplicates.near_images import SIGNATURE_BYTES, picture_signature
+from input_pipeline.duplicates.near_images import SIGNATURE_BYTES, image_signature
 from input_pipeline.progress import progress as show_progress
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image, image_format
@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
     }
 )  # fmt: skip
 _BATCH_ROWS = 2**16
-_OF_PICTURES = {"image_signature", "height", "width", "format"}  # known only once pictures are decoded
+_OF_IMAGES = {"image_signature", "height", "width", "format"}  # known only once pictures are decoded
 
 
 def item_table(
@@ -57,7 +57,7 @@ def item_table(
     if file := _open_file(folder, wanted):
         with _telling_damage(folder / FILE):
             return file.read(columns=[name for name in wanted if name in file.schema_arrow.names])
-    table = _from_records(folder, decode=not _OF_PICTURES.isdisjoint(wanted), progress=progress)
+    table = _from_records(folder, decode=not _OF_IMAGES.isdisjoint(wanted), progress=progress)
     return table.select([name for name in wanted if name in table.column_names])
 
 
@@ -188,7 +188,7 @@ def _describe(record: dict[str, Any], split: str, decode: bool) -> dict[str, Any
         except UserError as error:  # a dataset of another builder, whose pictures nobody checked
             return line | {"kind": "corrupt image", "detail": str(error)}
         line |= {"height": pixels.shape[0], "width": pixels.shape[1]}
-        line["image_signature"] = picture_signature(pixels).tobytes()
+        line["image_signature"] = image_signature(pixels).tobytes()
     return line
 
 

@@ -25,7 +25,7 @@ _FLAT = 0.02  # grey levels; what is less is noise of a plain ground, or nothing
 _PAIRS_AT_ONCE = 2**21  # candidates compared in one go, which bounds the memory
 
 
-def picture_signature(image: np.ndarray) -> np.ndarray:
+def image_signature(image: np.ndarray) -> np.ndarray:
     """uint8 [64] of a picture, uint8 [H, W, 3]: 32 bytes of structure, 32 of colour.
 
     Structure: the signs of the 16 x 16 lowest frequencies, without those constant along a side, of the DCT of the luma
@@ -43,7 +43,7 @@ def picture_signature(image: np.ndarray) -> np.ndarray:
 
 def perceptual_hash(image: np.ndarray) -> int:
     """The 64 leading bits of the signature of a picture, uint8 [H, W, 3], the coarsest highest."""
-    return int(leading_bits(picture_signature(image)[None])[0])
+    return int(leading_bits(image_signature(image)[None])[0])
 
 
 def leading_bits(signatures: np.ndarray) -> np.ndarray:
@@ -64,7 +64,7 @@ def signatures(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.uint8), *chunks]).reshape(-1, size)
 
 
-def near_pictures(signatures: np.ndarray, *, distance: int = NEAR) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def near_image_pairs(signatures: np.ndarray, *, distance: int = NEAR) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All pairs of pictures that look alike, each once, in pieces.
 
     Two look alike where at most `distance` of 256 bits of structure and `HASH_NEAR` of the leading 64 differ, and the
@@ -115,7 +115,7 @@ def near_groups(signatures: np.ndarray, *, distance: int = NEAR) -> np.ndarray:
     """int64 [n]: pictures that look alike, directly or through others, have equal numbers: the index of the first.
 
     Equal signatures cost nothing, however many. Nor are pairs compared that others have linked already: a placeholder
-    saved ten thousand times is one group after ten thousand comparisons, not after their square. See `near_pictures`
+    saved ten thousand times is one group after ten thousand comparisons, not after their square. See `near_image_pairs`
     for what looks alike and for the errors.
     """
     from input_pipeline.duplicates.groups import first_rows
@@ -154,7 +154,7 @@ def near_matches(queries: np.ndarray, signatures: np.ndarray, *, distance: int =
 
     Args:
       queries: uint8 [q, 64]; signatures: uint8 [n, 64].
-      distance: see `near_pictures`, also for the errors.
+      distance: see `near_image_pairs`, also for the errors.
     """
     count = len(signatures)
     together = np.concatenate([signatures, queries])
@@ -163,7 +163,7 @@ def near_matches(queries: np.ndarray, signatures: np.ndarray, *, distance: int =
     asked[inverse[count:]] = True
     best = np.where(first < count, first, len(together))  # an equal one is at least as early as itself
     known = best.copy()
-    for pair in near_pictures(together[first], distance=distance):
+    for pair in near_image_pairs(together[first], distance=distance):
         for a, b in (pair, pair[::-1]):
             use = asked[a] & (known[b] < count)
             np.minimum.at(best, a[use], known[b[use]])

@@ -28,7 +28,7 @@ from siglip_jax.training.optimizer.freezing import check_freezing, frozen_parame
 from siglip_jax.training.optimizer.rates import check_rates
 from siglip_jax.training.parallel.distributed import is_first_process
 from siglip_jax.training.parallel.sharding import data_share, make_mesh, to_devices, to_host
-from siglip_jax.training.run.bad_images import BadPictures
+from siglip_jax.training.run.bad_images import BadImages
 from siglip_jax.training.run.metric_writers import make_writers
 from siglip_jax.training.run.prefetch import Feed
 from siglip_jax.training.run.profiler import Trace
@@ -225,7 +225,7 @@ def _train(
                 workdir, start=start, wandb_project=config.wandb_project, config=configs.config_to_json(config)
             ) as writers,
             Trace(workdir / "profile", first=first, last=last) as trace,
-            BadPictures(
+            BadImages(
                 workdir, start=start, position=position, repeats=jax.process_count() // data_share(mesh)[1]
             ) as bad,
             Stopping(

@@ -22,7 +22,7 @@ from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import EOS_ID, NAFLEX, PAD, SCALED_DECODE, Preprocessing, Tokenizer, open_tokenizer
 from siglip_jax.preprocessing.tokenizer import SENTINELS, is_json
 
-PICTURE_FILES = ("processor_config.json", "preprocessor_config.json")  # the first one that describes pictures counts
+IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")  # the first one that describes pictures counts
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPIECE = "spiece.model"
 TOKENIZER_FILES = (SPIECE, "tokenizer.model", "tokenizer.json")  # SentencePiece first: it needs no further library
@@ -46,7 +46,7 @@ def _names(text: str) -> frozenset[str]:
 
 
 # What does not change pixels or ids, whatever its value.
-_NEUTRAL_PICTURE = _names("""
+_NEUTRAL_IMAGE = _names("""
     auto_map crop_size data_format default_to_square device disable_grouping do_convert_rgb feature_extractor_type
     image_processor_type input_data_format pad_size processor_class return_tensors size_divisor _valid_processor_keys
 """)
@@ -88,16 +88,16 @@ def read_processor(
         than `vocab_size`.
     """
     folder = epath.Path(folder)
-    path, settings = _picture_settings(folder)
+    path, settings = _image_settings(folder)
     if path is None:
         return None
-    fields = _picture_fields(path, settings, image_size)
+    fields = _image_fields(path, settings, image_size)
     text = _text_fields(folder, vocab_size)
     return Preprocessing(text_length=text_length, **fields, **text)
 
 
-def _picture_settings(folder: epath.Path) -> tuple[epath.Path | None, dict[str, Any]]:
-    for name in PICTURE_FILES:
+def _image_settings(folder: epath.Path) -> tuple[epath.Path | None, dict[str, Any]]:
+    for name in IMAGE_FILES:
         path = folder / name
         if not path.exists():
             continue
@@ -112,9 +112,7 @@ def _picture_settings(folder: epath.Path) -> tuple[epath.Path | None, dict[str, 
     return None, {}
 
 
-def _picture_fields(
-    path: epath.Path, settings: Mapping[str, Any], image_size: tuple[int, int] | None
-) -> dict[str, Any]:
+def _image_fields(path: epath.Path, settings: Mapping[str, Any], image_size: tuple[int, int] | None) -> dict[str, Any]:
     name = settings.get("image_processor_type", settings.get("feature_extractor_type"))
     kind = _IMAGE_PROCESSORS.get(name) if isinstance(name, str) else None
     if kind is None:
@@ -122,7 +120,7 @@ def _picture_fields(
     known = {"do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"}
     known |= {"size"} if kind == _FIXED else {"patch_size", "max_num_patches"}
     # The flexible one has no use for a size: it is written by some versions, as null or as the default of the class.
-    _refuse_unknown(path, settings, known, _NEUTRAL_PICTURE | ({"size"} if kind == _FLEXIBLE else set()))
+    _refuse_unknown(path, settings, known, _NEUTRAL_IMAGE | ({"size"} if kind == _FLEXIBLE else set()))
     if not _switch(path, settings, "do_resize"):
         raise UserError(f"{path}: do_resize={settings['do_resize']!r}; expected true")
     fields: dict[str, Any] = {"value_range": _value_range(path, settings)}
@@ -242,7 +240,7 @@ def write_processor(preprocessing: Preprocessing, folder: epath.PathLike) -> lis
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    settings, notes = _write_picture(preprocessing)
+    settings, notes = _write_image(preprocessing)
     _write_json(folder / "preprocessor_config.json", settings)
     if preprocessing.tokenizer is None:
         return notes
@@ -273,7 +271,7 @@ def write_processor(preprocessing: Preprocessing, folder: epath.PathLike) -> lis
     return notes
 
 
-def _write_picture(preprocessing: Preprocessing) -> tuple[dict[str, Any], list[str]]:
+def _write_image(preprocessing: Preprocessing) -> tuple[dict[str, Any], list[str]]:
     notes: list[str] = []
     low, high = preprocessing.value_range
     std = 1 / (high - low)

@@ -149,7 +149,7 @@ def test_every_source_gives_the_same_items(tmp_path, write):
     ]
     for item, (_, titles, pictures, _) in zip(items, ITEMS, strict=True):
         assert [item.title, *item.more_titles] == titles
-        assert [catalogue.read_picture(item, name) for name in (item.image, *item.more_images)] == pictures
+        assert [catalogue.read_image(item, name) for name in (item.image, *item.more_images)] == pictures
     for start in (1, 4, 5, 13, 14):  # where a build may go on
         assert list(catalogue.items(start)) == items[start:]
     assert catalogue.total in (None, len(ITEMS))
@@ -217,7 +217,7 @@ def test_bytes_where_text_is_expected(tmp_path):
     with pytest.raises(UserError, match=r"column photo holds bytes; .* name it with --image_column"):
         read_catalogue(tmp_path / "items.parquet", columns={})
     catalogue = read_catalogue(tmp_path / "items.parquet", columns={"image": "photo"})
-    assert catalogue.read_image(catalogue.rows[0]) == b"\xff"
+    assert catalogue.read_first_image(catalogue.rows[0]) == b"\xff"
 
 
 @pytest.mark.parametrize("names", [["0.json"], ["0.png", "0.txt"]])

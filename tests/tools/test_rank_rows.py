@@ -9,7 +9,7 @@ from eval.comparison.by_attributes import relevance_of
 from eval.embeddings import write_store
 from eval.embeddings.reduction import Spec, fit
 from eval.protocols import rank_catalogue
-from eval.rankers.baselines import TitleRow
+from eval.rankers.baselines import TitleRanker
 from input_pipeline.dataset import attributes, dataset_fingerprint
 from siglip_jax import cli
 
@@ -74,7 +74,7 @@ def test_one_command_makes_the_table(stores, config_file, tiny_config, shop_data
     _, titles, _ = attributes(shop_dataset, "test")
     relevance = relevance_of(tiny_config, shop_dataset)
     expected = {
-        "title TF-IDF": TitleRow(titles),
+        "title TF-IDF": TitleRanker(titles),
         "mine": mine,
         "mine, PCA 3": fit(Spec("pca", 3, False), mine)(mine),
         "new": new,

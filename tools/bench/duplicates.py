@@ -65,14 +65,14 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _cost(pictures: list[bytes]) -> tuple[list[str], list[list[str]]]:
-    from input_pipeline.duplicates.near_images import picture_signature
+    from input_pipeline.duplicates.near_images import image_signature
     from siglip_jax.preprocessing import decode_image
     from tools.bench import measuring
 
     decoded = [decode_image(data) for data in pictures]
     runs: dict[str, Callable[[], Any]] = {
         "decoding": lambda: [decode_image(data) for data in pictures],
-        "signature": lambda: [picture_signature(pixels) for pixels in decoded],
+        "signature": lambda: [image_signature(pixels) for pixels in decoded],
     }
     seconds = measuring.interleaved(runs, repetitions=5)
     lines = [
@@ -120,17 +120,17 @@ def _found(pictures: list[bytes]) -> tuple[list[str], list[list[str]]]:
         HASH_NEAR,
         MAX_NEAR,
         NEAR,
+        image_signature,
         leading_bits,
         near_matches,
-        picture_signature,
     )
     from siglip_jax.preprocessing import decode_image
 
     originals = [PIL.Image.fromarray(decode_image(data)) for data in pictures]
-    before = np.stack([picture_signature(np.asarray(picture)) for picture in originals])
+    before = np.stack([image_signature(np.asarray(picture)) for picture in originals])
     lines = []
     for name, change in _changes().items():
-        after = np.stack([picture_signature(np.asarray(change(picture))) for picture in originals])
+        after = np.stack([image_signature(np.asarray(change(picture))) for picture in originals])
         hits = []
         for distance in (NEAR, MAX_NEAR):
             alike = [
@@ -145,7 +145,7 @@ def _found(pictures: list[bytes]) -> tuple[list[str], list[list[str]]]:
 def _taken(known: np.ndarray, labels: np.ndarray | None, attribute: str) -> tuple[list[str], list[list[str]]]:
     """Pairs of different signatures that count as alike, and the largest group of linked pictures."""
     from input_pipeline.duplicates.groups import connected
-    from input_pipeline.duplicates.near_images import MAX_NEAR, NEAR, leading_bits, near_hashes, near_pictures
+    from input_pipeline.duplicates.near_images import MAX_NEAR, NEAR, leading_bits, near_hashes, near_image_pairs
 
     distinct, first = np.unique(known, axis=0, return_index=True)
     hashes, row = np.unique(leading_bits(known), return_index=True)
@@ -154,7 +154,7 @@ def _taken(known: np.ndarray, labels: np.ndarray | None, attribute: str) -> tupl
         return ((row[a], row[b]) for a, b, _ in near_hashes(hashes, distance=distance))
 
     def fine(distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return ((first[a], first[b]) for a, b in near_pictures(distinct, distance=distance))
+        return ((first[a], first[b]) for a, b in near_image_pairs(distinct, distance=distance))
 
     rules = {f"{distance} bits of 256": fine(distance) for distance in (NEAR, MAX_NEAR)}
     rules |= {f"{distance} of 64 alone": coarse(distance) for distance in HASH_DISTANCES}

@@ -32,7 +32,7 @@ def limit_memory(size: float) -> str:
     return ""
 
 
-class Step:
+class TransformersStep:
     """SiglipModel with a model's weights, its loss over the batch under torch.compile, and AdamW.
 
     float32 parameters; with dtype "bfloat16" under autocast, which is what its users run: logits too are bfloat16 then.

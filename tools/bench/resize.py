@@ -41,7 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     from eval.comparison import by_attributes
-    from eval.rankers import VectorRow
+    from eval.rankers import VectorRanker
     from eval.report import format_table
     from input_pipeline.dataset import attributes
     from tools.workflow import embedding
@@ -57,7 +57,7 @@ def main(values: flags.FlagValues) -> None:
     rows = {}
     for kind, variant in variants.items():
         parts = embed(variant, values.dataset, split, enlarge=values.enlarge, label=kind)
-        rows[kind] = VectorRow(kind, np.concatenate(list(parts)), ids=ids)
+        rows[kind] = VectorRanker(kind, np.concatenate(list(parts)), ids=ids)
     report = by_attributes.rank(
         rows,
         config=values.config,

@@ -162,7 +162,7 @@ def compare(values: flags.FlagValues, names: list[str]) -> None:
             flops, gibibytes[name] = report.model_flops, f"{report.needed / 2**30:.2f}"
             titles[name] = "siglip-jax" + (f", micro-batches of {microbatch}" if microbatch else "")
     if "torch" in names:
-        peer = peer_transformers.Step(model, dtype=values.dtype, checkpointed=values.remat == "full")
+        peer = peer_transformers.TransformersStep(model, dtype=values.dtype, checkpointed=values.remat == "full")
         runs["torch"], titles["torch"] = lambda: peer.run(batch), peer.title
     for name, run in runs.items():
         losses[name] = run()  # of the start: the same weights and batch
@@ -215,7 +215,7 @@ def largest_batches(values: flags.FlagValues, names: list[str]) -> None:
             print(f"transformers left out: {reason}")
         else:
             model = start_model(values)
-            peer = peer_transformers.Step(model, dtype=values.dtype, checkpointed=values.remat == "full")
+            peer = peer_transformers.TransformersStep(model, dtype=values.dtype, checkpointed=values.remat == "full")
             found = measuring.largest(lambda batch: peer.fits(random_batch(model.architecture, batch)), step=LEAST_ROWS)
             rows.append([peer.title, f"{found:,}"])
     print(f"largest exact batch in {limit / 2**30:.1f} GiB, to 6 %")

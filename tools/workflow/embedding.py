@@ -29,7 +29,7 @@ SHARD_ROWS = 32 * EMBED_BATCH  # 25 MB of 768 numbers
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class ImageEncoder:
     """What turns pictures into vectors: batches of `preprocessing`, arrays or `Patches` of uint8 -> float32 [n, d]."""
 
     encode: Callable[[Any], np.ndarray]
@@ -37,7 +37,7 @@ class Encoder:
     description: dict[str, Any]
 
 
-def image_encoder(model: Any, *, name: str) -> Encoder:
+def image_encoder(model: Any, *, name: str) -> ImageEncoder:
     """The image tower of a `siglip_jax.Model`."""
     preprocessing = model.preprocessing
     if preprocessing is None:
@@ -52,10 +52,10 @@ def image_encoder(model: Any, *, name: str) -> Encoder:
         "dtype": np.dtype(model.module.dtype).name,
         "image_tower_sha256": _checksum(model.params["img"]),
     }
-    return Encoder(encode, preprocessing, description)
+    return ImageEncoder(encode, preprocessing, description)
 
 
-def load_encoder(path: str) -> Encoder:
+def load_encoder(path: str) -> ImageEncoder:
     """A saved model or a workdir; a .tflite, .onnx or SavedModel network as a baseline."""
     network: Any = None
     if path.endswith(".tflite"):
@@ -71,14 +71,14 @@ def load_encoder(path: str) -> Encoder:
 
         network = SavedModelEncoder(path)
     if network is not None:
-        return Encoder(network.encode_image, network.preprocessing, network.description)
+        return ImageEncoder(network.encode_image, network.preprocessing, network.description)
     from siglip_jax.loading import load
 
     return image_encoder(load(path), name=path)
 
 
 def embed(
-    encoder: Encoder,
+    encoder: ImageEncoder,
     *,
     dataset: epath.PathLike,
     split: str,
@@ -155,7 +155,7 @@ def import_embeddings(path: str, *, dataset: epath.PathLike, split: str, output:
 
 
 def _embed_shards(
-    encoder: Encoder,
+    encoder: ImageEncoder,
     plan: EmbeddingPlan,
     *,
     dataset: epath.PathLike,

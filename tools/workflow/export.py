@@ -9,7 +9,7 @@ from etils import epath
 from input_pipeline.dataset import open_split
 from siglip_jax.errors import UserError
 
-PICTURES_CHECKED = 64  # of an export
+IMAGES_CHECKED = 64  # of an export
 MAX_PIXELS_ERROR = 1e-5
 MIN_BYTES_COSINE = 0.9999
 
@@ -23,7 +23,7 @@ def export(model: Any, output: epath.PathLike, *, dataset: epath.PathLike, split
     from siglip_jax.export import savedmodel
 
     rows = open_split(dataset, split)
-    pictures = [rows[i]["image"] for i in range(min(PICTURES_CHECKED, len(rows)))]
+    pictures = [rows[i]["image"] for i in range(min(IMAGES_CHECKED, len(rows)))]
     savedmodel.export_saved_model(model, output)
     found = savedmodel.check_saved_model(output, model, pictures)
     said = (

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from input_pipeline.catalogue.tables.table import Row, check_names
 from siglip_jax.errors import UserError
 
-TEXT_ROWS, PICTURE_ROWS = 4096, 32  # read at a time
+TEXT_ROWS, IMAGE_ROWS = 4096, 32  # read at a time
 _FOOTER_BYTES = 8  # its length and the magic number, at the end of the file
 _ERRORS = (pa.ArrowException, OSError, EOFError)
 
@@ -41,7 +41,7 @@ class ParquetTable:
 
     def rows(self, start: int = 0, *, pictures: bool = True) -> Iterator[Row]:
         columns = [name for name in self.columns if pictures or name not in self.pictures]
-        size = PICTURE_ROWS if pictures and self.pictures else TEXT_ROWS
+        size = IMAGE_ROWS if pictures and self.pictures else TEXT_ROWS
         first = 0  # the group in which row `start` lies
         while first < len(self._group_rows) and start >= self._group_rows[first]:
             start -= self._group_rows[first]

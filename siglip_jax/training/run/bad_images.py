@@ -16,7 +16,7 @@ LISTED = 1000  # lines of a process's file
 STATE_KEY = "replaced"  # of an iterator's state: how many so far, by all processes
 
 
-class BadPictures:
+class BadImages:
     """What a run did not train on.
 
     Args:
@@ -34,7 +34,7 @@ class BadPictures:
         self._before, self._repeats = int(position.get(STATE_KEY, 0)), repeats
         self.here = 0  # replaced by this process since the start
 
-    def __enter__(self) -> BadPictures:
+    def __enter__(self) -> BadImages:
         return self
 
     def __exit__(self, *_) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 from eval.logs import Live, Queries
 from eval.protocols import Measures, rank_live
 from eval.protocols.first_lists import FirstLists, Several
-from eval.rankers import VectorRow
+from eval.rankers import VectorRanker
 
 N, Q = 30, 17
 
@@ -30,7 +30,7 @@ def test_first_lists_are_the_best_allowed_items(monkeypatch):
     first = FirstLists(Q, k=28)
     sink = Several((first, 28), (deep, 3))
     assert sink.depth == 28
-    rows = [VectorRow(name, x) for name, x in vectors.items()]
+    rows = [VectorRanker(name, x) for name, x in vectors.items()]
     rank_live(queries, rows, live=live, measures=Measures(("MRR",)), sink=sink, sink_depth=sink.depth)
     assert list(first.lists) == ["a", "b"]
     for name, x in vectors.items():

@@ -12,9 +12,9 @@ from eval.protocols.exposure import Propensity
 from eval.protocols.full_catalogue import rank_live_indexed, reachable
 from eval.protocols.logged_lists import LOGGED_ORDER
 from eval.protocols.user_profiles import Pairs, leave_one_out, popularity, split_time, time_split
-from eval.rankers import VectorRow
-from eval.rankers.baselines import PopularityRow, RandomRow
-from eval.rankers.item_to_item import CooccurrenceRow
+from eval.rankers import VectorRanker
+from eval.rankers.baselines import PopularityRanker, RandomRanker
+from eval.rankers.item_to_item import CooccurrenceRanker
 from eval.report.trec import TrecWriter, query_names, read_qrels, read_run
 from eval.search import Neighbours, build_index
 from eval.search.exact_index import ExactIndex
@@ -85,7 +85,7 @@ def agrees(ranked, expected):
 def test_lists_are_ranked_as_by_pytrec_eval(monkeypatch):
     queries, v = some_queries(), vectors()
     monkeypatch.setattr("eval.protocols.logged_lists.BLOCK", 50)  # several blocks
-    found = rerank_lists(queries, [VectorRow("v", v)], measures=MEASURES)
+    found = rerank_lists(queries, [VectorRanker("v", v)], measures=MEASURES)
     assert list(found) == [LOGGED_ORDER, "v"]
     score = unit(v) @ unit(v).T
     by_vector, by_order = [], []
@@ -105,7 +105,7 @@ def test_a_list_without_all_positions_has_no_logged_order():
     positions = queries.positions.copy()
     positions[queries.starts[chosen]] = -1
     partly = Queries(**{**vars(queries), "positions": positions})
-    row = VectorRow("v", vectors())
+    row = VectorRanker("v", vectors())
     found = rerank_lists(partly, [row], measures=MEASURES)
     whole = rerank_lists(queries, [row], measures=MEASURES)
     undefined = np.isnan(found[LOGGED_ORDER].metrics["MRR"]) & ~np.isnan(whole[LOGGED_ORDER].metrics["MRR"])
@@ -117,7 +117,7 @@ def test_a_list_without_all_positions_has_no_logged_order():
 def test_position_weights_against_a_loop():
     queries, v = some_queries(3), vectors(3)
     propensity = Propensity(power=1.5, clip=6)
-    found = rerank_lists(queries, [VectorRow("v", v)], measures=MEASURES, propensity=propensity)["v"].exposure
+    found = rerank_lists(queries, [VectorRanker("v", v)], measures=MEASURES, propensity=propensity)["v"].exposure
     score = unit(v) @ unit(v).T
     weights, gains, values = [], [], []
     for i in range(len(queries)):
@@ -137,10 +137,12 @@ def test_position_weights_against_a_loop():
         value = np.array([v[column] for v in values])
         assert found["metrics"][name]["weighted"] == pytest.approx((w @ value) / w.sum())
         assert found["metrics"][name]["plain"] == pytest.approx((g @ value) / g.sum())
-    flat = rerank_lists(queries, [VectorRow("v", v)], measures=MEASURES, propensity=Propensity(power=0))["v"].exposure
+    flat = rerank_lists(queries, [VectorRanker("v", v)], measures=MEASURES, propensity=Propensity(power=0))[
+        "v"
+    ].exposure
     assert flat["metrics"]["MRR"]["weighted"] == pytest.approx(found["metrics"]["MRR"]["plain"])
     assert (
-        rerank_lists(some_queries(placed=False), [VectorRow("v", v)], measures=MEASURES, propensity=propensity)[
+        rerank_lists(some_queries(placed=False), [VectorRanker("v", v)], measures=MEASURES, propensity=propensity)[
             "v"
         ].exposure
         is None
@@ -158,7 +160,7 @@ def test_position_weights_undo_position_bias():
     would = rng.random((q, k)) < np.where(lists <= 3, 0.6, 0.1)  # whom it suits depends on the item alone
     taps = would & (rng.random((q, k)) < 1 / (1 + np.arange(k)))
     order = rng.random(N).astype(np.float32)
-    row = PopularityRow(order)
+    row = PopularityRanker(order)
 
     def evaluate(gains):
         queries = Queries(
@@ -182,8 +184,8 @@ def test_a_constant_scorer_is_no_better_than_chance():
     queries = some_queries(1, q=3000)
     gains = (np.random.default_rng(1).random(len(queries.gains)) < 1 / (1 + queries.positions)).astype(np.float32)
     queries = Queries(**{**vars(queries), "gains": gains})
-    constant = VectorRow("constant", np.ones((N, 4), np.float32))
-    found = rerank_lists(queries, [constant, RandomRow(N)], measures=MEASURES)
+    constant = VectorRanker("constant", np.ones((N, 4), np.float32))
+    found = rerank_lists(queries, [constant, RandomRanker(N)], measures=MEASURES)
     means = {row: np.nanmean(found[row].metrics["nDCG@5"]) for row in found}
     assert means[LOGGED_ORDER] > means["random"] + 0.1
     assert means["constant"] == pytest.approx(means["random"], abs=0.02)
@@ -207,7 +209,7 @@ def test_retrieval_is_ranked_among_live_items_alone(monkeypatch):
     assert (
         queries.dropped["not live at query time"]["candidates"] == len(given.candidates) - len(queries.candidates) > 0
     )
-    found = rank_live(queries, [VectorRow("v", v)], live=live, measures=MEASURES)["v"]
+    found = rank_live(queries, [VectorRanker("v", v)], live=live, measures=MEASURES)["v"]
     score = unit(v) @ unit(v).T
     expected = []
     for i in range(len(given)):
@@ -227,7 +229,7 @@ def test_retrieval_is_ranked_among_live_items_alone(monkeypatch):
 def test_scann_beside_exact():
     live, v = live_for(), vectors()
     queries = reachable(some_queries(2), live)
-    row = VectorRow("v", v)
+    row = VectorRanker("v", v)
     exact = rank_live(queries, [row], live=live, measures=MEASURES)["v"]
     by_index = rank_live_indexed(queries, row, live=live, measures=MEASURES, options={"mode": "brute_force"})
     np.testing.assert_allclose(by_index.index_recall, 1)
@@ -256,7 +258,7 @@ class Phantom(ExactIndex):
 
 
 def test_recall_of_an_index_that_forgets():
-    live, row = live_for(), VectorRow("v", vectors())
+    live, row = live_for(), VectorRanker("v", vectors())
     queries = reachable(some_queries(2), live)
     index = Lossy(row.vectors(), [str(i) for i in range(N)], {})
     found = rank_live_indexed(queries, row, live=live, measures=MEASURES, options={}, index=index)
@@ -278,7 +280,7 @@ def test_recall_of_an_index_that_forgets():
 
 
 def test_phantom_items_of_an_index_are_found():
-    live, row = Live(np.zeros(N), np.full(N, 2000), "all"), VectorRow("v", vectors())
+    live, row = Live(np.zeros(N), np.full(N, 2000), "all"), VectorRanker("v", vectors())
     index = Phantom(row.vectors(), [str(i) for i in range(N)], {})
     with pytest.raises(UserError, match=r"phantom items.*score that is not theirs"):
         rank_live_indexed(some_queries(), row, live=live, measures=MEASURES, options={}, index=index)
@@ -334,9 +336,9 @@ def test_profiles_against_a_loop(split, profile):
     )
     queries, history, held_out = made
     queries = reachable(queries, live, history)
-    cosine = VectorRow("v", v)
+    cosine = VectorRanker("v", v)
     counts = popularity(pairs, ~held_out, N)
-    rows = [cosine, PopularityRow(counts)]
+    rows = [cosine, PopularityRanker(counts)]
     found = rank_live(queries, rows, live=live, measures=MEASURES, history=history)
 
     expected = {}
@@ -375,7 +377,7 @@ def test_items_with_one_picture_tie_in_profiles_too():
     v = vectors()
     v[N // 2 :] = v[: N // 2]
     queries, history, _ = leave_one_out(some_pairs())
-    scores = history.scores(VectorRow("v", v), np.arange(len(queries)), n=N)
+    scores = history.scores(VectorRanker("v", v), np.arange(len(queries)), n=N)
     np.testing.assert_array_equal(scores[:, : N // 2], scores[:, N // 2 :])
 
 
@@ -394,7 +396,7 @@ def test_no_user_to_split():
 
 def test_cooccurrence_against_sets():
     pairs = some_pairs()
-    row = CooccurrenceRow(pairs.users, pairs.items, N)
+    row = CooccurrenceRanker(pairs.users, pairs.items, N)
     fans = [set(pairs.users[pairs.items == item]) for item in range(N)]
     expected = np.array(
         [[len(a & b) / np.sqrt(len(a) * len(b)) if a and b else 0 for b in fans] for a in fans], np.float32
@@ -404,7 +406,7 @@ def test_cooccurrence_against_sets():
     want = np.where(listed >= 0, np.take_along_axis(expected, np.maximum(listed, 0), axis=1), -np.inf)
     np.testing.assert_allclose(row.scores(np.arange(N), listed), want, atol=1e-6)
     with pytest.raises(UserError, match="pairs of rows"):
-        CooccurrenceRow(np.array([0]), np.array([N]), N)
+        CooccurrenceRanker(np.array([0]), np.array([N]), N)
 
 
 # --- TREC files -------------------------------------------------------------------------------------------------------
@@ -420,7 +422,7 @@ def test_trec_files_give_pytrec_eval_the_same_numbers(tmp_path, protocol):
     items = [f"item {i} / {i % 7}" for i in range(N)]
     names = query_names(queries)
     writer = TrecWriter(str(tmp_path), queries, names=names, items=items, protocol=protocol)
-    rows = [VectorRow("new ../ model", v), PopularityRow(np.arange(N) // 9)]
+    rows = [VectorRanker("new ../ model", v), PopularityRanker(np.arange(N) // 9)]
     with writer:
         if protocol == "lists":
             found = rerank_lists(queries, rows, measures=MEASURES, sink=writer)

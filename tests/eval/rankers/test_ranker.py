@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.protocols import AttributeRelevance, rank_catalogue
-from eval.rankers import VectorRow
+from eval.rankers import VectorRanker
 from eval.rankers import ranker as rows_module
-from eval.rankers.baselines import PopularityRow, RandomRow, TitleRow
+from eval.rankers.baselines import PopularityRanker, RandomRanker, TitleRanker
 from siglip_jax.errors import UserError
 
 N = 60
@@ -33,7 +33,7 @@ def vectors(n=N, d=24, seed=0):
 
 def all_rows():
     counts = np.random.default_rng(1).integers(0, 9, N)
-    return [VectorRow("vectors", vectors()), RandomRow(N), PopularityRow(counts), TitleRow(titles())]
+    return [VectorRanker("vectors", vectors()), RandomRanker(N), PopularityRanker(counts), TitleRanker(titles())]
 
 
 @pytest.mark.parametrize("row", all_rows(), ids=lambda row: row.name)
@@ -59,7 +59,7 @@ def test_cosine_and_exact_ties(monkeypatch):
     monkeypatch.setattr(rows_module, "_BLOCK", 24 * 5 * 3)
     x = vectors()
     unit = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
-    row = VectorRow("a", x)
+    row = VectorRanker("a", x)
     queries = np.arange(N)
     candidates = np.random.default_rng(2).integers(0, N, (N, 5))
     candidates[:, 1], candidates[:, 4] = 5, 7
@@ -69,28 +69,28 @@ def test_cosine_and_exact_ties(monkeypatch):
 
 
 def test_random_is_uniform_seeded_and_of_the_pair():
-    row = RandomRow(2000)
+    row = RandomRanker(2000)
     scores = row.scores(np.arange(50)).astype(np.float64)
     assert (scores > -1).all()
     assert (scores <= 0).all()
     assert abs(scores.mean() + 0.5) < 0.005
     assert abs(np.corrcoef(scores[0], scores[1])[0, 1]) < 0.1
     assert abs(np.corrcoef(scores[:, 0], scores[:, 1])[0, 1]) < 0.5
-    assert not np.array_equal(RandomRow(2000, seed=1).scores(np.arange(50)), row.scores(np.arange(50)))
+    assert not np.array_equal(RandomRanker(2000, seed=1).scores(np.arange(50)), row.scores(np.arange(50)))
     first = row.scores(np.array([0]), np.array([[0, 1, 2]]))[0]
     np.testing.assert_allclose(first, [-0.20310281, -0.58056885, -0.51118100], rtol=1e-6)  # the same on every machine
 
 
 def test_popularity_orders_by_count_even_where_float32_cannot():
-    row = PopularityRow(np.array([2**24 + 1, 2**24, 5, 5]))
+    row = PopularityRanker(np.array([2**24 + 1, 2**24, 5, 5]))
     scores = row.scores(np.array([0, 3]))
     assert scores.tolist() == [[2, 1, 0, 0]] * 2
-    column = PopularityRow.of_column(["7", "1e3", "-1"], column="sales", ids=["a", "b", "c"])
+    column = PopularityRanker.of_column(["7", "1e3", "-1"], column="sales", ids=["a", "b", "c"])
     assert column.scores(np.array([0])).tolist() == [[1, 2, 0]]
     with pytest.raises(UserError, match="sales of item 'b' is ''"):
-        PopularityRow.of_column(["7", "", "1"], column="sales", ids=["a", "b", "c"])
+        PopularityRanker.of_column(["7", "", "1"], column="sales", ids=["a", "b", "c"])
     with pytest.raises(UserError, match="a number for each item"):
-        PopularityRow(np.array([1.0, np.nan]))
+        PopularityRanker(np.array([1.0, np.nan]))
 
 
 def test_title_row_is_tf_idf_by_hand():
@@ -104,17 +104,17 @@ def test_title_row_is_tf_idf_by_hand():
         return sum(v * b.get(w, 0) for w, v in a.items()) / norms if norms else 0
 
     expected = [[cosine(a, b) for b in weights] for a in weights]
-    np.testing.assert_allclose(TitleRow(texts).scores(np.arange(len(texts))), expected, atol=1e-6)
+    np.testing.assert_allclose(TitleRanker(texts).scores(np.arange(len(texts))), expected, atol=1e-6)
 
 
 def test_equal_titles_tie_and_unspaced_scripts_have_parts():
     texts = [*titles(), "Nike ナイキシューズ 黒", "ナイキ の 靴 (黒)", "nike  ナイキシューズ 黒"]
-    row = TitleRow(texts)
+    row = TitleRanker(texts)
     scores = row.scores(np.arange(len(texts)))
     np.testing.assert_array_equal(scores[:, N], scores[:, N + 2])
     assert scores[N, N + 1] > 0.1
     with pytest.raises(UserError, match="no titles"):
-        TitleRow([])
+        TitleRanker([])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_equal_titles_tie_and_unspaced_scripts_have_parts():
 )
 def test_vectors_that_are_none(given_vectors, message):
     with pytest.raises(UserError, match=message):
-        VectorRow("mine", given_vectors, ids=["a", "b"])
+        VectorRanker("mine", given_vectors, ids=["a", "b"])
 
 
 def test_any_row_ranks_a_catalogue():
@@ -139,6 +139,6 @@ def test_any_row_ranks_a_catalogue():
         got = rank_catalogue(row, relevance, metrics=("precision@1",), chunk=7)
         np.testing.assert_allclose(got.metrics["precision@1"], expected)
     with pytest.raises(UserError, match="'random' scores 61 items: expected the 60"):
-        rank_catalogue(RandomRow(61), relevance)
+        rank_catalogue(RandomRanker(61), relevance)
     with pytest.raises(UserError, match="'random' has no vectors to index"):
-        rank_catalogue(RandomRow(N), relevance, backend="scann")
+        rank_catalogue(RandomRanker(N), relevance, backend="scann")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from eval.protocols import AttributeRelevance
-from eval.rankers import VectorRow
+from eval.rankers import VectorRanker
 from eval.report.example_queries import Items, catalogue_examples, largest_changes
 
 
@@ -32,7 +32,7 @@ def test_catalogue_examples():
     kinds = [str(i % 3) for i in range(30)]
     relevance = AttributeRelevance([{"gain": 2, "agree": ["kind"]}], {"kind": kinds})
     items = Items([f"i{n}" for n in range(30)], [f"item {n}" for n in range(30)])
-    shown = catalogue_examples(np.array([4, 11]), {"a": VectorRow("a", x)}, relevance, items, depth=3)
+    shown = catalogue_examples(np.array([4, 11]), {"a": VectorRanker("a", x)}, relevance, items, depth=3)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     for example, query in zip(shown, (4, 11), strict=True):
         assert (example["query"], example["title"]) == (f"i{query}", f"item {query}")
@@ -40,4 +40,4 @@ def test_catalogue_examples():
         (system,) = example["systems"]
         assert [result["id"] for result in system["results"]] == [f"i{n}" for n in best]
         assert [result["gain"] for result in system["results"]] == [2 * (n % 3 == query % 3) for n in best]
-    assert catalogue_examples(np.zeros(0, int), {"a": VectorRow("a", x)}, relevance, items) == []
+    assert catalogue_examples(np.zeros(0, int), {"a": VectorRanker("a", x)}, relevance, items) == []

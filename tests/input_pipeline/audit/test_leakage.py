@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from input_pipeline.audit import check_leakage, check_log, find_leakage
 from input_pipeline.dataset import open_split
 from input_pipeline.dataset.item_table import item_table, split_names
-from input_pipeline.duplicates.near_images import picture_signature, signatures
+from input_pipeline.duplicates.near_images import image_signature, signatures
 from input_pipeline.duplicates.normalised_titles import normalise_title
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image
@@ -132,7 +132,7 @@ def test_the_table_of_a_dataset(shop_dataset, tmp_path, beside):
             row = kept.pop(record["id"])
             pixels = decode_image(record["image"])
             image_format = PIL.Image.open(io.BytesIO(record["image"])).format
-            assert row["image_signature"] == picture_signature(pixels).tobytes()
+            assert row["image_signature"] == image_signature(pixels).tobytes()
             assert (row["height"], row["width"]) == pixels.shape[:2]
             for column in ("title", "image_sha256", "attributes"):
                 assert row[column] == record[column]

@@ -66,7 +66,7 @@ def test_everything_comes_back(catalogue, tmp_path):
     for item in catalogue.rows:
         row = found[item.id]
         assert (row["title"], row["attributes"], row["title_group"]) == (item.title, item.attributes, item.row)
-        assert row["image"] == catalogue.read_image(item)
+        assert row["image"] == catalogue.read_first_image(item)
 
 
 def test_plain_tfds_reads_it(catalogue, tmp_path):

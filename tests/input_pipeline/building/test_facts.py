@@ -48,7 +48,7 @@ def test_pictures(built):
     for item, row in zip(catalogue.rows, table.to_pylist(), strict=True):
         if row["kind"]:
             continue
-        data = catalogue.read_image(item)
+        data = catalogue.read_first_image(item)
         picture = PIL.Image.open(io.BytesIO(data))
         assert row["image_sha256"] == hashlib.sha256(data).hexdigest()
         assert (row["width"], row["height"]) == picture.size

@@ -113,7 +113,7 @@ def test_unusable_lines_reach_the_reader(tmp_path: Path):
     kinds = []
     for item in catalogue.rows[5:]:
         with pytest.raises(FileProblem) as error:
-            catalogue.read_image(item)
+            catalogue.read_first_image(item)
         kinds.append(error.value.kind)
     assert kinds == ["unsafe path", "unreadable image"]
 

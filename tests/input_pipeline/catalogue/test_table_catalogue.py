@@ -78,7 +78,7 @@ def test_zip_reads_as_the_folder_does(tmp_path, top):
     folder = make(tmp_path / "shop")
     catalogue = read_catalogue(zip_of(folder, top=top))
     assert catalogue.rows == read_catalogue(folder).rows
-    assert catalogue.read_image(catalogue.rows[0]) == b"images/1.jpg"
+    assert catalogue.read_first_image(catalogue.rows[0]) == b"images/1.jpg"
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -192,10 +192,10 @@ def test_pictures_stay_inside(tmp_path, packed, image, kind):
     folder = make(tmp_path / "shop", f"id\ttitle\timage\n1\tshoe\t{image}\n")
     catalogue = read_catalogue(zip_of(folder) if packed else folder)
     if kind is None:
-        assert catalogue.read_image(catalogue.rows[0]) == b"images/1.jpg"
+        assert catalogue.read_first_image(catalogue.rows[0]) == b"images/1.jpg"
         return
     with pytest.raises(FileProblem) as error:
-        catalogue.read_image(catalogue.rows[0])
+        catalogue.read_first_image(catalogue.rows[0])
     assert error.value.kind == (kind if not (packed and len(image) == 5000) else "missing image")
 
 
@@ -211,10 +211,10 @@ def test_links_out_of_the_folder_and_pipes_are_refused(tmp_path):
     kinds = []
     for item in catalogue.rows[:3]:
         with pytest.raises(FileProblem) as error:
-            catalogue.read_image(item)
+            catalogue.read_first_image(item)
         kinds.append(error.value.kind)
     assert kinds == ["unsafe path", "missing image", "unreadable image"]
-    assert catalogue.read_image(catalogue.rows[3]) == b"images/1.jpg"
+    assert catalogue.read_first_image(catalogue.rows[3]) == b"images/1.jpg"
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -224,7 +224,7 @@ def test_large_pictures_are_refused_unread(tmp_path, packed):
         file.truncate(folder_or_zip.MAX_FILE_BYTES + 1)
     catalogue = read_catalogue(zip_of(folder) if packed else folder)
     with pytest.raises(FileProblem, match="32 MiB") as error:
-        catalogue.read_image(catalogue.rows[0])
+        catalogue.read_first_image(catalogue.rows[0])
     assert error.value.kind == "too large"
 
 
@@ -234,5 +234,5 @@ def test_damaged_zip_member(tmp_path):
     path.write_bytes(data)
     catalogue = read_catalogue(path)
     with pytest.raises(FileProblem) as error:
-        catalogue.read_image(catalogue.rows[0])
+        catalogue.read_first_image(catalogue.rows[0])
     assert error.value.kind == "unreadable image"

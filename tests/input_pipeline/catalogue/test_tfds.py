@@ -83,7 +83,7 @@ def test_coco_captions(coco):
         assert (item.row, item.id, item.title) == (k, str(900 + k), f"a thing {k}, said in way 0")
         assert item.more_titles == tuple(f"a thing {k}, said in way {j}" for j in range(1, k % 3 + 1))
         assert item.attributes == {"image/filename": f"{k}.jpg", "source_split": "train" if k < 5 else "val"}
-        assert catalogue.read_image(item) == picture(k)
+        assert catalogue.read_first_image(item) == picture(k)
     assert catalogue.attribute_names == ["image/filename", "source_split"]
     for start in (3, 5, 7, 8):
         assert list(catalogue.items(start)) == items[start:]
@@ -135,7 +135,7 @@ def test_several_pictures(tmp_path):
     catalogue = read_catalogue(f"tfds:{folder}", keys={"title": "name", "image": "views"})
     items = catalogue.rows
     assert [len(item.more_images) for item in items] == [1, 0]
-    assert catalogue.read_picture(items[0], items[0].more_images[0]) == picture(2)
+    assert catalogue.read_image(items[0], items[0].more_images[0]) == picture(2)
 
 
 @pytest.mark.parametrize(

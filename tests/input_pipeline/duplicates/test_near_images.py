@@ -16,12 +16,12 @@ from input_pipeline.duplicates.groups import connected, first_rows
 from input_pipeline.duplicates.near_images import (
     COLOUR_NEAR,
     HASH_NEAR,
+    image_signature,
     near_groups,
     near_hashes,
+    near_image_pairs,
     near_matches,
-    near_pictures,
     perceptual_hash,
-    picture_signature,
 )
 
 
@@ -57,8 +57,8 @@ def test_a_changed_picture_is_found_and_no_other(change):
     pictures = [drawing(seed) for seed in range(40)]
     changed = [np.asarray(CHANGES[change](PIL.Image.fromarray(picture)).convert("RGB")) for picture in pictures]
     found = near_matches(
-        np.stack([picture_signature(picture) for picture in changed]),
-        np.stack([picture_signature(picture) for picture in pictures]),
+        np.stack([image_signature(picture) for picture in changed]),
+        np.stack([image_signature(picture) for picture in pictures]),
     )
     assert all(match in (row, -1) for row, match in enumerate(found))
     assert np.mean(found >= 0) >= 0.8
@@ -69,7 +69,7 @@ def test_the_bits_are_signs_of_a_cosine_transform():
     image = drawing(3)
     small = PIL.Image.fromarray(image).resize((64, 64), PIL.Image.Resampling.BOX).convert("L")
     table = scipy.fft.dctn(np.asarray(small, np.float64))[1:17, 1:17]
-    bits = np.unpackbits(picture_signature(image)[:32]).astype(bool)
+    bits = np.unpackbits(image_signature(image)[:32]).astype(bool)
     assert bits.sum() == pytest.approx((table > 0).sum(), abs=3)
     assert bits[:64].sum() == pytest.approx((table[:8, :8] > 0).sum(), abs=2)
     assert bits[0] == (table[0, 0] > 0)
@@ -87,13 +87,13 @@ def test_another_colour_is_another_picture():
     image = np.full((60, 60, 3), 255, np.uint8)
     image[10:50, 15:45] = (200, 40, 40)
     other = image[:, :, ::-1]
-    signatures = np.stack([picture_signature(picture) for picture in (image, other)])
+    signatures = np.stack([image_signature(picture) for picture in (image, other)])
     np.testing.assert_array_equal(near_groups(signatures), [0, 1])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 900), (700, 3), (1500, 1500)])
 def test_any_size(size):
-    assert picture_signature(np.zeros((*size, 3), np.uint8)).shape == (64,)
+    assert image_signature(np.zeros((*size, 3), np.uint8)).shape == (64,)
 
 
 def clustered(seed: int, count: int) -> np.ndarray:
@@ -126,7 +126,7 @@ def test_pairs_are_those_of_all_pairs(seed, count, distance, at_once):
         patch.setattr(near_images, "_PAIRS_AT_ONCE", at_once)
         found = [
             (min(pair), max(pair))
-            for a, b in near_pictures(signatures, distance=distance)
+            for a, b in near_image_pairs(signatures, distance=distance)
             for pair in zip(a.tolist(), b.tolist(), strict=True)
         ]
     assert len(found) == len(set(found))
@@ -201,9 +201,9 @@ def test_nothing_to_compare():
 
 def test_what_is_no_signature():
     with pytest.raises(ValueError, match=r"uint8 \[n, 64\]"):
-        next(near_pictures(np.zeros((3, 8), np.uint8)))
+        next(near_image_pairs(np.zeros((3, 8), np.uint8)))
     with pytest.raises(ValueError, match="distance=33"):
-        next(near_pictures(np.zeros((3, 64), np.uint8), distance=33))
+        next(near_image_pairs(np.zeros((3, 64), np.uint8), distance=33))
 
 
 def test_connected():

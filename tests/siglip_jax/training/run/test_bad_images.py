@@ -13,7 +13,7 @@ from input_pipeline.dataset import Split, open_split
 from siglip_jax.errors import Stopped, UserError
 from siglip_jax.training import loop
 from siglip_jax.training.run import bad_images
-from siglip_jax.training.run.bad_images import BadPictures
+from siglip_jax.training.run.bad_images import BadImages
 from siglip_jax.training.run.metric_writers import read_metrics
 from siglip_jax.training.run.training_progress import Progress
 from tools.workflow.training import train
@@ -125,13 +125,13 @@ def test_a_whole_run_lists_nothing(trained_workdir):
 def test_the_list_is_bounded_and_forgets_what_is_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(bad_images, "LISTED", 3)
     folder = epath.Path(tmp_path)
-    with BadPictures(folder, start=0, position={}, repeats=1) as bad:
+    with BadImages(folder, start=0, position={}, repeats=1) as bad:
         for step in range(1, 6):
             bad.add(step, [{"row": step}])
         assert (bad.here, bad.total(bad.here)) == (5, 5)
         assert bad.position({"replaced": 2, "batch": 1}) == {"replaced": 5, "batch": 1}
         assert bad.position({"theirs": 1}) == {"theirs": 1}
-    with BadPictures(folder, start=2, position={"replaced": 2}, repeats=1) as bad:
+    with BadImages(folder, start=2, position={"replaced": 2}, repeats=1) as bad:
         assert bad.total(bad.here) == 2
         bad.add(3, [{"row": 30}, {"row": 31}])
         assert bad.total(bad.here) == 4
@@ -144,7 +144,7 @@ def test_of_several_processes_all_are_counted_once(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(jax, "process_index", lambda: 3)
     monkeypatch.setattr(bad_images.multihost_utils, "process_allgather", lambda here: np.array([5, 5, 1, here]))
-    with BadPictures(epath.Path(tmp_path), start=0, position={"replaced": 10}, repeats=2) as bad:
+    with BadImages(epath.Path(tmp_path), start=0, position={"replaced": 10}, repeats=2) as bad:
         bad.add(1, [{"row": 0}])
         assert bad.position({"replaced": 11})["replaced"] == 10 + 5 + 1
     assert (tmp_path / "bad_pictures.3.jsonl").exists()
