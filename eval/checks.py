@@ -11,10 +11,10 @@ def check_queries(keys: Sequence[str] | np.ndarray) -> None:
     """Refuses a query that comes twice: it would weigh double in every mean and make intervals too narrow.
 
     Args:
-        keys: [query] ids, or [query, columns] of what makes a query the same: user, time and shown items, say.
+      keys: [query] ids, or [query, columns] of what makes a query the same: user, time and shown items, say.
 
     Raises:
-        UserError: naming the first query met again, and how many there are.
+      UserError: naming the first query met again, and how many there are.
     """
     again = duplicates(keys)
     if again.any():
@@ -51,11 +51,11 @@ def check_lists(rows: np.ndarray, scores: np.ndarray | None = None, *, items: in
     ScaNN pads short lists with item 0 at distance NaN; taken as found, item 0 is then in every list.
 
     Args:
-        rows: int [query, k] item rows, -1 where a list is shorter.
-        scores: [query, k], of those that are there.
+      rows: int [query, k] item rows, -1 where a list is shorter.
+      scores: [query, k], of those that are there.
 
     Raises:
-        UserError: naming the first query with such a fault.
+      UserError: naming the first query with such a fault.
     """
     rows = np.asarray(rows)
     if rows.ndim != 2 or rows.dtype.kind not in "iu":

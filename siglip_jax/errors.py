@@ -1,12 +1,27 @@
 """The exceptions meant for the person at the keyboard."""
 
+from collections.abc import Iterable
 
-class UserError(Exception):
+
+class UserError(ValueError):
     """Bad input: the message says what was given, what was expected and what to do.
 
     Programs print the message as one line and exit with code 2; a traceback is only shown for
     faults of the library itself.
     """
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Raises a UserError where `value` is not one of `choices`.
+
+    Example:
+      >>> check_choice("--ties", "random", ("expected", "docid"))
+      Traceback (most recent call last):
+      siglip_jax.errors.UserError: --ties='random'; expected one of expected, docid
+    """
+    known = list(choices)
+    if value not in known:
+        raise UserError(f"{name}={value!r}; expected one of {', '.join(map(str, known))}")
 
 
 class Stopped(Exception):

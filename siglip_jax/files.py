@@ -42,6 +42,8 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         if (size := path.stat().length) > MAX_JSON_BYTES:
             raise UserError(f"{path}: {size} bytes; the limit is {MAX_JSON_BYTES}")
         value = json.loads(path.read_text(encoding="utf-8"))
+    except UserError:
+        raise
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path}: not a JSON object ({_short(error)}); copy it again") from error
     if not isinstance(value, dict):

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from siglip_jax import files
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 from siglip_jax.model import FORMAT, Model, check_preprocessing, parameter_shapes
 from siglip_jax.models.architecture import DTYPES, Architecture
 from siglip_jax.models.presets import PRESETS, Preset
@@ -71,8 +71,7 @@ def load(
         ("position_resize", position_resize, METHODS),
         ("remat", remat, tuple(REMAT_POLICIES)),
     ):
-        if value not in choices:
-            raise UserError(f"load: {option}={value!r}; expected one of {', '.join(map(str, choices))}")
+        check_choice(f"load: {option}", value, choices)
     if type(unroll) is not int or unroll < 1:
         raise UserError(f"load: unroll={unroll!r}; expected a whole number of at least 1")
     if not os.fspath(name_or_path):

@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from siglip_jax import files
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 from siglip_jax.models.architecture import Architecture
 from siglip_jax.models.towers import TwoTowers
 from siglip_jax.preprocessing import Patches, Preprocessing
@@ -154,8 +154,7 @@ class Model:
             the format has no words for.
         """
         for option, value, choices in (("format", format, FORMATS), ("layout", layout, big_vision.LAYOUTS)):
-            if value not in choices:
-                raise UserError(f"save: {option}={value!r}; expected one of {', '.join(choices)}")
+            check_choice(f"save: {option}", value, choices)
         check_preprocessing(self)
         if not os.fspath(path):
             raise UserError("save: an empty path")

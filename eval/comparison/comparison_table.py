@@ -24,21 +24,21 @@ def compare_rows(
     """The comparison table: means with intervals per row, paired differences per pair; JSON values only (NaN is None).
 
     Args:
-        rows: {row name: {metric: float64 [query]}}, all with the same metrics over the same queries.
-        pairs: (a, b) row names to report a - b for, the new one first.
-        clusters: [query] cluster to resample by (title group, user); None resamples queries.
-        tied: {row name: bool [query]} for the tie rate, where known.
-        samples, confidence, seed: of the bootstrap and the sign-flip test.
+      rows: {row name: {metric: float64 [query]}}, all with the same metrics over the same queries.
+      pairs: (a, b) row names to report a - b for, the new one first.
+      clusters: [query] cluster to resample by (title group, user); None resamples queries.
+      tied: {row name: bool [query]} for the tie rate, where known.
+      samples, confidence, seed: of the bootstrap and the sign-flip test.
 
     Returns:
-        {"queries", "clusters", "samples", "confidence", "seed", "metrics": [name],
-         "rows": [{"name", "tie_rate", "metrics": {name: {"mean", "low", "high", "queries", "left_out",
-            "effective_clusters", "standard_error"}}}],
-         "differences": [{"a", "b", "metric", "p", "relative", and what a metric of a row has}]}, one per pair and
-        metric; "relative" is the mean of a - b over the mean of b on the queries both have.
+      {"queries", "clusters", "samples", "confidence", "seed", "metrics": [name],
+       "rows": [{"name", "tie_rate", "metrics": {name: {"mean", "low", "high", "queries", "left_out",
+          "effective_clusters", "standard_error"}}}],
+       "differences": [{"a", "b", "metric", "p", "relative", and what a metric of a row has}]}, one per pair and
+      metric; "relative" is the mean of a - b over the mean of b on the queries both have.
 
     Raises:
-        UserError: no row, no metric, rows of other metrics or lengths, an unknown row in `pairs` or `tied`.
+      UserError: no row, no metric, rows of other metrics or lengths, an unknown row in `pairs` or `tied`.
     """
     if not rows:
         raise UserError("nothing to compare: expected at least one row of metrics")

@@ -74,6 +74,8 @@ def read_embeddings(path: str) -> EmbeddingFile:
         raise UserError(f"{path}: no such file; expected embeddings as {', '.join(SUFFIXES)}")
     try:
         ids, vectors = reader(file)
+    except UserError:
+        raise
     except (ValueError, KeyError, OSError, EOFError, MemoryError, pa.ArrowException, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as embeddings ({' '.join(str(error).split())[:150]})") from error
     if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind not in "fiu":

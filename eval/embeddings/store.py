@@ -70,18 +70,18 @@ def write_store(
     """Writes a store, replacing one that is there; a killed run leaves a folder without a manifest.
 
     Args:
-        folder: local or gs:// path, made if missing.
-        batches: (ids, embeddings [batch, dimension]) pairs, consumed as a stream; one shard is held in memory.
-        manifest: what the embeddings are: model, preprocessing, dataset (its fingerprint). JSON values; the keys
-            format, library_version, dimension, count, shards and skipped are the store's own.
-        rows_per_shard: None for shards of about 256 MB.
+      folder: local or gs:// path, made if missing.
+      batches: (ids, embeddings [batch, dimension]) pairs, consumed as a stream; one shard is held in memory.
+      manifest: what the embeddings are: model, preprocessing, dataset (its fingerprint). JSON values; the keys
+          format, library_version, dimension, count, shards and skipped are the store's own.
+      rows_per_shard: None for shards of about 256 MB.
 
     Returns:
-        The manifest as written.
+      The manifest as written.
 
     Raises:
-        UserError: a folder that holds anything but a store or a part of one, no embedding at all, wrong shapes, mixed
-            dimensions, NaN, infinite or zero vectors, repeated or non-string ids (each naming the id).
+      UserError: a folder that holds anything but a store or a part of one, no embedding at all, wrong shapes, mixed
+          dimensions, NaN, infinite or zero vectors, repeated or non-string ids (each naming the id).
     """
     if rows_per_shard is not None and rows_per_shard < 1:
         raise UserError(f"rows_per_shard={rows_per_shard}: expected at least 1")
@@ -109,7 +109,7 @@ def write_shard(folder: epath.PathLike, number: int, ids: Sequence[str], vectors
     With `write_manifest` the parts of `write_store`, for writers that resume or are many: give each its own numbers.
 
     Raises:
-        UserError: as `write_store`, repeated ids excepted.
+      UserError: as `write_store`, repeated ids excepted.
     """
     vectors = _checked_vectors(ids, vectors)
     dimension = vectors.shape[1]
@@ -133,7 +133,7 @@ def write_manifest(
     """Completes a store out of what `write_shard` returned, in the order rows shall have. Returns the manifest.
 
     Args:
-        skipped: items without an embedding, as `EmbeddingStore.skipped` has them.
+      skipped: items without an embedding, as `EmbeddingStore.skipped` has them.
     """
     _check_manifest(manifest)
     dimensions = sorted({shard["dimension"] for shard in shards})
@@ -156,8 +156,8 @@ def read_store(folder: epath.PathLike) -> EmbeddingStore:
     """Reads a whole store into memory after checking it.
 
     Raises:
-        UserError: no folder or manifest, a malformed manifest, a shard missing, altered, not Parquet or of another
-            shape than the manifest says, null or repeated ids, null vectors.
+      UserError: no folder or manifest, a malformed manifest, a shard missing, altered, not Parquet or of another
+          shape than the manifest says, null or repeated ids, null vectors.
     """
     folder = epath.Path(folder)
     manifest = read_manifest(folder)

@@ -25,12 +25,12 @@ def beyond_accuracy(
     """All measures whose data is at hand, of the first k of each list.
 
     Returns:
-        {"coverage@k": float, "gini@k": float, "novelty@k": float64 [query] (with popularity), "diversity@k": float64
-        [query] (with vectors), "diversity_NAME@k" (with attributes)}: the latter can be compared pair by pair as any
-        per-query metric; NaN where a list is too short.
+      {"coverage@k": float, "gini@k": float, "novelty@k": float64 [query] (with popularity), "diversity@k": float64
+      [query] (with vectors), "diversity_NAME@k" (with attributes)}: the latter can be compared pair by pair as any
+      per-query metric; NaN where a list is too short.
 
     Raises:
-        UserError: rows outside the catalogue, an item twice in one list, arrays of other lengths than `items`.
+      UserError: rows outside the catalogue, an item twice in one list, arrays of other lengths than `items`.
     """
     lists = np.asarray(lists)
     if k < 1 or lists.ndim != 2:
@@ -77,7 +77,7 @@ def novelty(lists: np.ndarray, popularity: np.ndarray, *, items: int) -> np.ndar
     to every item, so that items without any are very new instead of infinitely so.
 
     Args:
-        popularity: [item] interactions in the training period, >= 0.
+      popularity: [item] interactions in the training period, >= 0.
     """
     counts = np.asarray(popularity, np.float64)
     if counts.shape != (items,) or not ((counts >= 0) & (counts < np.inf)).all():

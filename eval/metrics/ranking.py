@@ -76,31 +76,31 @@ def rank_metrics(
     threads: beside the arguments and the results, memory is some tens of MB a thread.
 
     Args:
-        scores: [query, candidate] real numbers, higher is better; float32 and float64 are compared as given.
-        labels: [query, candidate] graded relevance, finite, >= 0 (bool, integer or float).
-        mask: [query, candidate] bool, True where a candidate exists; None for all. What it hides may hold anything.
-        metrics: names out of KNOWN_METRICS. precision@k divides by k even when fewer candidates exist, MAP@k by all
-            relevant, nDCG discounts by log2(position + 1), all as in trec_eval.
-        ties: "expected", the mean over all orders of equal scores; "docid", trec_eval's rule: scores rounded to
-            float32, equal ones by descending docid; or "stable", equal scores in candidate order, which rewards a
-            constant scorer whenever the candidates come in an order that means something.
-        gain: of nDCG: "linear", rel (Järvelin and Kekäläinen 2002, trec_eval), or "exponential", 2^rel - 1 (Burges et
-            al. 2005). Reports name the latter nDCG_exp@k, see `report_name`.
-        relevant_from: the smallest label that counts as relevant for the binary metrics (trec_eval's relevance_level).
-        docids: for ties="docid": [candidate] when all queries share their candidates, or [query, candidate]; strings,
-            or integers that order as the strings do (`docid_ranks`; whole-number ids are no such integers).
-        max_grade: for ERR: the highest grade the labels can have, not the highest met.
-        without_relevant: a query with nothing relevant (for nDCG no label above 0, for the others none from
-            relevant_from up) is "skip": NaN, left out of `mean_metrics` and counted there; "zero": 0; "error": refused.
-        missing: a query of which nothing was retrieved (all candidates -inf) though something is relevant, which
-            trec_eval drops from its means, is "zero": 0; "skip": NaN; "error": refused.
+      scores: [query, candidate] real numbers, higher is better; float32 and float64 are compared as given.
+      labels: [query, candidate] graded relevance, finite, >= 0 (bool, integer or float).
+      mask: [query, candidate] bool, True where a candidate exists; None for all. What it hides may hold anything.
+      metrics: names out of KNOWN_METRICS. precision@k divides by k even when fewer candidates exist, MAP@k by all
+          relevant, nDCG discounts by log2(position + 1), all as in trec_eval.
+      ties: "expected", the mean over all orders of equal scores; "docid", trec_eval's rule: scores rounded to
+          float32, equal ones by descending docid; or "stable", equal scores in candidate order, which rewards a
+          constant scorer whenever the candidates come in an order that means something.
+      gain: of nDCG: "linear", rel (Järvelin and Kekäläinen 2002, trec_eval), or "exponential", 2^rel - 1 (Burges et
+          al. 2005). Reports name the latter nDCG_exp@k, see `report_name`.
+      relevant_from: the smallest label that counts as relevant for the binary metrics (trec_eval's relevance_level).
+      docids: for ties="docid": [candidate] when all queries share their candidates, or [query, candidate]; strings,
+          or integers that order as the strings do (`docid_ranks`; whole-number ids are no such integers).
+      max_grade: for ERR: the highest grade the labels can have, not the highest met.
+      without_relevant: a query with nothing relevant (for nDCG no label above 0, for the others none from
+          relevant_from up) is "skip": NaN, left out of `mean_metrics` and counted there; "zero": 0; "error": refused.
+      missing: a query of which nothing was retrieved (all candidates -inf) though something is relevant, which
+          trec_eval drops from its means, is "zero": 0; "skip": NaN; "error": refused.
 
     Returns:
-        {name: float64 [query]}, in the order asked for, with `.counts` of the queries.
+      {name: float64 [query]}, in the order asked for, with `.counts` of the queries.
 
     Raises:
-        UserError: unknown metric or option; shapes that differ; a NaN score; a negative or non-finite label; a label
-            above max_grade; docids absent, repeated or not asked for; what a rule "error" refuses.
+      UserError: unknown metric or option; shapes that differ; a NaN score; a negative or non-finite label; a label
+          above max_grade; docids absent, repeated or not asked for; what a rule "error" refuses.
     """
     parsed = {name: parse_metric(name) for name in metrics}
     _check_options({"ties": ties}, TIES)

@@ -35,7 +35,7 @@ def ranked_pieces(scores: np.ndarray, labels: np.ndarray, depth: int, *, groups:
     enough for the group that crosses the depth. What is not retrieved makes no group.
 
     Args:
-        scores: float32 or float64 [row, column] without NaN; labels: [row, column]; 1 <= depth <= columns.
+      scores: float32 or float64 [row, column] without NaN; labels: [row, column]; 1 <= depth <= columns.
     """
     columns = scores.shape[1]
     selected = columns > _NARROW and 8 * depth <= columns

@@ -18,7 +18,7 @@ def select_top(scores: np.ndarray, k: int) -> Top:
     """The k best columns per row without a full sort, equal scores in column order, at the cut too.
 
     Args:
-        scores: [row, column] floating point without NaN; k: 1 <= k <= columns.
+      scores: [row, column] floating point without NaN; k: 1 <= k <= columns.
     """
     rows, n = scores.shape
     if k < n:

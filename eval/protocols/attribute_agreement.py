@@ -19,7 +19,7 @@ from eval.rankers import Ranker, VectorRanker
 from eval.search import build_index
 from eval.search.index_builder import BACKENDS
 from eval.search.recall import check_found, only_found, recall_of, without_self
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 
 DEFAULT_METRICS = ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10")
 _UNCUT_DEPTH = 100
@@ -70,19 +70,19 @@ def rank_catalogue(
     relevant items. MRR, MAP and whatever else has no @k then look no further than the first 100 neighbours.
 
     Args:
-        ranker: a row of the comparison over n >= 2 items, or its vectors, real [n, dimension], any norm but 0.
-        relevance: of the same n items in the same order.
-        metrics, gain, ties, relevant_from, max_grade: as for `eval.metrics.ranking.rank_metrics`; the names in the
-        result are
-            `report_name`'s (nDCG_exp@5 under the exponential gain).
-        backend: "exact", or "scann" with `index_options` (mode, leaves, leaves_to_search, reorder).
-        show: item rows whose first `show_depth` neighbours to return.
-        chunk: queries scored at once; memory is about 30 bytes * chunk * n beside the vectors.
-        progress: called with (queries done, n) after each chunk.
+      ranker: a row of the comparison over n >= 2 items, or its vectors, real [n, dimension], any norm but 0.
+      relevance: of the same n items in the same order.
+      metrics, gain, ties, relevant_from, max_grade: as for `eval.metrics.ranking.rank_metrics`; the names in the
+      result are
+          `report_name`'s (nDCG_exp@5 under the exponential gain).
+      backend: "exact", or "scann" with `index_options` (mode, leaves, leaves_to_search, reorder).
+      show: item rows whose first `show_depth` neighbours to return.
+      chunk: queries scored at once; memory is about 30 bytes * chunk * n beside the vectors.
+      progress: called with (queries done, n) after each chunk.
 
     Raises:
-        UserError: sizes that differ, a NaN, infinite or zero vector, no metric, unknown options, ScaNN wanted and not
-            installed.
+      UserError: sizes that differ, a NaN, infinite or zero vector, no metric, unknown options, ScaNN wanted and not
+          installed.
     """
     n = len(relevance)
     if n < 2:
@@ -92,8 +92,7 @@ def rank_catalogue(
     row: Ranker = VectorRanker("", ranker) if isinstance(ranker, np.ndarray) else ranker
     if not metrics:
         raise UserError('no metric to rank by: expected at least one, such as "nDCG@5"')
-    if backend not in BACKENDS:
-        raise UserError(f"unknown backend {backend!r}: known are {', '.join(BACKENDS)}")
+    check_choice("backend", backend, BACKENDS)
     if chunk < 1 or show_depth < 1:
         raise UserError(f"chunk={chunk}, show_depth={show_depth}: expected at least 1")
     shown = np.asarray(show, np.int64)

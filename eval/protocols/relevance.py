@@ -40,11 +40,11 @@ class AttributeRelevance:
         """Codes the attributes; memory is 4 bytes per item and rule.
 
         Args:
-            rules: in any order, gains whole numbers from 1 to 10, no two alike; mappings of any kind, ConfigDict too.
-            attributes: {name: value of each item}, all of one length.
+          rules: in any order, gains whole numbers from 1 to 10, no two alike; mappings of any kind, ConfigDict too.
+          attributes: {name: value of each item}, all of one length.
 
         Raises:
-            UserError: a malformed or repeated rule, an unknown attribute, or columns of differing lengths.
+          UserError: a malformed or repeated rule, an unknown attribute, or columns of differing lengths.
         """
         self.rules = _checked_rules(rules)
         lengths = {name: len(values) for name, values in attributes.items()}

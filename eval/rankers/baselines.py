@@ -108,13 +108,13 @@ def raw_pixels(images: np.ndarray) -> np.ndarray:
     memmap. Byte-identical images come out byte-identical.
 
     Args:
-        images: uint8 [n, height, width, 3].
+      images: uint8 [n, height, width, 3].
 
     Returns:
-        float32 [n, height * width * 3].
+      float32 [n, height * width * 3].
 
     Raises:
-        UserError: another shape or dtype, or an image equal to the mean of all (it has no direction; all equal, say).
+      UserError: another shape or dtype, or an image equal to the mean of all (it has no direction; all equal, say).
     """
     if not isinstance(images, np.ndarray):
         raise UserError(f"images are {type(images).__name__}: expected uint8 [n, height, width, 3], all of one size")

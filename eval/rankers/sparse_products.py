@@ -12,10 +12,10 @@ def row_products(
     """Products of rows of weights [n, column], added up in float64, as `eval.rankers.ranker.Ranker.scores` has them.
 
     Args:
-        queries: int [q] rows; candidates: int [q, k] rows, -1 where none, or None for all.
+      queries: int [q] rows; candidates: int [q, k] rows, -1 where none, or None for all.
 
     Returns:
-        float32 [q, k], -inf where there is no candidate, or [q, n].
+      float32 [q, k], -inf where there is no candidate, or [q, n].
     """
     asked = weights[queries]
     if candidates is None:

@@ -62,7 +62,7 @@ def write_report(path: epath.PathLike, report: dict[str, Any], *, pictures: Call
     page has an empty frame. In the JSON, numbers that are not finite are null.
 
     Raises:
-        UserError: the name ending in .json is that of the page, or of a file that is no earlier report.
+      UserError: the name ending in .json is that of the page, or of a file that is no earlier report.
     """
     target = epath.Path(path)
     beside = target.with_suffix(".json")

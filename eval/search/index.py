@@ -56,11 +56,11 @@ class Index(ABC):
         """The k nearest items of each query.
 
         Args:
-            queries: real [query, dimension], normalised here.
-            k: neighbours wanted; where there are fewer the result is padded (rows -1, scores -inf).
+          queries: real [query, dimension], normalised here.
+          k: neighbours wanted; where there are fewer the result is padded (rows -1, scores -inf).
 
         Raises:
-            UserError: another dimension, a NaN, infinite or zero query, k < 1.
+          UserError: another dimension, a NaN, infinite or zero query, k < 1.
         """
         if k < 1:
             raise UserError(f"k={k}: expected at least 1")
@@ -78,7 +78,7 @@ class Index(ABC):
         """Writes the index, manifest last; replaces an index that is there. Equal builds write equal bytes.
 
         Raises:
-            UserError: the folder is a file or holds something else than an index or one whose writing was cut off.
+          UserError: the folder is a file or holds something else than an index or one whose writing was cut off.
         """
         folder = epath.Path(folder)
         earlier = _earlier_files(folder)

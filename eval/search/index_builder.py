@@ -17,7 +17,7 @@ from etils import epath
 from eval.embeddings.vectors import unit_rows
 from eval.search.exact_index import ExactIndex
 from eval.search.index import FORMAT, IDS, MANIFEST, VECTORS, Index, npy_array
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 
 BACKENDS = ("exact", "scann")
 
@@ -26,15 +26,15 @@ def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exac
     """Builds a cosine index.
 
     Args:
-        vectors: real [n, dimension], any norm but 0.
-        ids: n unique strings.
-        backend: "exact" (no options) or "scann" (options of `eval.search.scann_index.build`: mode, leaves,
-        leaves_to_search,
-            reorder).
+      vectors: real [n, dimension], any norm but 0.
+      ids: n unique strings.
+      backend: "exact" (no options) or "scann" (options of `eval.search.scann_index.build`: mode, leaves,
+      leaves_to_search,
+          reorder).
 
     Raises:
-        UserError: a NaN, infinite or zero vector, repeated ids, no item, unknown backend or option, ScaNN wanted and
-            not installed.
+      UserError: a NaN, infinite or zero vector, repeated ids, no item, unknown backend or option, ScaNN wanted and
+          not installed.
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or len(vectors) != len(ids) or not vectors.size:
@@ -46,22 +46,21 @@ def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exac
             raise UserError(f"id {item!r} is a {type(item).__name__}: ids are strings")
     if len(set(ids)) != len(ids):
         raise UserError("ids of the index are not unique: each item is indexed once")
+    check_choice("backend", backend, BACKENDS)
     if backend == "exact":
         if options:
             raise UserError(f"unknown option {next(iter(options))!r}: the exact backend takes none")
         return ExactIndex(vectors, ids, {})
-    if backend == "scann":
-        from eval.search import scann_index
+    from eval.search import scann_index
 
-        return scann_index.build(unit_rows(vectors, what="vector", ids=ids), ids, **options)
-    raise UserError(f"unknown backend {backend!r}: known are {', '.join(BACKENDS)}")
+    return scann_index.build(unit_rows(vectors, what="vector", ids=ids), ids, **options)
 
 
 def load_index(folder: epath.PathLike) -> Index:
     """Reads a saved index after checking every file against the manifest.
 
     Raises:
-        UserError: no folder or manifest, a file missing, altered or not listed, ScaNN needed and not installed.
+      UserError: no folder or manifest, a file missing, altered or not listed, ScaNN needed and not installed.
     """
     folder = epath.Path(folder)
     if not (folder / MANIFEST).exists():

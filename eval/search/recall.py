@@ -95,13 +95,13 @@ def measure_recall(
     The result is also kept as `index.measured`, and so in the manifest of a later save.
 
     Args:
-        vectors: real [n, dimension], the ones the index was built from, in its order.
+      vectors: real [n, dimension], the ones the index was built from, in its order.
 
     Returns:
-        {"recall", "k", "queries", "seed"}.
+      {"recall", "k", "queries", "seed"}.
 
     Raises:
-        UserError: vectors of another shape than the index, or fewer than two items.
+      UserError: vectors of another shape than the index, or fewer than two items.
     """
     vectors = np.asarray(vectors)
     if len(index) < 2:

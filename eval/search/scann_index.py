@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from eval.search.index import Index
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 
 MODES = ("brute_force", "ah", "tree")
 _BRUTE_FORCE_BELOW, _TREE_FROM = 20_000, 100_000  # Google's sizing (ScaNN docs, algorithms.md)
@@ -69,20 +69,20 @@ def build(
     normalises.
 
     Args:
-        vectors: float32 [n, dimension], unit norm.
-        mode: "brute_force" (exact), "ah" (asymmetric hashing, then exact reordering) or "tree" (partitioned, then as
-            ah); None for brute_force below 20,000 items, ah below 100,000, tree from there. Fewer than 16 items are
-            always searched by brute force.
-        leaves: partitions of the tree, at most n; None for sqrt(n).
-        leaves_to_search: partitions read per query; None for a fifth of them, at least 10.
-        reorder: candidates scored exactly per query, at least 4 k at search time; None for 200.
+      vectors: float32 [n, dimension], unit norm.
+      mode: "brute_force" (exact), "ah" (asymmetric hashing, then exact reordering) or "tree" (partitioned, then as
+          ah); None for brute_force below 20,000 items, ah below 100,000, tree from there. Fewer than 16 items are
+          always searched by brute force.
+      leaves: partitions of the tree, at most n; None for sqrt(n).
+      leaves_to_search: partitions read per query; None for a fifth of them, at least 10.
+      reorder: candidates scored exactly per query, at least 4 k at search time; None for 200.
 
     Raises:
-        UserError: ScaNN is not installed, or an option that is out of range or does not belong to the mode.
+      UserError: ScaNN is not installed, or an option that is out of range or does not belong to the mode.
     """
     n = len(vectors)
-    if mode is not None and mode not in MODES:
-        raise UserError(f"unknown ScaNN mode {mode!r}: known are {', '.join(MODES)}")
+    if mode is not None:
+        check_choice("ScaNN mode", mode, MODES)
     given = {"leaves": leaves, "leaves_to_search": leaves_to_search, "reorder": reorder}
     for name, value in given.items():
         if value is not None and value < 1:

@@ -47,13 +47,13 @@ def bootstrap_mean(
     """Percentile-bootstrap interval of the mean of per-query values.
 
     Args:
-        values: [query] floats; NaN values are left out and counted.
-        clusters: [query] cluster of each query (ints or strings; user, title group); None resamples queries.
-        samples: bootstrap samples. Equal seeds give equal intervals.
-        confidence: 0.95 for the 2.5 and 97.5 percentiles.
+      values: [query] floats; NaN values are left out and counted.
+      clusters: [query] cluster of each query (ints or strings; user, title group); None resamples queries.
+      samples: bootstrap samples. Equal seeds give equal intervals.
+      confidence: 0.95 for the 2.5 and 97.5 percentiles.
 
     Raises:
-        UserError: lengths that differ, infinite values, or options out of range.
+      UserError: lengths that differ, infinite values, or options out of range.
     """
     columns = np.asarray(values, np.float64)[:, None]
     return bootstrap_columns(columns, clusters=clusters, samples=samples, confidence=confidence, seed=seed)[0]
@@ -74,12 +74,12 @@ def paired_bootstrap(
     drawn (the mean stays one over queries) and whole clusters change sign in the test.
 
     Args:
-        a, b: [query] floats, the same queries in the same order.
-        clusters, samples, confidence, seed: as for `bootstrap_mean`; `samples` also counts the sign flips, so
-            p >= 1 / (samples + 1).
+      a, b: [query] floats, the same queries in the same order.
+      clusters, samples, confidence, seed: as for `bootstrap_mean`; `samples` also counts the sign flips, so
+          p >= 1 / (samples + 1).
 
     Raises:
-        UserError: lengths that differ, infinite values, or options out of range.
+      UserError: lengths that differ, infinite values, or options out of range.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 1 or a.shape != b.shape:
@@ -142,7 +142,7 @@ def simultaneous_intervals(
     column is left out of all. A column that never varies has its mean for an interval.
 
     Raises:
-        UserError: as `bootstrap_columns`.
+      UserError: as `bootstrap_columns`.
     """
     differences = np.array(differences, np.float64)
     if differences.ndim == 2:

@@ -44,14 +44,14 @@ def conclusion(
     1 - confidence.
 
     Args:
-        a, b: names of the new and the old ranking.
-        difference: of a - b, from `paired_bootstrap` or `difference_columns` with the same confidence.
-        metric: its name in the report.
-        means: of a and of b, where they are to be told.
-        adjusted_p: p corrected for many comparisons, as `holm` gives it; `comparisons` is their number.
+      a, b: names of the new and the old ranking.
+      difference: of a - b, from `paired_bootstrap` or `difference_columns` with the same confidence.
+      metric: its name in the report.
+      means: of a and of b, where they are to be told.
+      adjusted_p: p corrected for many comparisons, as `holm` gives it; `comparisons` is their number.
 
     Raises:
-        UserError: several comparisons without adjusted_p; confidence or power out of range.
+      UserError: several comparisons without adjusted_p; confidence or power out of range.
     """
     if comparisons > 1 and adjusted_p is None:
         raise UserError(
@@ -94,10 +94,10 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """p-values corrected for their number: the chance of any false finding stays below the level (Holm 1979).
 
     Args:
-        p: [comparison]; NaN (not measured) stays NaN and does not count.
+      p: [comparison]; NaN (not measured) stays NaN and does not count.
 
     Raises:
-        UserError: a value outside [0, 1].
+      UserError: a value outside [0, 1].
     """
     p = np.asarray(p, np.float64)
     known = np.flatnonzero(~np.isnan(p))

@@ -310,6 +310,8 @@ def _write_rows(
 def _telling_what_cannot_be_written(out_dir: pathlib.Path) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{out_dir}: cannot be written ({reason}); give another folder") from error

@@ -177,6 +177,8 @@ def _samples(shard: pathlib.Path) -> Iterator[_Sample]:
                     sample.problem = sample.problem or FileProblem("not UTF-8", told)
             if len(source.last) < tarfile.BLOCKSIZE or any(source.last):  # tarfile takes a damaged header for the end
                 raise tarfile.ReadError("no end-of-archive mark where the headers end")
+    except UserError:
+        raise
     except _ERRORS as error:
         after = f"after {_replaced(sample.key)}" if sample else "at its beginning"
         raise UserError(f"{shard}: damaged or cut short {after} ({error}); copy it again or leave it out") from error

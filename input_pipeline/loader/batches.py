@@ -28,7 +28,7 @@ from input_pipeline.loader.buffers import Recycler
 from input_pipeline.loader.evaluation_pass import ON_ERROR, Pass, pass_batch
 from input_pipeline.loader.examples import Disk, Memory, Recipe, Source, training_batch, tree_map
 from input_pipeline.loader.workers import begin_worker, parse_absl_flags, signals_blocked
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 from siglip_jax.preprocessing import Preprocessing
 
 __all__ = ["Batches", "check_batches", "iterate_split", "make_loader"]
@@ -309,8 +309,7 @@ def iterate_split(
       UserError: arguments out of range. While iterating: a bad row, by its id, or a damaged file.
     """
     _check_positive(batch_size=batch_size)
-    if on_error not in ON_ERROR:
-        raise UserError(f"on_error={on_error!r}; expected one of {', '.join(ON_ERROR)}")
+    check_choice("on_error", on_error, ON_ERROR)
     disk = Disk(open_split(dataset_dir, split), Recipe(preprocessing=preprocessing), num_threads or os.cpu_count() or 1)
     count = len(disk.rows)
     rows = range(count) if rows is None else rows

@@ -89,6 +89,8 @@ class Architecture:
         try:
             towers = {name: TowerSize(**fields[name]) for name in ("image", "text")}
             return cls(**{**fields, **towers, "image_size": tuple(fields["image_size"])})
+        except UserError:
+            raise
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"model: not an architecture ({error}); expected {cls._expected()}") from error
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 from siglip_jax.models.architecture import DTYPES, Architecture, TowerSize
 from siglip_jax.models.transformer import REMAT_POLICIES, Dtype, Encoder, MapHead
 from siglip_jax.preprocessing import Patches
@@ -133,8 +133,7 @@ class TwoTowers(nn.Module):
     init_bias: float = -10.0
 
     def setup(self):
-        if self.remat not in REMAT_POLICIES:
-            raise UserError(f"model: remat={self.remat!r}; expected one of {', '.join(REMAT_POLICIES)}")
+        check_choice("model: remat", self.remat, REMAT_POLICIES)
         for name, dtype in (("dtype", self.dtype), ("param_dtype", self.param_dtype)):
             if str(dtype) not in DTYPES and dtype not in map(jnp.dtype, DTYPES):
                 raise UserError(f"model: {name}={dtype!r}; expected one of {', '.join(DTYPES)}")

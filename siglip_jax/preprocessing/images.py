@@ -101,6 +101,8 @@ def _decode_plain_jpeg(
         if memory is not None and 3 * height * width > len(memory):
             memory = None
         return simplejpeg.decode_jpeg(encoded, "RGB", buffer=memory, **(smaller if divisor > 1 else {}))
+    except UserError:
+        raise
     except ValueError:
         return None
 

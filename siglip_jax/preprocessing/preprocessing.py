@@ -20,7 +20,7 @@ import PIL.Image
 from etils import epath
 
 from siglip_jax import files
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 from siglip_jax.preprocessing.images import (
     FILLS,
     MAX_IMAGE_PIXELS,
@@ -90,10 +90,7 @@ class Preprocessing:
 
     def __post_init__(self):
         for field, choices in _FIELD_CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise UserError(
-                    f"preprocessing: {field}={getattr(self, field)!r}; expected one of {', '.join(choices)}"
-                )
+            check_choice(f"preprocessing: {field}", getattr(self, field), choices)
         for field in ("image_size", "value_range"):
             if isinstance(getattr(self, field), list):  # of JSON
                 object.__setattr__(self, field, tuple(getattr(self, field)))

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 from siglip_jax.models.architecture import Architecture, TowerSize
 from siglip_jax.weights.tensors import list_some, unflatten
 
@@ -59,8 +59,7 @@ def write(params: Any, path: epath.PathLike, *, layout: str = "stacked", prefix:
     Args:
       layout: "stacked" is read by big_vision models with scan=True, "layers" by those without.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"layout={layout!r}; expected one of {', '.join(LAYOUTS)}")
+    check_choice("layout", layout, LAYOUTS)
     flat = {name: np.asarray(value) for name, value in flax.traverse_util.flatten_dict(params, sep="/").items()}
     if layout == "layers":
         flat = _unstack(flat)
@@ -94,6 +93,8 @@ def architecture_of(params: Any, *, image_size: tuple[int, int] | None = None, s
             raise UserError(f"{source}: {positions[1]} positions are of no square picture; pass image_size=")
         vocab_size, text_length = flat["txt/Embed_0/embedding"][0], flat["txt/pos_embedding"][1]
         image, text = _size(flat, "img/Transformer"), _size(flat, "txt/Encoder_0")
+    except UserError:
+        raise
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"{source}: not a SigLIP model, {error} is missing or of another shape") from error
     return Architecture(

@@ -55,6 +55,8 @@ def architecture_of(config: Mapping[str, Any], *, text_head: bool, source: objec
             text_head=text_head,
             naflex=naflex,
         )
+    except UserError:
+        raise
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{source}: not the config of a SigLIP model ({error})") from error
     projection = text.get("projection_size") or architecture.text.width

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 
 METHODS = ("linear", "bicubic")
 MAX_SIDE = 256  # patches; 4096 pixels by 16
@@ -17,8 +17,7 @@ def resize_positions(grid: np.ndarray, size: tuple[int, int], *, method: str = "
     zoom of order 1). "bicubic" samples pixel centres with a = -0.75 and no antialias, as Hugging Face's
     `interpolate_pos_encoding` does (torch's interpolate).
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}; expected one of {', '.join(METHODS)}")
+    check_choice("method", method, METHODS)
     if max(size) > MAX_SIDE:
         raise UserError(f"a grid of {size[0]} x {size[1]} positions; the limit is {MAX_SIDE} a side")
     matrix = _linear if method == "linear" else _bicubic

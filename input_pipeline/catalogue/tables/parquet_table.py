@@ -36,6 +36,8 @@ class ParquetTable:
                 check_names(self.columns, name)
                 self.pictures = frozenset(field.name for field in schema if _holds_bytes(field.type))
                 self.sha256 = _footer_sha256(file) if self.pictures else _sha256(file)
+        except UserError:
+            raise
         except _ERRORS as error:
             raise self._unreadable(error) from error
 
@@ -56,6 +58,8 @@ class ParquetTable:
                         continue
                     yield from self._rows_of(batch.slice(start))
                     start = 0
+        except UserError:
+            raise
         except _ERRORS as error:
             raise self._unreadable(error) from error
 
@@ -65,6 +69,8 @@ class ParquetTable:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
                 values.append(_cells(column, bad))
+            except UserError:
+                raise
             except (pa.ArrowException, UnicodeDecodeError, TypeError, ValueError) as error:
                 raise UserError(
                     f"{self.name}: column {name} has type {column.type}; expected text, numbers, dates, booleans, "

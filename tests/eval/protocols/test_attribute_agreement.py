@@ -161,7 +161,7 @@ def test_progress_reaches_the_end():
     [
         ({"vectors": np.ones((3, 2))}, r"vectors \[3, 2\] for 50 items"),
         ({"vectors": np.zeros((50, 2))}, "row 0 is zero"),
-        ({"backend": "faiss"}, "known are exact, scann"),
+        ({"backend": "faiss"}, "expected one of exact, scann"),
         ({"index_options": {"leaves": 3}}, "the exact backend takes none"),
         ({"metrics": ("ndcg",)}, "unknown metric"),
         ({"metrics": ()}, "no metric to rank by"),

@@ -182,7 +182,7 @@ def with_row(row):
         (lambda: build_index(vectors(2), [1, 2]), "id 1 is a int"),
         (lambda: build_index(vectors(2), ["a"]), "1 ids with vectors"),
         (lambda: build_index(np.zeros((0, 3)), []), "at least one"),
-        (lambda: build_index(vectors(2), names(2), backend="faiss"), "known are exact, scann"),
+        (lambda: build_index(vectors(2), names(2), backend="faiss"), "expected one of exact, scann"),
         (lambda: build_index(vectors(2), names(2), leaves=3), "'leaves': the exact backend takes none"),
         (lambda: build_index(vectors(2), names(2)).search(vectors(1, 5), k=1), r"expects \[query, 8\]"),
         (lambda: build_index(vectors(2), names(2)).search(np.zeros((1, 8)), k=1), "query of row 0 is zero"),

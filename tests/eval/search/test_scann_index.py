@@ -182,7 +182,7 @@ def test_sizing(monkeypatch, n, mode):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "hnsw"}, "known are brute_force, ah, tree"),
+        ({"mode": "hnsw"}, "expected one of brute_force, ah, tree"),
         ({"leaves": 0, "mode": "tree"}, "leaves=0"),
         ({"leaves": 5}, "no effect in mode brute_force"),
         ({"mode": "ah", "leaves_to_search": 5}, "no effect in mode ah"),
