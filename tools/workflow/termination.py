@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
+import sys
 import threading
 import types
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from siglip_jax.errors import Stopped
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+AGAIN_AFTER = 0.01  # seconds
 
 
 class _Terminated(BaseException):
@@ -22,29 +28,25 @@ def terminable() -> Iterator[None]:
     """Turns SIGTERM into an orderly end: temporary folders go, finished work is kept, the exit code is 143."""
 
     def stop(number: int, frame: types.FrameType | None) -> None:
-        if _swallows(frame):
-            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()  # once more, when it is done
+        raise _Terminated
+
+    def dropped(problem: UnraisableHookArgs) -> None:
+        # Python drops what is raised in finalisers and in callbacks of weak references and of the garbage collector
+        # (JAX has one). The signal comes again until it arrives where an exception counts.
+        if isinstance(problem.exc_value, _Terminated):
+            threading.Timer(AGAIN_AFTER, os.kill, (os.getpid(), signal.SIGTERM)).start()
         else:
-            raise _Terminated
+            hook(problem)
 
     if threading.current_thread() is not threading.main_thread():  # elsewhere Python allows no handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    hook, before = sys.unraisablehook, signal.signal(signal.SIGTERM, stop)
+    sys.unraisablehook = dropped
     try:
         yield
     except _Terminated:
         raise Stopped("stopped by SIGTERM", code=128 + signal.SIGTERM) from None
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _swallows(frame: types.FrameType | None) -> bool:
-    """Whether Python would print and forget an exception raised here: in a callback of the garbage collector, of which
-    JAX has one, or in a finaliser."""
-    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
-    while frame is not None:
-        if frame.f_code in callbacks or frame.f_code.co_name == "__del__":
-            return True
-        frame = frame.f_back
-    return False
+        sys.unraisablehook = hook

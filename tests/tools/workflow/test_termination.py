@@ -1,9 +1,11 @@
-"""SIGTERM at any moment ends the block, also where Python forgets exceptions."""
+"""SIGTERM at any moment ends the block, also where Python drops exceptions."""
 
 import gc
 import os
 import signal
+import sys
 import time
+import weakref
 
 import pytest
 
@@ -43,9 +45,25 @@ def in_a_finaliser():
     Last()
 
 
-@pytest.mark.parametrize("sent", [terminate, in_a_collector_callback, in_a_finaliser])
+def in_a_callback_of_a_weak_reference():
+    class Last:
+        pass
+
+    def callback(reference):
+        terminate()
+        busy(0.05)
+
+    last = Last()
+    reference = weakref.ref(last, callback)
+    del last
+    assert reference() is None
+
+
+@pytest.mark.parametrize(
+    "sent", [terminate, in_a_collector_callback, in_a_finaliser, in_a_callback_of_a_weak_reference]
+)
 def test_the_block_ends(sent):
-    before, reached = signal.getsignal(signal.SIGTERM), []
+    before, reached = (signal.getsignal(signal.SIGTERM), sys.unraisablehook), []
 
     @terminable()
     def work():
@@ -60,7 +78,20 @@ def test_the_block_ends(sent):
         work()
     assert reached == ["what must be done"]
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert (signal.getsignal(signal.SIGTERM), sys.unraisablehook) == before
+
+
+def test_other_dropped_exceptions_are_told_as_ever(monkeypatch):
+    problems = []
+    monkeypatch.setattr(sys, "unraisablehook", problems.append)
+
+    class Broken:
+        def __del__(self):
+            raise ValueError("not about signals")
+
+    with terminable():
+        Broken()
+    assert [str(problem.exc_value) for problem in problems] == ["not about signals"]
 
 
 def test_an_error_is_not_a_signal():
