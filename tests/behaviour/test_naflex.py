@@ -51,6 +51,7 @@ def test_it_learns_and_comes_back_the_same(trained, tmp_path):
         np.testing.assert_array_equal(siglip_jax.load(tmp_path / path).encode_image(pictures()), z)
 
 
+@pytest.mark.filterwarnings("ignore::siglip_jax.training.start.prepare_start.StartWarning")  # a tiny random model
 def test_fine_tuning_starts_from_it(trained, naflex_config, shop_dataset, tmp_path):
     from tools.workflow.training import start_model, train
 

@@ -74,14 +74,14 @@ def _tsv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(_bounded(text, name), strict=True)
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{name} line {reader.line_num}: not CSV ({error}); mend the line") from error
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        reader = csv.reader(_bounded(text, name), strict=True)
+        try:
+            for row in reader:
+                if row:
+                    yield reader.line_num, row
+        except csv.Error as error:
+            raise UserError(f"{name} line {reader.line_num}: not CSV ({error}); mend the line") from error
 
 
 # --- jsonl ------------------------------------------------------------------------------------------------------------
@@ -151,9 +151,9 @@ def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
     buffered = file if hasattr(file, "peek") else io.BufferedReader(file)  # type: ignore[type-var]
     # Some old programs end lines with CR alone; where there are line feeds, a CR within a line is part of it.
     newline = "\n" if b"\n" in (start := buffered.peek(2**16)) or b"\r" not in start else "\r"
-    text = io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
-    for number, line in enumerate(_bounded(text, name), 1):
-        yield number, line.removesuffix(newline).removesuffix("\r")
+    with io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as text:
+        for number, line in enumerate(_bounded(text, name), 1):
+            yield number, line.removesuffix(newline).removesuffix("\r")
 
 
 def _bounded(text: io.TextIOWrapper, name: str) -> Iterator[str]:
