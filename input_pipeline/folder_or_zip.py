@@ -62,7 +62,7 @@ def expand_shards(path: str) -> list[pathlib.Path]:
     """The files that `name-{000..123}.suffix` stands for; [] for a path without braces.
 
     Raises:
-      UserError: a range that is none, or files that are not there.
+      UserError: a range that cannot be read, or files that are not there.
     """
     match = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path, re.DOTALL)
     if not match:
@@ -188,7 +188,7 @@ class Zip:
         return info
 
 
-# In the texts of problems that may pass, by a mended disk or other rights, while size and time of the file stay.
+# In the texts of problems that may pass, by a fixed disk or other rights, while size and time of the file stay.
 PASSING_PROBLEMS = ("cannot be read", "leads outside")
 
 

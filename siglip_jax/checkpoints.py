@@ -118,7 +118,7 @@ class Checkpoints:
         )
 
     def restore_newest(self, *, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, iterator state) of the newest checkpoint that can be read; None where there is none.
+        """(step, state, iterator state) of the newest checkpoint that can be read; None without one.
 
         One that cannot be read is named on stderr and moved to the folder DAMAGED, once an older one was read.
 

@@ -78,7 +78,7 @@ def load(
         raise UserError(f"load: an empty path; expected {EXPECTED}")
     preset = None if _is_path(name_or_path) else PRESETS.get(os.fspath(name_or_path))
     if weights is not None and preset is None:
-        raise UserError(f"load: weights= goes with a preset's name, and {name_or_path} is none")
+        raise UserError(f"load: weights= goes with a preset's name, and {name_or_path} is not one")
     if preset is not None:
         source = epath.Path(weights) if weights is not None else _find_weights(preset)
     else:

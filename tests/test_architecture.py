@@ -243,6 +243,17 @@ def test_imports_stay_light(python, statement, absent):
     assert absent.isdisjoint(done.stdout.split())
 
 
+def test_reading_batches_loads_nothing_that_builds_datasets(python):
+    """Workers load this, one process each. 26 modules of ours; it was 40 with the builder, the audit and its page."""
+    statement = "import input_pipeline.loader.batches, sys; print(*sorted(sys.modules))"
+    done = python(statement)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "jinja2" not in loaded
+    assert not [name for name in loaded if name.startswith(("input_pipeline.building", "input_pipeline.audit."))]
+    assert len(loaded & MODULES.keys()) <= 26
+
+
 WHOLE_THREAD = """
 import sys
 from siglip_jax.cli import main
@@ -266,3 +277,21 @@ def test_training_embedding_search_and_ranking_load_no_tensorflow(
     done = python(WHOLE_THREAD, config_file, shop_dataset, trained_workdir, tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.html").exists()
+
+
+# --- where tests are --------------------------------------------------------------------------------------------------
+
+
+def test_tests_lie_where_what_they_test_lies():
+    """tests/<folder>/test_<file>.py, an aspect behind the name or not; or test_<folder>.py for all of a folder."""
+    lost = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        folder = path.relative_to(ROOT / "tests").parent
+        if folder.parts[:1] in ((), ("behaviour",), ("docs",)):
+            continue
+        files = [pathlib.PurePath(source) for source in SOURCES]
+        names = [source.stem for source in files if source.parent == folder] + [folder.name]
+        tested = path.stem.removeprefix("test_")
+        if not any(tested == name or tested.startswith(f"{name}_") for name in names):
+            lost.append(str(path.relative_to(ROOT)))
+    assert lost == []

@@ -48,7 +48,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "only",
         [],
-        "attribute=value of the rows to take; given again, other values of the attribute, or other attributes besides.",
+        "attribute=value of the rows to take; given again, other values of the attribute, or other attributes as well.",
         flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "Of the split.", flag_values=values)

@@ -159,7 +159,7 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
         skipped["duplicate row"] = good - kept
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
     if skipped and form.on_error == "refuse":
-        raise UserError(f"log: {listed} among {rows} rows; mend them, or leave them out with --on_error=skip")
+        raise UserError(f"log: {listed} among {rows} rows; fix them, or leave them out with --on_error=skip")
     if not kept:
         raise UserError(f"log: no usable row among {rows}" + (f" ({listed})" if listed else ""))
     sql.execute("drop table checked")

@@ -80,7 +80,7 @@ def build_dataset(
 ) -> dict[str, Any]:
     """Checks every row, splits by title and picture, and puts `out_dir` in its place in one step at the end.
 
-    What kinds of problem a row may have `check_item` says; besides, "duplicate id": the first row with the id is the
+    What kinds of problem a row may have `check_item` says; also "duplicate id": the first row with the id is the
     one kept. Two builds of one catalogue are equal byte for byte, whether or not they were stopped in between: work in
     progress stands in `<out_dir>.partial`, and the same call goes on with it.
 

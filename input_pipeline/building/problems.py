@@ -85,7 +85,7 @@ def refuse(audit: dict[str, Any], listed: Iterator[pa.Table], out_dir: pathlib.P
     if not audit["kept"]:
         message = f"no usable row among {audit['rows']} ({found})"
     elif on_error == "refuse" and problems.keys() - {facts.SEEN}:
-        message = f"{found} among {audit['rows']} rows; mend them or leave them out (--on_error=skip)"
+        message = f"{found} among {audit['rows']} rows; fix them or leave them out (--on_error=skip)"
     elif empty:
         message = (
             f"split {' and '.join(empty)} would be empty: {audit['kept']} rows form {audit['linked_groups']} groups "

@@ -89,7 +89,7 @@ def _write_split(
     start = 0
     for shard, length in enumerate(lengths):
         path = pathlib.Path(os.fspath(template.sharded_filepath(shard_index=shard, num_shards=len(lengths))))
-        sizes = stage.folder / f"{path.name}.sizes.npy"  # what TFDS wants to know of a shard that is not written again
+        sizes = stage.folder / f"{path.name}.sizes.npy"  # what TFDS needs to know of a shard that is not written again
         if not (path.exists() and sizes.exists()):
             written = []
             unfinished = stage.folder / f"{path.name}.unfinished"

@@ -19,7 +19,7 @@ from pathlib import Path
 from input_pipeline.folder_or_zip import MAX_FILE_BYTES, ZIP_ERRORS
 from siglip_jax.errors import UserError
 
-MAX_TABLE_BYTES = 2**31  # read whole, since its lines are mended
+MAX_TABLE_BYTES = 2**31  # read whole, since its lines are fixed
 _STYLES = ("id", "gender", "masterCategory", "subCategory", "articleType", "baseColour", "season", "year", "usage")
 _LONGEST_ID = 200  # bytes; file names have 255
 _TITLE = "productDisplayName"
@@ -33,7 +33,7 @@ def convert_fashion(source: str | Path, out: str | Path) -> dict[str, int]:
     system allows, else copied. Every line becomes a row: one without a picture, with fields missing (its title is then
     empty) or with an id that cannot name a picture stays in the table, for the audit of `build_dataset` to list.
 
-    Returns the counts: rows, and among them ragged_lines (mended: the name held commas), unusable_lines (fields
+    Returns the counts: rows, and among them ragged_lines (fixed: the name held commas), unusable_lines (fields
     missing, or such an id) and, among the others, missing_images (also those that cannot be read, lead out of the
     source by a link, or are larger than a catalogue's pictures may be).
 
@@ -63,7 +63,7 @@ def _convert_folder(source: Path, out: Path) -> dict[str, int]:
     try:
         data = table.read_bytes()
     except OSError as error:
-        raise UserError(f"{table}: cannot be read ({error.strerror}); mend its permissions") from error
+        raise UserError(f"{table}: cannot be read ({error.strerror}); fix its permissions") from error
     rows, usable, counts = _read_styles(data, where=str(table))
     images = table.parent / "images"
     (out / "images").mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def _read_styles(data: bytes, *, where: str) -> tuple[list[dict[str, str]], list
     counts = {"rows": 0, "ragged_lines": 0, "unusable_lines": 0, "missing_images": 0}
     for line, fields in numbered:
         if any(part.count(",") >= len(header) - 1 for field in fields for part in field.splitlines()[1:]):
-            raise UserError(f"{where} line {line}: a quote that is not closed swallows the next line; mend the line")
+            raise UserError(f"{where} line {line}: a quote that is not closed swallows the next line; fix the line")
         complete = len(fields) >= len(header)
         if len(fields) > len(header):
             counts["ragged_lines"] += 1
@@ -161,7 +161,7 @@ def _csv_rows(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
                 yield line, fields
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{where} line {line}: not CSV ({error}); mend the line's quotes") from error
+        raise UserError(f"{where} line {line}: not CSV ({error}); fix the line's quotes") from error
 
 
 def _link(picture: Path, target: Path) -> bool:

@@ -17,7 +17,7 @@ from input_pipeline.dataset import Split
 from input_pipeline.dataset.reader import READ_ROWS
 from siglip_jax.errors import UserError
 
-ATTEMPTS = 16  # rows drawn to stand in for one, before it is said that there is no good one
+ATTEMPTS = 16  # rows drawn to replace one, before it is said that there is no good one
 IDS_SHOWN = 5
 
 
@@ -85,7 +85,7 @@ def stand_ins(rows: np.ndarray, *, count: int, attempt: int, seed: int, epoch: i
 class Budget:
     """Counts replaced rows, and stops a run that has too many.
 
-    A process may replace `fraction` of its share of the rows in each epoch begun, the fractions of all epochs together.
+    A process may replace `fraction` of its share of the rows in each started epoch, all epochs together.
     So one process alone never stops for a split that has no more bad rows than that; and where any are allowed, one is.
 
     Attributes:
@@ -121,5 +121,5 @@ class Budget:
         said = f"{count:.0f} row{'s' * (count > 1)} could not be used in {epochs} epoch{'s' * (epochs > 1)}"
         raise UserError(
             f"{said} of {self.share:.0f}, more than max_bad_fraction={self.fraction} allows "
-            f"({'; '.join(shown)}{more}); mend the dataset, or give a larger fraction"
+            f"({'; '.join(shown)}{more}); fix the dataset, or give a larger fraction"
         )

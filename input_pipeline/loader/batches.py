@@ -147,7 +147,7 @@ class Batches(Iterator[dict[str, Any]]):
 
     Attributes:
       preprocessing: what the batches were made with; training refuses a model that has another.
-      replaced: of the last batch, {"row", "id", "reason", "stand_in"} of each row that another one stands in for.
+      replaced: of the last batch, {"row", "id", "reason", "stand_in"} of each row that another one replaces.
     """
 
     preprocessing: Preprocessing
@@ -191,7 +191,7 @@ class Batches(Iterator[dict[str, Any]]):
         self._to_begin = max(0, self._to_begin - 1)
         self._next += 1
         self.replaced = [each.to_json() for each in replaced]
-        self._budget.add(replaced, epochs=-(-self._next // self._plan.batches_per_epoch))  # begun
+        self._budget.add(replaced, epochs=-(-self._next // self._plan.batches_per_epoch))  # started
         return {key: tree_map(self._plain, value) for key, value in batch.items()}
 
     def get_state(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Recipe:
     """What is made of a record.
 
     Attributes:
-      seed: of the augmentation and of the rows that stand in for bad ones.
+      seed: of the augmentation and of the rows that replace bad ones.
     """
 
     preprocessing: Preprocessing
@@ -192,7 +192,7 @@ def training_batch(source: Source, rows: np.ndarray, epoch: int) -> tuple[dict[s
     """The examples of the rows, with "index" int64 [b]; a bad row is replaced by another, a draw of its own.
 
     Raises:
-      UserError: ATTEMPTS rows were drawn to stand in for one, and all are bad.
+      UserError: ATTEMPTS rows were drawn to replace one, and all are bad.
     """
     batch, bad = source.take(rows, epoch)
     index = rows.copy()
@@ -215,7 +215,7 @@ def training_batch(source: Source, rows: np.ndarray, epoch: int) -> tuple[dict[s
     if wanting:
         raise UserError(
             f"{source.rows.dataset_dir}: split {source.rows.name}: {next(iter(wanting.values()))}; the {ATTEMPTS} rows "
-            "tried in its place are no better: mend the dataset, or build it again"
+            "tried in its place are no better: fix the dataset, or build it again"
         )
     return {**batch, "index": index}, sorted(replacements, key=lambda each: each.bad.row)
 

@@ -1,4 +1,4 @@
-"""A catalogue repeated until it has as many rows as a bench wants, which notes the memory at each tenth of them."""
+"""A catalogue repeated until it has as many rows as a bench needs, which notes the memory at each tenth of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """siglip-jax bench step: a training step of a preset, beside transformers' SiglipModel in PyTorch on the same device.
 
 siglip-jax bench step                                       SigLIP 2 B/16-256, bfloat16: img/s, step time, MFU
-siglip-jax bench step --batch=1024 --microbatch=128         exact large batches besides
+siglip-jax bench step --batch=1024 --microbatch=128         exact large batches as well
 siglip-jax bench step --largest_batch --microbatch=128      the largest batch that fits, for each
 siglip-jax bench step --preset=small --batch=16             in seconds, on a CPU
 

@@ -58,7 +58,7 @@ def open_delimited(open_file: Callable[[], IO[bytes]], name: str, suffix: str, s
             for line, row in numbered:
                 if len(row) != len(columns):
                     given = f"{len(row)} fields; expected {len(columns)} ({', '.join(columns)})"
-                    raise UserError(f"{name} line {line}: {given}; mend the line")
+                    raise UserError(f"{name} line {line}: {given}; fix the line")
                 if all(map(is_utf8, row)):
                     yield dict(zip(columns, row, strict=True)), ""
                 else:
@@ -81,7 +81,7 @@ def _csv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
                 if row:
                     yield reader.line_num, row
         except csv.Error as error:
-            raise UserError(f"{name} line {reader.line_num}: not CSV ({error}); mend the line") from error
+            raise UserError(f"{name} line {reader.line_num}: not CSV ({error}); fix the line") from error
 
 
 # --- jsonl ------------------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def _record(line: str, name: str, number: int) -> Row:
         record = {key: _json_value(value) for key, value in record.items()}
         json.dumps(record, ensure_ascii=False).encode()  # a lone surrogate (\ud800) cannot be stored
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} line {number}: not a JSON object ({error}); mend the line") from error
+        raise UserError(f"{name} line {number}: not a JSON object ({error}); fix the line") from error
     return record, problem
 
 

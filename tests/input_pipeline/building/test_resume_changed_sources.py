@@ -207,7 +207,7 @@ def test_after_a_refusal_nothing_is_checked_again(shop, tmp_path, checked):
         (lambda lines: lines.__delitem__(slice(30, None)), list(range(24, 29))),
         (lambda lines: lines.__setitem__(0, "id\ttitle\timage\tcolor"), list(range(ROWS))),
     ],
-    ids=["mended", "last", "inserted", "removed", "appended", "cut", "renamed"],
+    ids=["fixed", "last", "inserted", "removed", "appended", "cut", "renamed"],
 )
 def test_a_table_mended_after_a_refusal(shop, tmp_path, checked, change, again):
     refused(checked, shop, tmp_path / "out")

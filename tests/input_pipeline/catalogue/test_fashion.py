@@ -1,4 +1,4 @@
-"""The Fashion Product Images layout becomes a catalogue, with its ragged lines mended and its gaps counted."""
+"""The Fashion Product Images layout becomes a catalogue, with its ragged lines fixed and its gaps counted."""
 
 from __future__ import annotations
 
