@@ -11,6 +11,7 @@ import jax
 from siglip_jax.errors import UserError
 
 T = TypeVar("T")
+Params = Any  # a tree of arrays by name, {"img": {...}, "txt": {...}, "t": [1], "b": [1]}, or of what belongs to each
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -18,7 +18,8 @@ from siglip_jax.training.parallel.microbatch import value_and_grad_in_microbatch
 from siglip_jax.training.parallel.sharding import BATCH_AXES, batch_sharding, keep_rows_apart, tree_shardings
 
 State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar, and "ema" where a running mean is kept}
-Batch = dict[str, jax.Array]  # {"image" uint8 [n, h, w, 3], "text" int32 [n, L], "group" int32 [n]}
+Batch = dict[str, Any]  # {"image" uint8 [n, h, w, 3] or Patches, "text" int32 [n, L], "group" int32 [n]}
+TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]  # the scalars are metrics of the step
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0) -> State:
@@ -39,7 +40,7 @@ def make_train_step(
     microbatch: int = 0,
     frozen: Any = None,
     ema_decay: float = 0.0,
-) -> tuple[Callable[[State, Batch], tuple[State, dict[str, jax.Array]]], Any]:
+) -> tuple[TrainStep, Any]:
     """Builds the jitted step.
 
     Args:
