@@ -21,17 +21,16 @@ from siglip_jax.training.config import default_config
 
 
 def get_config(argument: str = ""):
-  config = default_config()
-  config.batch_size = 1024
-  config.optimizer.learning_rate = 1e-4
-  return config.lock()
+    config = default_config()
+    config.batch_size = 1024
+    config.optimizer.learning_rate = 1e-4
+    return config.lock()
 ```
 
 A field that does not exist and a value of another type are errors. A run is continued with the values it started
 with; fields marked * may change in between.
 
-This page is made from `siglip_jax/training/config_fields` by
-`python -m siglip_jax.training.config_reference > docs/reference/config.md`.
+`make docs` makes this page from `siglip_jax/training/config_fields`.
 """
 
 
