@@ -11,7 +11,7 @@ CATALOG ?=
 LAYOUT ?= catalog
 CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
-.PHONY: demo finetune-start finetune-compare test test-slow test-tpu lint lock clean
+.PHONY: demo finetune-start finetune-compare test test-slow test-tpu docs lint lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml uv.lock
@@ -56,6 +56,9 @@ test-slow: $(READY)
 
 test-tpu: $(READY) $(LIBTPU)/ready  ## compiles for TPU slices, on any Linux machine: no TPU
 	.venv/bin/python -m pytest -q -rP -m tpu_compile tests
+
+docs: $(READY)  ## the pages that are made from the code
+	.venv/bin/python -m siglip_jax.training.config_reference > docs/reference/config.md
 
 lint: $(READY)
 	.venv/bin/ruff check --quiet

@@ -1,4 +1,4 @@
-"""Files that anybody may have written: what kind they are, and JSON."""
+"""Files that anybody may have written: what kind they are, JSON, and how two JSON objects differ."""
 
 from __future__ import annotations
 
@@ -49,6 +49,18 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object (it holds a {type(value).__name__}); copy it again")
     return value
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines such as "model.patch_size: 8 here, 16 there" for every leaf of two JSON objects that differs."""
+    lines: list[str] = []
+    for key in sorted({*ours, *theirs}):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} here, {b!r} there")
+    return lines
 
 
 def _short(error: Exception) -> str:

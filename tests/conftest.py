@@ -101,10 +101,10 @@ def tiny_model(config_file, shop_dataset):
 @pytest.fixture(scope="session")
 def trained_workdir(config_file, shop_dataset, tmp_path_factory) -> pathlib.Path:
     """The workdir of a finished, unbroken tiny run on one device. Not to be written to."""
-    from tools.workflow.training import train
+    from tools.workflow.training import train_on_dataset
 
     workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    train(runpy.run_path(str(config_file))["get_config"](), dataset=shop_dataset, workdir=workdir)
+    train_on_dataset(runpy.run_path(str(config_file))["get_config"](), dataset=shop_dataset, workdir=workdir)
     return workdir
 
 

@@ -75,7 +75,7 @@ def main(values: flags.FlagValues) -> None:
     # A folder for each pair of config and data, so that a run is continued only by the same run.
     run = hashlib.sha256(json.dumps([config_to_json(config), audit["fingerprint"]]).encode()).hexdigest()[:12]
     announce(f"training: {config.steps} steps of {config.batch_size} pairs")
-    trained = training.train(config, dataset=dataset, workdir=workdir / "train" / run)
+    trained = training.train_on_dataset(config, dataset=dataset, workdir=workdir / "train" / run)
 
     announce("embedding the held-out items with the start and the trained encoder")
     start = training.start_model(config, dataset)

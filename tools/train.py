@@ -39,5 +39,5 @@ def main(values: flags.FlagValues) -> None:
     if values.dry_run:
         training.dry_run(common_flags.config_of(values), dataset=values.dataset)
         return
-    training.train(common_flags.config_of(values), dataset=values.dataset, workdir=values.workdir)
+    training.train_on_dataset(common_flags.config_of(values), dataset=values.dataset, workdir=values.workdir)
     print(f"trained model in {values.workdir}")

@@ -32,6 +32,7 @@ from eval.embeddings.store import (
     write_whole,
 )
 from siglip_jax.errors import UserError
+from siglip_jax.files import differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +182,6 @@ def _bytes(value: Mapping[str, Any]) -> bytes:
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Such as "dataset.split: 'test' here, 'train' there"; the path that a model was loaded by does not count."""
-    from siglip_jax.training.config import differences
-
     pair = [json.loads(json.dumps(each)) for each in (ours, theirs)]
     for each in pair:
         for about in (each, each.get("about")):

@@ -33,7 +33,7 @@ from siglip_jax.training.optimizer.freezing import frozen_parameters
 from siglip_jax.training.parallel.sharding import make_mesh, tree_shardings
 from siglip_jax.training.parallel.sharding_table import bytes_per_device
 from siglip_jax.training.start.spec import batch_shapes, outline
-from siglip_jax.training.step import init_state, make_train_step
+from siglip_jax.training.step import Batch, State, init_state, make_train_step
 
 GIB = 2**30
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMG])\) exceeds available", re.DOTALL)
@@ -44,14 +44,14 @@ class Step:
     """A config's step on a mesh, ready to lower.
 
     Attributes:
-      function: the jitted (state, batch) -> (state, metrics).
+      function: the jitted step.
       state, batch: ShapeDtypeStructs of its arguments.
       mesh: where it runs.
     """
 
-    function: Any
-    state: Any
-    batch: Any
+    function: Any  # a TrainStep with `lower`
+    state: State
+    batch: Batch
     mesh: Mesh
 
 
@@ -160,7 +160,7 @@ def time_step(step: Step, compiled: Any, *, repetitions: int = 2) -> float:
     """Seconds of one step on the machine the step was compiled for, on zeros: the shortest of a few, after one."""
     state_at, batch_at = compiled.input_shardings[0]
 
-    def zeros(shapes, shardings):
+    def zeros(shapes: Any, shardings: Any) -> Any:
         return jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=shardings)()
 
     state, batch = zeros(step.state, state_at), zeros(step.batch, batch_at)

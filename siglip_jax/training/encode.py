@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,13 +12,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from siglip_jax.training.parallel.sharding import to_devices
+from siglip_jax.training.param_rules import Params
+from siglip_jax.training.step import Batch
 
 ENCODED = ("image", "text", "group")
 
 
 def make_encoder(
     module: nn.Module, *, to_float: Callable[[jax.Array], jax.Array], mesh: Mesh
-) -> Callable[[Any, Mapping[str, Any]], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> Callable[[Params, Batch], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(params, batch) -> (image float32 [n, d], text float32 [n, d], group int32 [n]), unit norm, on every process.
 
     The batch holds this process's rows of a global one, as a training batch does; the result is the global one in the
@@ -31,11 +33,11 @@ def make_encoder(
     whole = NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, out_shardings=whole)
-    def encode(params, batch):
+    def encode(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         outputs: Any = module.apply({"params": params}, to_float(batch["image"]), batch["text"])
         return outputs[0], outputs[1], batch["group"]
 
-    def encoded(params, batch):
+    def encoded(params: Params, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image, text, group = encode(params, to_devices({key: batch[key] for key in ENCODED}, mesh))
         return np.asarray(image), np.asarray(text), np.asarray(group)
 

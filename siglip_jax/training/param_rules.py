@@ -11,6 +11,7 @@ import jax
 from siglip_jax.errors import UserError
 
 T = TypeVar("T")
+Params = Any  # a tree of arrays by name, {"img": {...}, "txt": {...}, "t": [1], "b": [1]}, or of what belongs to each
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -30,7 +31,7 @@ def match_rules(rules: Iterable[tuple[str, T]], tree: Any, *, default_for_scalar
     compiled = [(re.compile(pattern), value) for pattern, value in rules]
     uncovered: list[str] = []
 
-    def first_match(path, leaf):
+    def first_match(path: tuple[Any, ...], leaf: Any) -> T | None:
         if default_for_scalars is not None and leaf.ndim == 0:
             return default_for_scalars
         name = path_name(path)

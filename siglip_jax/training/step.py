@@ -16,12 +16,14 @@ from siglip_jax.training.optimizer import ema
 from siglip_jax.training.optimizer.freezing import stop_gradients
 from siglip_jax.training.parallel.microbatch import value_and_grad_in_microbatches
 from siglip_jax.training.parallel.sharding import BATCH_AXES, batch_sharding, keep_rows_apart, tree_shardings
+from siglip_jax.training.param_rules import Params
 
 State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar, and "ema" where a running mean is kept}
-Batch = dict[str, jax.Array]  # {"image" uint8 [n, h, w, 3], "text" int32 [n, L], "group" int32 [n]}
+Batch = dict[str, Any]  # {"image" uint8 [n, h, w, 3] or Patches, "text" int32 [n, L], "group" int32 [n]}
+TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]  # the scalars are metrics of the step
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0) -> State:
+def init_state(params: Params, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0) -> State:
     """The state before the first step."""
     state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
     return state | {"ema": ema.start(params)} if ema_decay else state
@@ -37,9 +39,9 @@ def make_train_step(
     schedule: optax.Schedule,
     same_group: str = "positive",
     microbatch: int = 0,
-    frozen: Any = None,
+    frozen: Params | None = None,
     ema_decay: float = 0.0,
-) -> tuple[Callable[[State, Batch], tuple[State, dict[str, jax.Array]]], Any]:
+) -> tuple[TrainStep, Any]:
     """Builds the jitted step.
 
     Args:
@@ -48,26 +50,26 @@ def make_train_step(
         a quarter of the bytes travel.
       state: arrays or ShapeDtypeStructs; only shapes are read.
       microbatch: rows of a device that pass through the towers at a time, 0 for all; the loss is over the whole batch
-        either way (`training.large_batch`).
-      frozen: tree of bools, True where a parameter gets no gradient (`training.freezing`); None for none.
-      ema_decay: of the running mean of the parameters (`training.ema`); 0 keeps none.
+        either way (`parallel.microbatch`).
+      frozen: tree of bools, True where a parameter gets no gradient (`optimizer.freezing`); None for none.
+      ema_decay: of the running mean of the parameters (`optimizer.ema`); 0 keeps none.
 
     Returns:
       (step, state shardings). The state is donated; its sharding does not change, so the step compiles once.
     """
     shardings = tree_shardings(state, mesh)
 
-    def learning(params):
+    def learning(params: Params) -> Params:
         return params if frozen is None else stop_gradients(params, frozen)
 
-    def encode(params, batch, key=None):
+    def encode(params: Params, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         params = learning(params)
         with keep_rows_apart(mesh):
             outputs: Any = module.apply({"params": params}, to_float(batch["image"]), batch["text"])
         image, text, _, _ = outputs
         return image, text
 
-    def loss_of(params, embeddings, batch):
+    def loss_of(params: Params, embeddings: tuple[jax.Array, jax.Array], batch: Batch) -> jax.Array:
         image, text = embeddings
         params = learning(params)
         return sigmoid_loss(
@@ -88,7 +90,7 @@ def make_train_step(
     else:
         value_and_grad = jax.value_and_grad(lambda params, batch: loss_of(params, encode(params, batch), batch))
 
-    def step(state: State, batch: Batch):
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         loss, gradients = value_and_grad(state["params"], batch)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)

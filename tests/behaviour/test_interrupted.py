@@ -16,7 +16,7 @@ from siglip_jax.cli import main
 from siglip_jax.errors import Stopped
 from siglip_jax.training import loop
 from siglip_jax.training.run.metric_writers import read_metrics
-from tools.workflow.training import train
+from tools.workflow.training import train_on_dataset
 
 # Trains, and signals itself at a moment: "step N" after dispatching that many steps, "save N" when the N-th temporary
 # folder of a checkpoint appears, "delete N" when the N-th deletion of an old one begins; so many milliseconds later.
@@ -106,13 +106,13 @@ def test_three_kills_change_nothing(python, flags, trained_workdir, tiny_config,
     assert len(read_metrics(workdir)) < 20
     with (workdir / "metrics.jsonl").open("a") as file:  # what a kill in the middle of a write leaves
         file.write('{"step": 19, "loss": 1.0}\n{"step": 20, "lo')
-    trained = train(tiny_config, dataset=shop_dataset, workdir=workdir)
+    trained = train_on_dataset(tiny_config, dataset=shop_dataset, workdir=workdir)
     assert deterministic(workdir) == deterministic(trained_workdir)
     assert_same_parameters(workdir, trained_workdir)
     jax.tree.map(np.testing.assert_array_equal, trained.params, siglip_jax.load(workdir).params)
     assert not [path.name for path in (workdir / "checkpoints").iterdir() if not path.name.isdigit()]
     # Done is done: once more changes nothing.
-    again = train(tiny_config, dataset=shop_dataset, workdir=workdir)
+    again = train_on_dataset(tiny_config, dataset=shop_dataset, workdir=workdir)
     jax.tree.map(np.testing.assert_array_equal, trained.params, again.params)
     assert deterministic(workdir) == deterministic(trained_workdir)
 
@@ -166,7 +166,7 @@ def test_a_stopped_run_loses_no_step(flags, trained_workdir, tiny_config, shop_d
     assert main([*arguments, "--config.deadline_minutes=1e-9"]) == 75
     assert "the deadline: saved at step 11 of 20" in capfd.readouterr().err
     assert [line["step"] for line in read_metrics(workdir)] == list(range(1, 12))
-    train(tiny_config, dataset=shop_dataset, workdir=workdir)
+    train_on_dataset(tiny_config, dataset=shop_dataset, workdir=workdir)
     assert deterministic(workdir) == deterministic(trained_workdir)
     assert_same_parameters(workdir, trained_workdir)
 
@@ -175,7 +175,7 @@ def test_a_signal_in_the_last_step_finds_the_run_done(
     trained_workdir, tiny_config, shop_dataset, tmp_path, monkeypatch
 ):
     signal_at(monkeypatch, signal.SIGTERM, 20)
-    train(tiny_config, dataset=shop_dataset, workdir=tmp_path / "run")
+    train_on_dataset(tiny_config, dataset=shop_dataset, workdir=tmp_path / "run")
     assert_same_parameters(tmp_path / "run", trained_workdir)
 
 
@@ -213,7 +213,7 @@ def test_two_processes_stop_after_the_same_step(
     stops = [re.search(r"SIGTERM: saved at step (\d+) of 20", error)[1] for error in errors]
     assert stops[0] == stops[1]
     assert 4 < int(stops[0]) < 20
-    train(tiny_config, dataset=shop_dataset, workdir=workdir)
+    train_on_dataset(tiny_config, dataset=shop_dataset, workdir=workdir)
     ours, theirs = ([line["loss"] for line in read_metrics(folder)] for folder in (workdir, trained_workdir))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
@@ -228,13 +228,13 @@ def test_a_run_moves_to_eight_devices_and_back(
     with monkeypatch.context() as patch:
         signal_at(patch, signal.SIGTERM, 7)
         with pytest.raises(Stopped, match="saved at step 7 "):
-            train(tiny_config, dataset=shop_dataset, workdir=workdir)
+            train_on_dataset(tiny_config, dataset=shop_dataset, workdir=workdir)
     mesh = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor")]
     moment = ("step", int(signal.SIGTERM), 6, 0)
     done = python(INTERRUPTED_TRAIN, workdir, *moment, *flags, *mesh, devices=8)
     assert done.returncode == 143, done.stderr
     assert "saved at step 13 " in done.stderr
-    train(tiny_config, dataset=shop_dataset, workdir=workdir)
+    train_on_dataset(tiny_config, dataset=shop_dataset, workdir=workdir)
     ours, theirs = ([line["loss"] for line in read_metrics(folder)] for folder in (workdir, trained_workdir))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     ours, theirs = (
@@ -255,7 +255,7 @@ def test_a_damaged_last_checkpoint_costs_its_steps_only(trained_workdir, tiny_co
     loaded = siglip_jax.load(workdir)  # the one before, and says so
     assert "checkpoints/20 is damaged" in capfd.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, loaded.params, siglip_jax.load(workdir / "checkpoints" / "15").params)
-    train(tiny_config, dataset=shop_dataset, workdir=workdir)
+    train_on_dataset(tiny_config, dataset=shop_dataset, workdir=workdir)
     assert "20 is damaged" in capfd.readouterr().err
     assert deterministic(workdir) == deterministic(trained_workdir)
     assert_same_parameters(workdir, trained_workdir)

@@ -22,10 +22,10 @@ def naflex_config(config_file):
 
 @pytest.fixture(scope="module")
 def trained(naflex_config, shop_dataset, tmp_path_factory):
-    from tools.workflow.training import train
+    from tools.workflow.training import train_on_dataset
 
     workdir = tmp_path_factory.mktemp("naflex") / "run"
-    train(naflex_config, dataset=shop_dataset, workdir=workdir)
+    train_on_dataset(naflex_config, dataset=shop_dataset, workdir=workdir)
     return workdir
 
 
@@ -53,7 +53,7 @@ def test_it_learns_and_comes_back_the_same(trained, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::siglip_jax.training.start.prepare_start.StartWarning")  # a tiny random model
 def test_fine_tuning_starts_from_it(trained, naflex_config, shop_dataset, tmp_path):
-    from tools.workflow.training import start_model, train
+    from tools.workflow.training import start_model, train_on_dataset
 
     config = naflex_config.copy_and_resolve_references()
     with config.unlocked():
@@ -62,7 +62,7 @@ def test_fine_tuning_starts_from_it(trained, naflex_config, shop_dataset, tmp_pa
     np.testing.assert_array_equal(
         start_model(config, shop_dataset).encode_image(pictures()), start.encode_image(pictures())
     )
-    tuned = train(config, dataset=shop_dataset, workdir=tmp_path / "run")
+    tuned = train_on_dataset(config, dataset=shop_dataset, workdir=tmp_path / "run")
     assert not np.allclose(tuned.encode_image(pictures()), start.encode_image(pictures()), atol=1e-4)
 
 

@@ -70,7 +70,7 @@ def main(values: flags.FlagValues) -> None:
     recipes = {DEFAULTS: config, NAIVELY: naive, **{name: changed(config, c) for name, c in also.items()}}
     for name, recipe in recipes.items():
         print(f"== {name}: rate {recipe.optimizer.learning_rate}, {recipe.steps} steps", flush=True)
-        training.train(recipe, dataset=values.new, workdir=workdir / name)
+        training.train_on_dataset(recipe, dataset=values.new, workdir=workdir / name)
     models = {START: start, **{name: load(workdir / name) for name in recipes}}
     tables = {
         side: compare(models, config=config, dataset=dataset)

@@ -1,10 +1,10 @@
-"""Training as the program does it: the start, the loader and the evaluators joined to the loop; and its dry run."""
+"""Training on a dataset: the start, the loader and the evaluators joined to `training.loop.train`; and its dry run."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 import numpy as np
@@ -20,16 +20,19 @@ from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 
+if TYPE_CHECKING:
+    from siglip_jax.model import Model
+
 
 def start_model(
     config: ml_collections.ConfigDict, dataset: epath.PathLike, *, workdir: epath.PathLike | None = None
-) -> Any:
+) -> Model:
     """The model before the first step: loaded from `config.init`, or random with a tokenizer of the training titles.
 
     Deterministic, so the start can be embedded again after training.
 
     Args:
-      workdir: of a run that may have begun. It goes on with its tokenizer, since a title that could be read at its
+      workdir: of a run that may have started. It goes on with its tokenizer, since a title that could be read at its
         start may be damaged now.
     """
     from siglip_jax import model as models
@@ -60,13 +63,17 @@ def start_model(
     return models.init(module, preprocessing, seed=config.seed)
 
 
-def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir: epath.PathLike) -> Any:
-    """Trains on `dataset`, continuing a run in `workdir`, and returns the trained model; also saved in the workdir."""
-    import jax
+def train_on_dataset(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir: epath.PathLike) -> Model:
+    """`training.loop.train` with the model, the batches and the evaluators that `config` and `dataset` say.
 
+    Continues a run in `workdir`, and returns the trained model, which the workdir holds as well.
+
+    Raises:
+      UserError: a config, dataset or workdir that cannot be trained with.
+      Stopped: SIGTERM, Ctrl-C or the deadline came; everything so far is saved.
+    """
     from siglip_jax.training import loop
     from siglip_jax.training.config import check
-    from siglip_jax.training.optimizer.freezing import freezes_any, frozen_parameters
     from siglip_jax.training.parallel.sharding import data_share, make_mesh
     from siglip_jax.training.run.workdir import claim_workdir
     from tools.workflow.evaluators import make_evaluators
@@ -80,14 +87,9 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
     fingerprint = dataset_fingerprint(dataset)
     claim_workdir(epath.Path(workdir), config, fingerprint)  # before the work of preparing data
     model = start_model(config, dataset, workdir=workdir)
-    millions = {
-        tower: sum(leaf.size for leaf in jax.tree.leaves(model.params[key])) / 1e6
-        for tower, key in (("image", "img"), ("text", "txt"))
-    }
-    still = jax.tree.map(lambda x, stays: x.size * stays, model.params, frozen_parameters(config, model.params))
-    frozen = f", of which {sum(jax.tree.leaves(still)) / 1e6:.2f} M frozen" if freezes_any(config) else ""
-    towers = ", ".join(f"{tower} tower {count:.2f} M" for tower, count in millions.items())
-    print(f"parameters: {towers}{frozen}", flush=True)
+    if model.preprocessing is None:
+        raise UserError("train: the model has no known preprocessing; save it with preprocessing= first")
+    print(f"parameters: {_count_parameters(config, model)}", flush=True)
     evaluators = make_evaluators(config, model=model, dataset=dataset)
     batches = make_loader(
         dataset,
@@ -116,6 +118,23 @@ def train(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir
             evaluators=evaluators,
             began=began,
         )
+
+
+def _count_parameters(config: ml_collections.ConfigDict, model: Model) -> str:
+    """Such as "image tower 92.88 M, text tower 282.30 M, of which 92.88 M frozen"."""
+    import jax
+
+    from siglip_jax.training.optimizer.freezing import freezes_any, frozen_parameters
+
+    millions = {
+        tower: sum(leaf.size for leaf in jax.tree.leaves(model.params[key])) / 1e6
+        for tower, key in (("image", "img"), ("text", "txt"))
+    }
+    towers = ", ".join(f"{tower} tower {count:.2f} M" for tower, count in millions.items())
+    if not freezes_any(config):
+        return towers
+    still = jax.tree.map(lambda x, stays: x.size * stays, model.params, frozen_parameters(config, model.params))
+    return f"{towers}, of which {sum(jax.tree.leaves(still)) / 1e6:.2f} M frozen"
 
 
 def _augmentation(config: ml_collections.ConfigDict) -> Augmentation:

@@ -10,7 +10,7 @@ import optax
 
 from siglip_jax.training.optimizer.freezing import freezes_any, frozen_parameters
 from siglip_jax.training.optimizer.rates import has_rates, scale_by_rates
-from siglip_jax.training.param_rules import match_rules
+from siglip_jax.training.param_rules import Params, match_rules
 
 # Only matrices shrink: norms, biases, the temperature and the bias of the loss keep what they learn.
 DECAY_RULES = (
@@ -34,7 +34,7 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Clip by global norm, Adam, decoupled decay of the parameters in DECAY_RULES, scheduled rate.
 
-    Parameters that `training.freezing` names get no update and have no moments; `training.rates` multiplies the rate
+    Parameters that `freezing` names get no update and have no moments; `rates` multiplies the rate
     of the others. As in AdamW the decay is times the rate, so the multipliers slow both alike.
     """
     options = config.optimizer
@@ -45,10 +45,10 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     clip = optax.clip_by_global_norm(options.clip_norm)
     if freezes_any(config):
 
-        def frozen(params):
+        def frozen(params: Params) -> Params:
             return frozen_parameters(config, params)
 
-        def trained(params):
+        def trained(params: Params) -> Params:
             return jax.tree.map(operator.not_, frozen(params))
 
         # Before the clipping, which must not count them.

@@ -12,19 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from siglip_jax.training.param_rules import Params
 
-def start(params: Any) -> Any:
+
+def start(params: Params) -> Params:
     """float32 copies of the parameters."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) + 0, params)
 
 
-def step(mean: Any, params: Any, *, decay: float) -> Any:
+def step(mean: Params, params: Params, *, decay: float) -> Params:
     """The mean after a step that led to `params`."""
     # As a difference: a frozen parameter's mean then stays equal to it, bit for bit.
     return jax.tree.map(lambda m, x: m + (1 - decay) * (x.astype(jnp.float32) - m), mean, params)
 
 
-def evaluated(state: dict[str, Any]) -> Any:
+def evaluated(state: dict[str, Any]) -> Params:
     """The parameters that are evaluated and handed back: the mean, in the parameters' dtype, or the parameters."""
     if "ema" not in state:
         return state["params"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import ml_collections
 
 from siglip_jax.errors import UserError
-from siglip_jax.training.param_rules import check_rules, match_rules
+from siglip_jax.training.param_rules import Params, check_rules, match_rules
 
 Rules = tuple[tuple[str, bool], ...]  # (regex over the whole path, frozen?); the first match wins
 
@@ -36,7 +34,7 @@ def freeze_rules(config: ml_collections.ConfigDict) -> Rules:
     return (*((pattern, bool(value)) for pattern, value in options.freeze_rules), *FREEZE_PRESETS[options.freeze])
 
 
-def frozen_parameters(config: ml_collections.ConfigDict, params: Any) -> Any:
+def frozen_parameters(config: ml_collections.ConfigDict, params: Params) -> Params:
     """A tree of bools shaped as `params`, True where a parameter does not learn."""
     return match_rules(freeze_rules(config), params)
 
@@ -46,7 +44,7 @@ def freezes_any(config: ml_collections.ConfigDict) -> bool:
     return any(frozen for _, frozen in freeze_rules(config))
 
 
-def check_freezing(config: ml_collections.ConfigDict, params: Any) -> None:
+def check_freezing(config: ml_collections.ConfigDict, params: Params) -> None:
     """Raises a UserError for a rule that fits no parameter, and where nothing is left to train."""
     check_rules("config.optimizer.freeze_rules", config.optimizer.freeze_rules, params, kind=bool)
     if all(jax.tree.leaves(frozen_parameters(config, params))):
@@ -56,7 +54,7 @@ def check_freezing(config: ml_collections.ConfigDict, params: Any) -> None:
         )
 
 
-def stop_gradients(params: Any, frozen: Any) -> Any:
+def stop_gradients(params: Params, frozen: Params) -> Params:
     """`params` with the frozen ones cut from differentiation.
 
     Done inside the loss, so that the backward pass below them is never traced: a locked tower runs forward alone.

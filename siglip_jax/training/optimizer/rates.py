@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from siglip_jax.training.param_rules import check_rules, match_rules, path_name
+from siglip_jax.training.param_rules import Params, check_rules, match_rules, path_name
 
 # Layer-wise decay (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254): the nearer to the input, the slower. Layers of
 # a scanned tower are one array, so their rates are a vector along its leading axis.
@@ -24,7 +24,7 @@ DEPTH_RULES = (
 )
 
 
-def rate_multipliers(config: ml_collections.ConfigDict, params: Any) -> Any:
+def rate_multipliers(config: ml_collections.ConfigDict, params: Params) -> Params:
     """What multiplies the scheduled learning rate: a tree shaped as `params` of float32 scalars, or [depth, 1, ...].
 
     With d = config.optimizer.layer_decay, layer i of a tower of `depth` layers gets d^(depth - 1 - i), its embeddings
@@ -35,7 +35,7 @@ def rate_multipliers(config: ml_collections.ConfigDict, params: Any) -> Any:
     table = (*options.rate_rules, ("img/.*", options.image_rate), ("txt/.*", options.text_rate), ("[tb]", 1.0))
     depths = _depths(params)
 
-    def multiplier(path, x, rate, place):
+    def multiplier(path: tuple[Any, ...], x: Any, rate: float, place: str) -> np.ndarray | np.float32:
         depth = depths.get(path_name(path).split("/")[0], 0)
         if place == LAYERS:
             by_layer = float(options.layer_decay) ** np.arange(depth - 1, -1, -1)
@@ -50,7 +50,7 @@ def rate_multipliers(config: ml_collections.ConfigDict, params: Any) -> Any:
 def scale_by_rates(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Multiplies the updates by `rate_multipliers`; they must be those of all parameters, frozen ones included."""
 
-    def update(updates, params=None):
+    def update(updates: optax.Updates, params: Params | None = None) -> optax.Updates:
         rates = rate_multipliers(config, updates)
         return jax.tree.map(lambda u, rate: u * rate.astype(u.dtype), updates, rates)
 
@@ -63,12 +63,12 @@ def has_rates(config: ml_collections.ConfigDict) -> bool:
     return bool(options.rate_rules) or (options.image_rate, options.text_rate, options.layer_decay) != (1, 1, 1)
 
 
-def check_rates(config: ml_collections.ConfigDict, params: Any) -> None:
+def check_rates(config: ml_collections.ConfigDict, params: Params) -> None:
     """Raises a UserError for a rule that is malformed or fits no parameter."""
     check_rules("config.optimizer.rate_rules", config.optimizer.rate_rules, params, kind=float)
 
 
-def _depths(params: Any) -> dict[str, int]:
+def _depths(params: Params) -> dict[str, int]:
     """{"img": layers, "txt": layers}."""
     named = ((path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params))
     return {name.split("/")[0]: x.shape[0] for name, x in named if "/encoderblock/" in name}

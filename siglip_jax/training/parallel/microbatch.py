@@ -18,8 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-Encode = Callable[[Any, Any, Any], Any]
-Loss = Callable[[Any, Any, Any], jax.Array]
+from siglip_jax.training.param_rules import Params
+
+Encode = Callable[[Params, Any, jax.Array | None], Any]  # (parameters, batch, key) -> embeddings
+Loss = Callable[[Params, Any, Any], jax.Array]  # (parameters, embeddings, batch) -> scalar
 
 
 def value_and_grad_in_microbatches(
@@ -29,7 +31,7 @@ def value_and_grad_in_microbatches(
     microbatch: int,
     mesh: Mesh | None = None,
     axis: str | tuple[str, ...] = "data",
-) -> Callable[..., tuple[jax.Array, Any]]:
+) -> Callable[..., tuple[jax.Array, Params]]:
     """`jax.value_and_grad` of loss(params, encode(params, batch, key), batch), the towers run in micro-batches.
 
     Args:
@@ -48,7 +50,7 @@ def value_and_grad_in_microbatches(
     """
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
 
-    def value_and_grad(params: Any, batch: Any, key: jax.Array | None = None) -> tuple[jax.Array, Any]:
+    def value_and_grad(params: Params, batch: Any, key: jax.Array | None = None) -> tuple[jax.Array, Params]:
         rows = jax.tree.leaves(batch)[0].shape[0]
         cut = _Cut(rows=rows, microbatch=microbatch, mesh=mesh, axes=axes)
         if cut.count == 1:  # nothing is gained by a second forward pass
@@ -57,14 +59,14 @@ def value_and_grad_in_microbatches(
         pieces = jax.tree.map(cut.apart, batch)
         numbers = jnp.arange(cut.count)
 
-        def run(params, piece, number):
+        def run(params: Params, piece: Any, number: jax.Array) -> Any:
             return encode(params, piece, None if key is None else jax.random.fold_in(key, number))
 
-        def embed(_, numbered):
+        def embed(_: None, numbered: tuple[Any, jax.Array]) -> tuple[None, Any]:
             piece, number = numbered
             return None, run(params, piece, number)
 
-        def pull_back(total, numbered):
+        def pull_back(total: Params, numbered: tuple[Any, jax.Array, Any]) -> tuple[Params, None]:
             piece, number, by_embedding = numbered
             _, vjp = jax.vjp(lambda params: run(params, piece, number), params)
             return jax.tree.map(jnp.add, total, vjp(by_embedding)[0]), None

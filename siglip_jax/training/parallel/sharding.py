@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -20,11 +20,13 @@ from siglip_jax.training.param_rules import match_rules
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # rows of a batch are spread over both
 
+ShardingRules = Iterable[tuple[str, P | dict[int, P]]]  # (regex over the whole path, spec, or specs by rank)
+
 # Every parameter of both towers by name, so that a new one is an error until someone decides where it lives. Optimiser
 # moments and averages have paths that end the same way. "tensor" takes heads and the hidden width of the MLP, "fsdp"
 # the other side of each matrix. Blocks carry a leading depth axis, which is never sharded: the scan walks along it.
 # What is replicated (norms, biases, positions) is less than 1 % of a published model.
-PARAMETER_RULES = (
+PARAMETER_RULES: ShardingRules = (
     (r"(.*/)?encoderblock/.*/(query|key|value)/kernel", P(None, "fsdp", "tensor", None)),
     (r"(.*/)?encoderblock/.*/(query|key|value)/bias", P(None, "tensor", None)),
     (r"(.*/)?encoderblock/.*/out/kernel", P(None, "tensor", None, "fsdp")),
@@ -74,7 +76,7 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def tree_shardings(tree: Any, mesh: Mesh, rules=PARAMETER_RULES) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh, rules: ShardingRules = PARAMETER_RULES) -> Any:
     """NamedShardings for a tree of arrays or shapes: scalars whole, everything else by the first rule that matches.
 
     A dimension that an axis does not divide is not sharded by it. A rule's value is a PartitionSpec, or a dict of them
@@ -85,7 +87,7 @@ def tree_shardings(tree: Any, mesh: Mesh, rules=PARAMETER_RULES) -> Any:
     """
     ruled = match_rules(rules, tree, default_for_scalars=P())
 
-    def fit(path, leaf, spec) -> NamedSharding:
+    def fit(path: tuple[Any, ...], leaf: Any, spec: P | dict[int, P] | None) -> NamedSharding:
         spec = spec.get(leaf.ndim) if isinstance(spec, dict) else spec
         if spec is None or (len(spec) and len(spec) != leaf.ndim):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -118,7 +120,9 @@ def keep_rows_apart(mesh: Mesh) -> Any:
             x, NamedSharding(mesh, P(BATCH_AXES, *[P.UNCONSTRAINED] * (x.ndim - 1)))
         )
 
-    def intercept(method, arguments, keywords, context):
+    def intercept(
+        method: Callable[..., Any], arguments: Any, keywords: Any, context: nn.module.InterceptorContext
+    ) -> Any:
         out = method(*arguments, **keywords)
         return jax.tree.map(constrain, out) if context.method_name == "__call__" else out
 

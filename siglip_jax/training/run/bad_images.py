@@ -37,7 +37,7 @@ class BadImages:
     def __enter__(self) -> BadImages:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.flush()
 
     def add(self, step: int, replaced: Sequence[dict[str, Any]]) -> None:

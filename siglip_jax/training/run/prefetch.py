@@ -64,7 +64,7 @@ class Feed:
             self._take_one_more()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for future in self._taken:
             future.cancel()
         self._asked.put(None)

@@ -22,7 +22,7 @@ class Trace:
     def __enter__(self) -> Trace:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._recording:  # stopped in between
             self._recording = False
             jax.profiler.stop_trace()

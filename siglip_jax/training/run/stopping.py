@@ -49,7 +49,7 @@ class Stopping:
             self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -67,7 +67,7 @@ class Stopping:
             return DEADLINE if time.monotonic() + self._margin() >= self._deadline else None
         return self._signalled
 
-    def _handle(self, number: int, _) -> None:
+    def _handle(self, number: int, _: object) -> None:
         if self._signalled is None:
             self._signalled = _SIGNALS[signal.Signals(number)]
             # Not print: the step may be in the middle of one.

@@ -14,23 +14,11 @@ import jax
 import ml_collections
 from etils import epath
 
+from siglip_jax import files
 from siglip_jax.errors import UserError
-from siglip_jax.training import config as configs
+from siglip_jax.training.config import config_to_json, without_free_fields
 
 LOCK = "lock"
-# Fields that do not change what is computed: where it runs, what it keeps and what it shows.
-FREE_FIELDS = (
-    "mesh",
-    "microbatch",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "deadline_minutes",
-    "profile_steps",
-    "wandb_project",
-)
-FREE_EVALUATION_FIELDS = ("every", "best_metric")
-FREE_DATA_FIELDS = ("cache", "num_threads", "num_workers", "max_bad_fraction")
 
 
 def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
@@ -87,7 +75,7 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
 
 
 def _claim(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
-    ours = {"config": configs.config_to_json(config), "data": fingerprint}
+    ours = {"config": config_to_json(config), "data": fingerprint}
     path = workdir / "config.json"
     if path.exists():
         different = _differences(path, ours)
@@ -111,10 +99,5 @@ def _differences(path: epath.Path, ours: dict[str, Any]) -> list[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not of a training run ({error}); choose another --workdir") from error
     for run in runs:
-        for name in FREE_FIELDS:
-            run["config"].pop(name, None)
-        for name in FREE_EVALUATION_FIELDS:
-            run["config"].get("evaluation", {}).pop(name, None)
-        for name in FREE_DATA_FIELDS:
-            run["config"].get("data", {}).pop(name, None)
-    return configs.differences(runs[0], runs[1])
+        run["config"] = without_free_fields(run["config"])
+    return files.differences(runs[0], runs[1])

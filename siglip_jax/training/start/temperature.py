@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -115,7 +115,7 @@ def fit(histogram: Histogram, *, scale: float, which: str) -> tuple[float, float
     return scale, best_bias(scale)
 
 
-def _root(increasing, low: float, high: float) -> float:
+def _root(increasing: Callable[[float], float], low: float, high: float) -> float:
     """Where an increasing function changes its sign; the nearer end where it does not."""
     for _ in range(60):
         middle = (low + high) / 2

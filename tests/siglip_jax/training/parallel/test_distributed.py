@@ -16,7 +16,7 @@ from siglip_jax.training.parallel.distributed import _on_tpu_machine, detect, in
 from siglip_jax.training.parallel.sharding import AXES, data_share
 from siglip_jax.training.param_rules import path_name
 from siglip_jax.training.run.metric_writers import read_metrics
-from tools.workflow.training import train
+from tools.workflow.training import train_on_dataset
 
 SRUN = {
     "SLURM_JOB_ID": "7",
@@ -176,7 +176,7 @@ def test_processes_learn_as_one(
     losses, expected = ([line["loss"] for line in read_metrics(w)] for w in (workdir, trained_workdir))
     assert len(losses) == 20
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    restored = train(tiny_config, dataset=shop_dataset, workdir=workdir)
+    restored = train_on_dataset(tiny_config, dataset=shop_dataset, workdir=workdir)
     ours, theirs = named_leaves(restored.params), named_leaves(siglip_jax.load(trained_workdir).params)
     for name in ours.keys() | theirs.keys():
         if not name.endswith("key/bias"):  # no gradient but rounding, and Adam makes steps of that
@@ -198,7 +198,7 @@ def test_processes_fit_t_and_b_and_measure_as_one(
         "evaluation.while_training": ("retrieval", "ranking"),
     }
     tiny_config.update_from_flattened_dict(changes)
-    train(tiny_config, dataset=shop_dataset, workdir=tmp_path / "one")
+    train_on_dataset(tiny_config, dataset=shop_dataset, workdir=tmp_path / "one")
     flags = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={tmp_path / 'two'}"]
     flags += [f"--config.{name}={value}" for name, value in changes.items()]
     mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]

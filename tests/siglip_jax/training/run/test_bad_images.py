@@ -16,7 +16,7 @@ from siglip_jax.training.run import bad_images
 from siglip_jax.training.run.bad_images import BadImages
 from siglip_jax.training.run.metric_writers import read_metrics
 from siglip_jax.training.run.training_progress import Progress
-from tools.workflow.training import train
+from tools.workflow.training import train_on_dataset
 
 BAD = {2, 30, 55}
 
@@ -57,7 +57,7 @@ def test_a_run_counts_and_lists_them_whether_it_is_stopped_or_not(
     rotten, tiny_config, tmp_path, monkeypatch, capfd, cache
 ):
     tiny_config.steps, tiny_config.data.max_bad_fraction, tiny_config.data.cache = 12, 0.1, cache
-    train(tiny_config, dataset=rotten, workdir=tmp_path / "whole")
+    train_on_dataset(tiny_config, dataset=rotten, workdir=tmp_path / "whole")
     assert " bad pictures replaced" in capfd.readouterr().err
     counts = [line["bad_pictures"] for line in read_metrics(tmp_path / "whole")]
     listed = [json.loads(line) for line in (tmp_path / "whole" / "bad_pictures.jsonl").read_text().splitlines()]
@@ -73,11 +73,11 @@ def test_a_run_counts_and_lists_them_whether_it_is_stopped_or_not(
     with monkeypatch.context() as patch:
         stop_after(patch, 7)
         with pytest.raises(Stopped):
-            train(tiny_config, dataset=rotten, workdir=tmp_path / "parts")
+            train_on_dataset(tiny_config, dataset=rotten, workdir=tmp_path / "parts")
     saved = json.loads((tmp_path / "parts" / "checkpoints" / "7" / "iterator" / "metadata").read_text())
     assert (saved["epoch"], saved["batch"], saved["replaced"]) == (1, 7 - len(rows) // 16, counts[6])
     tiny_config.data.cache = not cache
-    train(tiny_config, dataset=rotten, workdir=tmp_path / "parts")
+    train_on_dataset(tiny_config, dataset=rotten, workdir=tmp_path / "parts")
     assert [line["bad_pictures"] for line in read_metrics(tmp_path / "parts")] == counts
     lists = [(tmp_path / name / "bad_pictures.jsonl").read_text() for name in ("whole", "parts")]
     assert lists[0] == lists[1]
@@ -88,7 +88,7 @@ def test_a_run_counts_and_lists_them_whether_it_is_stopped_or_not(
 def test_too_many_stop_the_run_with_their_ids(rotten, tiny_config, tmp_path):
     tiny_config.data.max_bad_fraction = 0.02  # of 93 rows: two an epoch
     with pytest.raises(UserError, match="5 rows could not be used in 2 epochs of 93, more than max_bad") as error:
-        train(tiny_config, dataset=rotten, workdir=tmp_path / "run")
+        train_on_dataset(tiny_config, dataset=rotten, workdir=tmp_path / "run")
     rows = open_split(rotten, "train")
     assert all(f"row {row}, id {rows[row]['id']}: not a readable picture" in str(error.value) for row in BAD)
     listed = (tmp_path / "run" / "bad_pictures.jsonl").read_text().splitlines()
@@ -101,7 +101,7 @@ def test_a_record_that_is_damaged_between_two_starts_is_no_other_run(shop_datase
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
         with pytest.raises(Stopped):
-            train(tiny_config, dataset=shop_dataset, workdir=tmp_path / "run")
+            train_on_dataset(tiny_config, dataset=shop_dataset, workdir=tmp_path / "run")
     plain = Split.__getitems__
 
     def damaged(self, rows):
@@ -110,7 +110,7 @@ def test_a_record_that_is_damaged_between_two_starts_is_no_other_run(shop_datase
         return plain(self, rows)
 
     monkeypatch.setattr(Split, "__getitems__", damaged)
-    train(tiny_config, dataset=shop_dataset, workdir=tmp_path / "run")
+    train_on_dataset(tiny_config, dataset=shop_dataset, workdir=tmp_path / "run")
     listed = [json.loads(line) for line in (tmp_path / "run" / "bad_pictures.jsonl").read_text().splitlines()]
     assert {(each["row"], each["reason"]) for each in listed} == {
         (row, "damaged record (a checksum is wrong)") for row in BAD

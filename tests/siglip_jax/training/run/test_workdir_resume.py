@@ -13,7 +13,7 @@ from siglip_jax.errors import UserError
 from siglip_jax.training import loop
 from siglip_jax.training.run.metric_writers import MetricsFile, read_metrics
 from siglip_jax.training.run.workdir import claim_workdir
-from tools.workflow.training import train
+from tools.workflow.training import train_on_dataset
 
 
 def test_training_moved_the_parameters(trained_workdir, tiny_model):
@@ -35,7 +35,7 @@ def test_another_config_is_refused(trained_workdir, tiny_config, shop_dataset, c
     before = (trained_workdir / "config.json").read_bytes()
     tiny_config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):
-        train(tiny_config, dataset=shop_dataset, workdir=trained_workdir)
+        train_on_dataset(tiny_config, dataset=shop_dataset, workdir=trained_workdir)
     assert (trained_workdir / "config.json").read_bytes() == before
 
 
@@ -53,12 +53,12 @@ def test_where_it_runs_and_what_it_logs_may_change(trained_workdir, tiny_config)
 def test_a_foreign_folder_is_refused(tiny_config, shop_dataset, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not empty and holds no run"):
-        train(tiny_config, dataset=shop_dataset, workdir=tmp_path)
+        train_on_dataset(tiny_config, dataset=shop_dataset, workdir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     for text in ("{", "[]", '{"config": 1}', '{"config": 1, "data": ""}', '{"their": "settings"}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match="is not of a training run"):
-            train(tiny_config, dataset=shop_dataset, workdir=tmp_path)
+            train_on_dataset(tiny_config, dataset=shop_dataset, workdir=tmp_path)
         assert (tmp_path / "config.json").read_text() == text
 
 
@@ -67,7 +67,7 @@ def test_a_start_that_failed_does_not_claim_the_workdir(tiny_config, shop_datase
     workdir = tmp_path / "run"
     tiny_config.batch_size = 100_000
     with pytest.raises(UserError, match="smaller batch"):
-        train(tiny_config, dataset=shop_dataset, workdir=workdir)
+        train_on_dataset(tiny_config, dataset=shop_dataset, workdir=workdir)
     tiny_config.batch_size = 16
     claim_workdir(workdir, tiny_config, "data")
     written = json.loads((workdir / "config.json").read_text())
@@ -99,7 +99,7 @@ def test_another_preprocessing_is_refused(trained_workdir, tiny_config, tiny_mod
     shutil.copytree(trained_workdir, folder)
     tiny_model.preprocessing.replace(lowercase="none").save(folder)
     with pytest.raises(UserError, match=r"another preprocessing: .*'lowercase': 'none'.*'lowercase': 'unicode'"):
-        train(tiny_config, dataset=shop_dataset, workdir=folder)
+        train_on_dataset(tiny_config, dataset=shop_dataset, workdir=folder)
 
 
 def test_batches_of_another_preprocessing_are_refused(tiny_config, tiny_model, shop_dataset, tmp_path):

@@ -1,0 +1,64 @@
+"""`config.preprocessing` and `config.model`: the model that a run starts with. Read by `training.start.spec`."""
+
+from __future__ import annotations
+
+from siglip_jax.models.architecture import DTYPES
+from siglip_jax.training.config_fields.field import Field, Table, Values, above, at_least, one_of
+
+_DTYPES = one_of(*DTYPES)
+_TOWER = dict(width=768, depth=12, mlp_dim=3072, heads=12)
+_SIZES = Values("width, depth, mlp_dim and heads, each at least 1; heads divides width")
+
+PREPROCESSING = Table(
+    "Preprocessing",
+    "preprocessing",
+    "How images become pixels and titles become tokens, for a model from random weights. A loaded model keeps its own. "
+    "docs/preprocessing.md explains the choices.",
+    {
+        "image_size": Field((224, 224), "Height and width in pixels.", Values("multiples of `model.patch_size`")),
+        "resize": Field(
+            "bilinear",
+            "How an image gets that size. With naflex it keeps its aspect ratio, and the size is that of the position "
+            "grid.",
+            Values("one of bilinear, bicubic, bilinear_no_antialias, bilinear_scaled_decode, bilinear_pad, naflex"),
+        ),
+        "fill": Field("", "What bilinear_pad fills the rest with.", Values("white, grey or edge; empty for others")),
+        "max_patches": Field(0, "Patches of an image, for naflex: each is resized to fit them.", Values("0 or more")),
+        "text_length": Field(64, "Tokens of a title, padding included.", Values("1 to 65536")),
+        "vocab_size": Field(32_000, "Of the tokenizer that is trained on the titles, unless one is given."),
+        "tokenizer": Field(
+            "",
+            "Path of a tokenizer.",
+            Values("a SentencePiece .model file or a tokenizer.json; empty trains one on the titles"),
+        ),
+        "lowercase": Field("unicode", "Which letters of a title are lowered.", Values("one of none, ascii, unicode")),
+        "punctuation": Field("keep", "What happens to the punctuation of a title.", Values("one of keep, delete")),
+    },
+)
+
+MODEL = Table(
+    "Model",
+    "model",
+    "The two towers. A loaded model keeps its sizes, its temperature and its bias; `dtype`, `param_dtype`, `remat` and "
+    "`unroll` apply to both.",
+    {
+        "patch_size": Field(16, "Pixels of a patch's side.", Values("at least 1")),
+        "image": Field(_TOWER, "Sizes of the image tower.", _SIZES),
+        "text": Field(_TOWER, "Sizes of the text tower.", _SIZES),
+        "dtype": Field("float32", "Type that is computed in.", _DTYPES),
+        "param_dtype": Field("float32", "Type that parameters are stored in.", _DTYPES),
+        "remat": Field(
+            "none",
+            "Which activations are computed again in the backward pass: memory for time.",
+            Values("one of none, full, dots, dots_no_batch"),
+        ),
+        "unroll": Field(
+            1, "Layers in one body of the loop over layers. More is faster to run, slower to compile.", at_least(1)
+        ),
+        "init_temperature": Field(10.0, "exp(t) at the start, of a model from random weights.", above(0)),
+        "init_bias": Field(
+            -10.0,
+            "b at the start, of a model from random weights: near log(p / (1 - p)) with p = 1 / `batch_size`.",
+        ),
+    },
+)
