@@ -72,7 +72,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def steps(self) -> list[int]:
@@ -99,7 +99,9 @@ class Checkpoints:
         """What `save` was given."""
         return self._metrics[step]
 
-    def save(self, step: int, *, state: Any, iterator: Mapping[str, Any], metrics: Mapping[str, float] | None = None):
+    def save(
+        self, step: int, *, state: Any, iterator: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+    ) -> None:
         """Starts saving; the arrays are copied before this returns, so the state may be donated to the next step."""
         self.wait()  # so that the clock below is this save's
         self._save_began = time.monotonic()
@@ -266,7 +268,7 @@ def _read_params(path: epath.Path, like: Any) -> Any:
 
 
 def _check_shapes(path: epath.Path, stored: Any, like: Any) -> None:
-    def shapes(tree):
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         return {
             jax.tree_util.keystr(key, simple=True, separator="/"): tuple(leaf.shape)
             for key, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -148,7 +148,7 @@ def _table(lines: Mapping[str, str]) -> str:
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items())
 
 
-def _flag_help(values) -> str:
+def _flag_help(values: FlagValues) -> str:
     lines = []
     for name in sorted(values):
         flag = values[name]

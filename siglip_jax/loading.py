@@ -115,7 +115,7 @@ def load(
 def cast_params(params: Any, dtype: str) -> Any:
     """Parameters in another dtype; t and b in float32, since exp(t) multiplies every logit."""
 
-    def cast(path, x):
+    def cast(path: tuple[jax.tree_util.DictKey, ...], x: Any) -> np.ndarray:
         with np.errstate(over="ignore"):  # said below
             new = np.asarray(x).astype(jnp.float32 if path[0].key in ("t", "b") else jnp.dtype(dtype), copy=False)
         if new.dtype != x.dtype and not np.isfinite(np.asarray(new, np.float32)).all():

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.traverse_util
@@ -213,7 +213,7 @@ class Model:
 
 
 @functools.lru_cache(maxsize=32)
-def _encoder(module: TwoTowers, method: str):
+def _encoder(module: TwoTowers, method: str) -> Callable[[Any, Any], jax.Array]:
     """One jitted function a module and tower, shared by every `Model` of that module."""
     return jax.jit(lambda params, x: module.apply({"params": params}, x, method=method))
 

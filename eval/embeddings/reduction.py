@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -235,7 +236,7 @@ def _moments(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count, dimension = vectors.shape
     step = max(1, _BLOCK // dimension)
 
-    def blocks():
+    def blocks() -> Iterator[np.ndarray]:
         for lo in range(0, count, step):
             yield unit_rows(vectors[lo : lo + step], what="vector").astype(np.float64)
 

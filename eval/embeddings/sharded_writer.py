@@ -54,7 +54,7 @@ class EmbeddingPlan:
     rows_per_shard: int
     may_skip: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rows_per_shard < 1:
             raise UserError(f"rows_per_shard={self.rows_per_shard}: expected at least 1")
 

@@ -66,7 +66,7 @@ class Augmentation:
     title_dropout: float = 0.0
     title_shuffle: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("crop_area", "crop_aspect", "title_attributes"):  # lists of JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
         ranges = [len(x) == 2 and 0 < x[0] <= x[1] for x in (self.crop_area, self.crop_aspect)]

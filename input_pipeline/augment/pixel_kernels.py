@@ -16,7 +16,7 @@ _PIXELS = numba.uint8[:, ::1]
 
 
 @compiled(numba.void(_IMAGES, numba.boolean[::1]))
-def mirror(images, chosen):
+def mirror(images: np.ndarray, chosen: np.ndarray) -> None:
     """The chosen ones of uint8 [b, h, w, 3], left to right."""
     count, height, width, _ = images.shape
     for k in range(count):
@@ -31,7 +31,7 @@ def mirror(images, chosen):
 
 
 @compiled(numba.void(_IMAGES, numba.int64[:, ::1], numba.int64[:, ::1]))
-def move(images, y, x):
+def move(images: np.ndarray, y: np.ndarray, x: np.ndarray) -> None:
     """Pixel (i, j) of uint8 [b, h, w, 3] becomes the one that was at (y[b, i], x[b, j])."""
     count, height, width, _ = images.shape
     before = np.empty((height, width, 3), np.uint8)
@@ -45,7 +45,7 @@ def move(images, y, x):
 
 
 @compiled(numba.int64[::1](_PIXELS))
-def channel_sums(pixels):
+def channel_sums(pixels: np.ndarray) -> np.ndarray:
     """Of uint8 [n, 3], int64 [3]."""
     sums = np.zeros(3, np.int64)
     for k in range(len(pixels)):
@@ -55,7 +55,7 @@ def channel_sums(pixels):
 
 
 @compiled(numba.void(_PIXELS, numba.float32[:, ::1], numba.float32))
-def recolour(pixels, matrix, offset):
+def recolour(pixels: np.ndarray, matrix: np.ndarray, offset: float) -> None:
     """uint8 [n, 3] times float32 [3, 3] plus the offset, in float32, cut to 0 ... 255 and rounded half to even."""
     for k in range(len(pixels)):
         red, green, blue = np.float32(pixels[k, 0]), np.float32(pixels[k, 1]), np.float32(pixels[k, 2])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, overload
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -37,7 +37,7 @@ class DamagedRecord(UserError):
         self.reason = reason
 
 
-class Split(Sequence):
+class Split(Sequence[dict[str, Any]]):
     """Rows of one split, read from disk on demand; can be pickled for worker processes and shared by threads.
 
     A row is a dict: id, title, image_sha256 (str), image (bytes, encoded as it came), title_group (int), attributes
@@ -45,7 +45,7 @@ class Split(Sequence):
     where the dataset has none.
     """
 
-    def __init__(self, dataset_dir: pathlib.Path, name: str, source):
+    def __init__(self, dataset_dir: pathlib.Path, name: str, source: Any):
         self.dataset_dir, self.name, self._source = dataset_dir, name, source  # of serialised records
         features = source.dataset_info.features
         self.attribute_names = list(features["attributes"])
@@ -54,7 +54,13 @@ class Split(Sequence):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, row):
+    @overload
+    def __getitem__(self, row: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, row: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
         chosen = range(len(self))[row]  # negative numbers, slices and IndexError, as lists have them
         return self.__getitems__(chosen) if isinstance(chosen, range) else self.__getitems__([chosen])[0]
 
@@ -129,7 +135,7 @@ class Split(Sequence):
             return " ".join(str(error).split())[:200] or type(error).__name__
         return ""
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Split], tuple[pathlib.Path, str]]:
         return open_split, (self.dataset_dir, self.name)
 
 

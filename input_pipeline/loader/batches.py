@@ -162,7 +162,7 @@ class Batches(Iterator[dict[str, Any]]):
     _running: list[grain.DatasetIterator] = dataclasses.field(default_factory=list, init=False)  # one or none
     _memory: Recycler = dataclasses.field(default_factory=Recycler, init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._budget = self._new_budget(before=0)
         # At the end of the program too, while the modules are there that Grain needs to close its iterators.
         weakref.finalize(self, _stop, self._running)
@@ -170,7 +170,7 @@ class Batches(Iterator[dict[str, Any]]):
     def __enter__(self) -> Batches:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __next__(self) -> dict[str, Any]:
@@ -325,7 +325,15 @@ def iterate_split(
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def _check(batch_size, seed, epochs, process_index, process_count, num_workers, max_bad_fraction) -> None:
+def _check(
+    batch_size: int,
+    seed: int,
+    epochs: int | None,
+    process_index: int,
+    process_count: int,
+    num_workers: int,
+    max_bad_fraction: float,
+) -> None:
     _check_positive(batch_size=batch_size, process_count=process_count, epochs=1 if epochs is None else epochs)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}; expected 0 to {2**32 - 1}")

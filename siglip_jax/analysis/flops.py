@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -60,54 +60,61 @@ def dot_flops(function: Callable, *arguments: Any) -> float:
 # --- one operation ----------------------------------------------------------------------------------------------------
 
 
-def _dot_general(equation) -> float:
+def _array(variable: jex.Var | jex.Literal) -> jax.core.ShapedArray:
+    """Shape and dtype of what a product or a collective takes or gives: always an array."""
+    assert isinstance(variable.aval, jax.core.ShapedArray)
+    return variable.aval
+
+
+def _dot_general(equation: jex.JaxprEqn) -> float:
     (contract, _), _ = equation.params["dimension_numbers"]
-    left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    left, out = _array(equation.invars[0]).shape, _array(equation.outvars[0]).shape
     return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contract)
 
 
-def _convolution(equation) -> float:
+def _convolution(equation: jex.JaxprEqn) -> float:
     """Every output value sums over one group's input channels and the window."""
-    kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    kernel, out = _array(equation.invars[1]).shape, _array(equation.outvars[0]).shape
     output_channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     return 2.0 * math.prod(out) * math.prod(kernel) / output_channels
 
 
-FLOPS: dict[str, Callable[[Any], float]] = {"dot_general": _dot_general, "conv_general_dilated": _convolution}
+FLOPS: dict[str, Callable[[jex.JaxprEqn], float]] = {"dot_general": _dot_general, "conv_general_dilated": _convolution}
 
 
-def _bytes(equation) -> float:
-    return float(sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in equation.invars))
+def _bytes(equation: jex.JaxprEqn) -> float:
+    arrays = [_array(variable) for variable in equation.invars]
+    return float(sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays))
 
 
-def _members(equation, sizes) -> int:
+def _members(equation: jex.JaxprEqn, sizes: Mapping[str, int]) -> int:
     axes = next(equation.params[key] for key in ("axes", "axis_name") if key in equation.params)
     axes = axes if isinstance(axes, tuple) else (axes,)
     return math.prod(sizes[axis] for axis in axes)
 
 
-def _permuted(equation, sizes) -> float:
+def _permuted(equation: jex.JaxprEqn, sizes: Mapping[str, int]) -> float:
     return _bytes(equation)
 
 
-def _gathered(equation, sizes) -> float:
+def _gathered(equation: jex.JaxprEqn, sizes: Mapping[str, int]) -> float:
     """Each shard goes to the D - 1 others."""
     return _bytes(equation) * (_members(equation, sizes) - 1)
 
 
-def _scattered(equation, sizes) -> float:
+def _scattered(equation: jex.JaxprEqn, sizes: Mapping[str, int]) -> float:
     """All but the own share is sent, once."""
     members = _members(equation, sizes)
     return _bytes(equation) * (members - 1) / members
 
 
-def _reduced(equation, sizes) -> float:
+def _reduced(equation: jex.JaxprEqn, sizes: Mapping[str, int]) -> float:
     """A reduce-scatter and an all-gather of the shares."""
     return 2 * _scattered(equation, sizes)
 
 
 # Bandwidth-optimal algorithms on a ring.
-SENT: dict[str, Callable[[Any, dict[str, int]], float]] = {
+SENT: dict[str, Callable[[jex.JaxprEqn, Mapping[str, int]], float]] = {
     "ppermute": _permuted,
     "all_gather": _gathered,
     "all_gather_invariant": _gathered,
@@ -122,10 +129,14 @@ SENT: dict[str, Callable[[Any, dict[str, int]], float]] = {
 
 # --- the walk ---------------------------------------------------------------------------------------------------------
 
+# An equation, how often it runs, and the axis sizes of the `shard_map` around it.
+Leaf = tuple[jex.JaxprEqn, float, dict[str, int] | None]
+Literals = dict[jex.Var, Any]
 
-def _leaves(jaxpr, times: float, sizes: dict[str, int] | None) -> Iterator[tuple[Any, float, dict[str, int] | None]]:
-    """(equation, how often it runs, axis sizes of the `shard_map` around it) of everything that holds no jaxpr."""
-    literals: dict[Any, Any] = {}  # variables that are constants of this jaxpr, for the bounds of loops
+
+def _leaves(jaxpr: jex.Jaxpr, times: float, sizes: dict[str, int] | None) -> Iterator[Leaf]:
+    """Of every equation that holds no jaxpr."""
+    literals: Literals = {}  # variables that are constants of this jaxpr, for the bounds of loops
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "scan":
@@ -150,20 +161,20 @@ def _leaves(jaxpr, times: float, sizes: dict[str, int] | None) -> Iterator[tuple
             yield equation, times, sizes
 
 
-def _weight(leaves) -> float:
+def _weight(leaves: Iterable[Leaf]) -> float:
     return sum(times * FLOPS.get(e.primitive.name, lambda _: 0)(e) for e, times, _ in leaves)
 
 
-def _plain(jaxpr):
+def _plain(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jaxpr
 
 
-def _inner(params: dict[str, Any]) -> list[Any]:
+def _inner(params: dict[str, Any]) -> list[jex.Jaxpr]:
     """Of jit, remat, custom_vjp, custom_jvp and the like: one jaxpr each. Rules of differentiation are functions."""
     return [_plain(p) for p in params.values() if isinstance(p, (jex.Jaxpr, jex.ClosedJaxpr))]
 
 
-def _trip_count(equation, literals) -> int | None:
+def _trip_count(equation: jex.JaxprEqn, literals: Literals) -> int | None:
     """Of `while i < n: i += 1` with constant bounds, which is how a fori_loop of fixed length appears."""
     params = equation.params
     condition, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
@@ -172,7 +183,7 @@ def _trip_count(equation, literals) -> int | None:
     constants = equation.invars[: params["cond_nconsts"]]
     start = equation.invars[params["cond_nconsts"] + params["body_nconsts"] :]
 
-    def outside(variable):
+    def outside(variable: jex.Var | jex.Literal) -> Any:
         """The value that a variable of the condition begins with."""
         if isinstance(variable, jex.Literal):
             return variable.val

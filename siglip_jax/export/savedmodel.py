@@ -71,11 +71,11 @@ def export_saved_model(model: Model, folder: str | pathlib.Path) -> None:
 
     # autograph=False: nothing here is Python control flow, and AutoGraph would try to rewrite JAX itself.
     @tf.function(input_signature=[tf.TensorSpec([None, height, width, 3], tf.float32, name="pixels")], autograph=False)
-    def pixels(pixels):
+    def pixels(pixels: Any) -> dict[str, Any]:
         return {"embedding": convert(exported.parameters, pixels)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image")], autograph=False)
-    def serving_default(image):
+    def serving_default(image: Any) -> dict[str, Any]:
         resized = tf.map_fn(
             lambda encoded: _decode_and_resize(tf, encoded, preprocessing),
             image,

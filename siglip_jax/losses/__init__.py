@@ -1,8 +1,8 @@
 """Contrastive losses over a global batch, exact, without the whole matrix of logits.
 
-`sigmoid` and `softmax` are the two losses. Both walk over the matrix of logits in `tiles`, while the rows of every
-device meet those of all others (`exchange`, in the `ring_order` of the chips). `reference` is what both are tested
-against: the formulas of the papers, over the whole matrix.
+`sigmoid` and `softmax` are the two losses. Each says what to do with one tile of logits, in pure functions. Both share
+the walk over all tiles: on one device (`tiles`), and over the rows of all devices (`exchange`, in the `ring_order` of
+the chips). `reference` is what both are tested against: the formulas of the papers, over the whole matrix.
 """
 
 import lazy_loader

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from siglip_jax.losses.exchange import COMMUNICATIONS, GRADIENT_DTYPES, Layout
+from siglip_jax.losses.exchange import COMMUNICATIONS, GRADIENT_DTYPES, Layout, Walk, choose_communication
 
 INPUT_DTYPES = ("float32", "bfloat16")
 
@@ -75,15 +75,28 @@ def checked_choice(name: str, what: str, value: str, choices: tuple[str, ...]) -
     return value
 
 
-def checked_tile(name: str, tile: int | None, layout: Layout) -> int:
+def checked_walk(
+    name: str, image: jax.Array, *, layout: Layout, tile: int | None, communication: str, gradient_dtype: Any
+) -> Walk:
+    """How to go over all pairs of the rows of `image` [n, d] and as many of text.
+
+    Raises:
+      ValueError: a tile below 1, an unknown way of communicating or dtype of gradients.
+    """
+    checked_choice(name, "communication", communication, COMMUNICATIONS)
+    wire_dtype = checked_choice(name, "gradient_dtype", jnp.dtype(gradient_dtype).name, GRADIENT_DTYPES)
     if tile is not None and tile < 1:
         raise ValueError(f"{name}: tile={tile}; expected at least 1")
-    return layout.tile if tile is None else tile
-
-
-def checked_communication(name: str, communication: str, gradient_dtype: Any) -> tuple[str, str]:
-    checked_choice(name, "communication", communication, COMMUNICATIONS)
-    return communication, checked_choice(name, "gradient_dtype", jnp.dtype(gradient_dtype).name, GRADIENT_DTYPES)
+    (batch, dim), itemsize = image.shape, image.dtype.itemsize
+    return Walk(
+        layout=layout,
+        dtype=image.dtype.name,
+        tile=layout.tile if tile is None else tile,
+        communication=choose_communication(
+            communication, batch=batch, dim=dim, itemsize=itemsize, devices=layout.devices
+        ),
+        wire_dtype=wire_dtype,
+    )
 
 
 def _is_sharded(x: Any) -> bool:

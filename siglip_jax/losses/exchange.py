@@ -1,4 +1,7 @@
-"""How every device's rows meet every other's: round a ring, or gathered at once."""
+"""How every device's rows meet every other's: round a ring, or gathered at once.
+
+`over_pairs` is the walk that the losses share: every row of the global batch against every column, tile by tile.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from siglip_jax.losses.ring_order import ring_order
-from siglip_jax.losses.tiles import TILES
+from siglip_jax.losses.tiles import ADD, TILES, Merge, Results, TileFunction, count, over_matrix, tile_of
 
 COMMUNICATIONS = ("auto", "ring", "gather")
 GRADIENT_DTYPES = ("float32", "bfloat16")
@@ -41,7 +44,9 @@ class Layout:
         platform = jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
         return TILES.get({"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), TILES["cpu"])
 
-    def shard_map(self, body: Callable, *, by_row: tuple[bool, ...], out_by_row: tuple[bool, ...]) -> Callable:
+    def shard_map(
+        self, body: Callable[..., Any], *, by_row: tuple[bool, ...], out_by_row: bool | tuple[bool, ...]
+    ) -> Callable[..., Any]:
         """`body` on each device's own rows; arguments and results that are not by row are equal on all devices."""
         if self.mesh is None:
             return body
@@ -50,7 +55,7 @@ class Layout:
             return PartitionSpec(self.axes) if split else PartitionSpec()
 
         return jax.shard_map(
-            body, mesh=self.mesh, in_specs=tuple(map(spec, by_row)), out_specs=tuple(map(spec, out_by_row))
+            body, mesh=self.mesh, in_specs=jax.tree.map(spec, by_row), out_specs=jax.tree.map(spec, out_by_row)
         )
 
     def position(self) -> Any:
@@ -64,6 +69,66 @@ class Layout:
     def total(self, tree: Any) -> Any:
         """The sum over all shards."""
         return tree if self.mesh is None else lax.psum(tree, self.axes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Walk:
+    """How a loss goes over all pairs: everything about a call that is not an array.
+
+    Attributes:
+      layout: where the rows live.
+      dtype: of the embeddings.
+      tile: rows and columns of a tile.
+      communication: "ring" or "gather".
+      wire_dtype: of results about columns while they travel.
+    """
+
+    layout: Layout
+    dtype: str
+    tile: int
+    communication: str = "ring"
+    wire_dtype: str = "float32"
+
+
+def over_pairs(function: TileFunction, rows: Any, columns: Any, *, walk: Walk, merge: Merge = ADD) -> Results:
+    """What `function` finds out on every tile of the matrix of all rows of all devices by all columns, merged.
+
+    Runs on each device, inside `Layout.shard_map`; only `columns` and the results about them travel.
+
+    Args:
+      function: a tile function.
+      rows: of this device, a tree of [n, ...].
+      columns: of this device, a tree of [m, ...].
+      merge: joins the results of two tiles; "gather" can only add.
+
+    Returns:
+      The results about this device's rows and columns, of all devices; the total over this device's rows.
+    """
+    layout = walk.layout
+    assert merge is ADD or walk.communication == "ring"
+    first_row, columns_of_shard = layout.position() * count(rows), count(columns)
+
+    def visit(columns: Any, shard: Any, home: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
+        start = layout.vary(merge.nothing(function, tile_of(rows, columns)))
+        results = over_matrix(
+            function,
+            rows,
+            columns,
+            Results(rows=home[0], columns=start.columns, total=home[1]),
+            first=(first_row, shard * columns_of_shard),
+            tile=walk.tile,
+            merge=merge,
+        )
+        return results.columns, (results.rows, results.total)
+
+    start = layout.vary(merge.nothing(function, tile_of(rows, columns)))
+    home = (start.rows, start.total)
+    if walk.communication == "gather":
+        about_columns, home = gather(visit, columns, home, layout=layout, wire_dtype=walk.wire_dtype)
+    else:
+        about_columns, home = ring(visit, columns, home, layout=layout, join=merge.join, wire_dtype=walk.wire_dtype)
+    about_rows, total = home
+    return Results(rows=about_rows, columns=about_columns, total=total)
 
 
 def choose_communication(asked: str, *, batch: int, dim: int, itemsize: int, devices: int) -> str:
@@ -81,33 +146,37 @@ def choose_communication(asked: str, *, batch: int, dim: int, itemsize: int, dev
     return "gather" if batch * dim * (itemsize + 4) <= GATHER_BYTES else "ring"
 
 
+Visit = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
 def ring(
-    visit: Callable[[Any, Any, Any], tuple[Any, Any]],
-    rows: Any,
+    visit: Visit,
+    columns: Any,
     home: Any,
     *,
     layout: Layout,
-    merge: Callable[[Any, Any], Any] = jnp.add,
-    wire_dtype: Any = None,
+    join: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add,
+    wire_dtype: str = "float32",
 ) -> tuple[Any, Any]:
-    """Shows each device every shard of `rows`, one hop at a time, and brings back what was found out about its own.
+    """Shows each device every shard of `columns`, one hop at a time, and brings back what was found out about its own.
 
-    Sends `rows` and the results about them once round, D hops each. What a hop sends is ready when the hop begins: the
-    rows that the next one needs, and the results of the hop before. So both transfers can run beside the arithmetic.
+    Sends `columns` and the results about them once round, D hops each. What a hop sends is ready when the hop begins:
+    the columns that the next one needs, and the results of the hop before. So both transfers can run beside the
+    arithmetic.
 
     Args:
-      visit: (rows, shard they are of, home) -> (result about these rows, home).
-      rows: this device's rows, a tree of arrays.
+      visit: (columns, shard they are of, home) -> (float32 results about these columns, home).
+      columns: this device's, a tree of arrays.
       home: what a device accumulates about its own side.
-      merge: joins two results about the same rows, leaf by leaf.
-      wire_dtype: of the results while they travel; None as they are.
+      join: joins two results about the same columns, leaf by leaf.
+      wire_dtype: of the results while they travel.
 
     Returns:
-      (the merged results of all devices about this device's rows, home).
+      (the joined results of all devices about this device's columns, home).
     """
     devices = layout.devices
     if devices == 1:
-        return visit(rows, layout.position(), home)
+        return visit(columns, layout.position(), home)
     assert layout.mesh is not None
     order = ring_order(layout.mesh, layout.axes)
     onward = [(shard, order[(place + 1) % devices]) for place, shard in enumerate(order)]
@@ -116,36 +185,31 @@ def ring(
     def send(tree: Any) -> Any:
         return jax.tree.map(lambda x: lax.ppermute(x, layout.axes, onward), tree)
 
-    def send_result(tree: Any) -> Any:
-        if wire_dtype is None:
-            return send(tree)
-        return jax.tree.map(lambda x, sent: sent.astype(x.dtype), tree, send([x.astype(wire_dtype) for x in tree]))
+    def send_results(tree: Any) -> Any:
+        return jax.tree.map(lambda x: send(x.astype(wire_dtype)).astype(x.dtype), tree)
 
-    def hop(number: Any, carry: Any) -> Any:
-        here, about_last, home = carry
-        upcoming, arrived = send(here), send_result(about_last)
+    def hop(number: Any, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        columns, about_last, home = carry
+        upcoming, arrived = send(columns), send_results(about_last)
         shard = jnp.asarray(order)[(jnp.asarray(place_of)[layout.position()] - number) % devices]
-        about_here, home = visit(here, shard, home)
-        return upcoming, jax.tree.map(merge, arrived, about_here), home
+        about_columns, home = visit(columns, shard, home)
+        return upcoming, jax.tree.map(join, arrived, about_columns), home
 
-    upcoming = send(rows)
-    about, home = visit(rows, layout.position(), home)
+    upcoming = send(columns)
+    about, home = visit(columns, layout.position(), home)
     _, about, home = lax.fori_loop(1, devices, hop, (upcoming, about, home))
-    return send_result(about), home
+    return send_results(about), home
 
 
-def gather(
-    visit: Callable[[Any, Any, Any], tuple[Any, Any]], rows: Any, home: Any, *, layout: Layout, wire_dtype: Any = None
-) -> tuple[Any, Any]:
-    """As `ring` with addition, by one all-gather of the rows and one reduce-scatter of the results: 1 hop, D times the
-    memory."""
+def gather(visit: Visit, columns: Any, home: Any, *, layout: Layout, wire_dtype: str = "float32") -> tuple[Any, Any]:
+    """As `ring` with addition, by one all-gather of the columns and one reduce-scatter of the results: 1 hop, D times
+    the memory."""
     if layout.devices == 1:
-        return visit(rows, layout.position(), home)
-    everything = jax.tree.map(lambda x: lax.all_gather(x, layout.axes, tiled=True), rows)
+        return visit(columns, layout.position(), home)
+    everything = jax.tree.map(lambda x: lax.all_gather(x, layout.axes, tiled=True), columns)
     about, home = visit(everything, 0, home)
 
     def home_again(x: jax.Array) -> jax.Array:
-        sent = x if wire_dtype is None else x.astype(wire_dtype)
-        return lax.psum_scatter(sent, layout.axes, tiled=True).astype(x.dtype)
+        return lax.psum_scatter(x.astype(wire_dtype), layout.axes, tiled=True).astype(x.dtype)
 
     return jax.tree.map(home_again, about), home

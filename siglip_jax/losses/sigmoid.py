@@ -7,20 +7,20 @@ for the gradients and one tile, whatever n is. Left to autodiff, a loop over til
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from siglip_jax.losses import arguments
-from siglip_jax.losses.exchange import Layout, choose_communication, gather, ring
-from siglip_jax.losses.tiles import dot, over_tiles, rows, set_rows
+from siglip_jax.losses.exchange import Walk, over_pairs
+from siglip_jax.losses.tiles import Results, Tile, dot
 
 SAME_GROUP = ("positive", "ignore")  # what rows of equal group are to each other, off the diagonal
 NAME = "sigmoid_loss"
+BY_ROW = (True, True, False, False, True)  # image, text, t, b, groups
 
 
 def sigmoid_loss(
@@ -67,171 +67,169 @@ def sigmoid_loss(
     layout = arguments.checked_layout(NAME, mesh=mesh, axis=axis, inputs=(image, text))
     image, text = arguments.checked_embeddings(NAME, image, text)
     arguments.checked_choice(NAME, "same_group", same_group, SAME_GROUP)
-    communication, wire = arguments.checked_communication(NAME, communication, gradient_dtype)
-    (batch, dim), itemsize = image.shape, image.dtype.itemsize
-    plan = _Plan(
-        layout=layout,
-        dtype=image.dtype.name,
-        same_group=same_group,
-        tile=arguments.checked_tile(NAME, tile, layout),
-        communication=choose_communication(
-            communication, batch=batch, dim=dim, itemsize=itemsize, devices=layout.devices
-        ),
-        wire=wire,
+    walk = arguments.checked_walk(
+        NAME, image, layout=layout, tile=tile, communication=communication, gradient_dtype=gradient_dtype
     )
     return _loss(
-        plan,
+        walk,
+        same_group,
         image,
         text,
         arguments.checked_scalar(NAME, "t", t),
         arguments.checked_scalar(NAME, "b", b),
-        arguments.checked_groups(NAME, groups, batch),
+        arguments.checked_groups(NAME, groups, image.shape[0]),
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """Everything about a call that is not an array."""
+# --- one tile ---------------------------------------------------------------------------------------------------------
 
-    layout: Layout
-    dtype: str
-    same_group: str
-    tile: int
-    communication: str
-    wire: str
+
+class GroupedRows(NamedTuple):
+    """The rows of one side.
+
+    Attributes:
+      vectors: [n, d], float32 or bfloat16.
+      group: int32 [n], or None where every row is a group of its own.
+    """
+
+    vectors: jax.Array
+    group: jax.Array | None = None
+
+
+def value_of_tile(tile: Tile[GroupedRows], scale: jax.Array, b: jax.Array, *, same_group: str) -> Results:
+    """The loss of a tile of r rows and c columns, whose logits are scale <x_i, y_j> + b.
+
+    Returns:
+      total: float32 scalar, the sum of the losses of the pairs.
+    """
+    losses, _ = losses_and_errors(_logits(tile, scale, b), *matches(tile, same_group))
+    return Results(total=jnp.sum(losses))
+
+
+def gradients_of_tile(tile: Tile[GroupedRows], scale: jax.Array, b: jax.Array, *, same_group: str) -> Results:
+    """The loss of a tile and its derivatives, all float32, with e_ij the derivative by the logit.
+
+    Returns:
+      rows: [r, d], sum over j of e_ij y_j: the gradient of x_i over `scale`.
+      columns: [c, d], sum over i of e_ij x_i.
+      total: (sum of the losses, sum of e_ij), two scalars.
+    """
+    x, y = tile.rows.vectors, tile.columns.vectors
+    losses, errors = losses_and_errors(_logits(tile, scale, b), *matches(tile, same_group))
+    total = (jnp.sum(losses), jnp.sum(errors))
+    errors = errors.astype(x.dtype)
+    return Results(
+        rows=dot(errors, y, contract=(1, 0)),
+        columns=dot(errors, x, contract=(0, 0)),
+        total=total,
+    )
+
+
+def matches(tile: Tile[GroupedRows], same_group: str) -> tuple[jax.Array, jax.Array | None]:
+    """(is a positive, counts or None for all), each bool [r, c]."""
+    if tile.rows.group is None or tile.columns.group is None:
+        return tile.pairs(), None
+    same = tile.rows.group[:, None] == tile.columns.group[None, :]
+    if same_group == "positive":
+        return same, None
+    return tile.pairs(), tile.pairs() | ~same
+
+
+def losses_and_errors(logits: jax.Array, positive: jax.Array, counts: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Each pair's loss and its derivative by the logit, from one exponential; 0 for pairs that do not count.
+
+    With u = -l for a positive and l for a negative: softplus(u) = max(u, 0) + log1p(exp(-|u|)) and -+sigmoid(u), finite
+    and without cancellation for every l.
+
+    Args:
+      logits: float32 [r, c].
+      positive, counts: bool [r, c].
+
+    Returns:
+      Two float32 [r, c].
+    """
+    u = jnp.where(positive, -logits, logits)
+    small = jnp.exp(-jnp.abs(u))
+    losses = jnp.maximum(u, 0) + jnp.log1p(small)
+    errors = jnp.where(u >= 0, 1, small) / (1 + small)
+    errors = jnp.where(positive, -errors, errors)
+    if counts is None:
+        return losses, errors
+    return jnp.where(counts, losses, 0), jnp.where(counts, errors, 0)
+
+
+def _logits(tile: Tile[GroupedRows], scale: jax.Array, b: jax.Array) -> jax.Array:
+    return scale * dot(tile.rows.vectors, tile.columns.vectors, contract=(1, 1)) + b
+
+
+# --- one device -------------------------------------------------------------------------------------------------------
+
+
+def _local_value(
+    walk: Walk, same_group: str, x: jax.Array, y: jax.Array, t: jax.Array, b: jax.Array, groups: jax.Array | None
+) -> jax.Array:
+    """The loss of the global batch, from this device's rows."""
+    layout = walk.layout
+    function = functools.partial(value_of_tile, scale=jnp.exp(t), b=b, same_group=same_group)
+    found = over_pairs(function, GroupedRows(x, groups), GroupedRows(y, groups), walk=walk)
+    return layout.total(found.total) / (len(x) * layout.devices)
+
+
+def _local_gradients(
+    walk: Walk, same_group: str, x: jax.Array, y: jax.Array, t: jax.Array, b: jax.Array, groups: jax.Array | None
+) -> tuple[jax.Array, ...]:
+    """The loss and the gradients of this device's rows. Sums are divided by the global batch at the end, so that the
+    errors sigmoid(l) - [match], at most 1, keep their precision in bfloat16."""
+    layout = walk.layout
+    scale, batch = jnp.exp(t), len(x) * layout.devices
+    function = functools.partial(gradients_of_tile, scale=scale, b=b, same_group=same_group)
+    found = over_pairs(function, GroupedRows(x, groups), GroupedRows(y, groups), walk=walk)
+    loss, error = found.total
+    dx, dy = found.rows * (scale / batch), found.columns * (scale / batch)
+    # d loss / d t = sum_ij error_ij exp(t) <x_i, y_j> / batch = sum_i <x_i, dx_i>: no second sum over the tiles.
+    dt = layout.total(jnp.sum(x.astype(jnp.float32) * dx))
+    return layout.total(loss) / batch, dx, dy, dt, layout.total(error) / batch
 
 
 # --- differentiation --------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(plan: _Plan, image, text, t, b, groups) -> jax.Array:
-    local = functools.partial(_local_pass, plan, with_gradients=False)
-    (loss,) = plan.layout.shard_map(local, by_row=(True, True, False, False, True), out_by_row=(False,))(
-        image, text, t, b, groups
-    )
-    return loss
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loss(
+    walk: Walk, same_group: str, image: jax.Array, text: jax.Array, t: jax.Array, b: jax.Array, groups: jax.Array | None
+) -> jax.Array:
+    local = functools.partial(_local_value, walk, same_group)
+    return walk.layout.shard_map(local, by_row=BY_ROW, out_by_row=False)(image, text, t, b, groups)
 
 
-def _forward(plan: _Plan, image, text, t, b, groups):
-    loss, *gradients = _one_pass(plan, image, text, t, b, groups)
-    return loss, gradients
+def _forward(walk: Walk, same_group: str, *inputs: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    loss, *gradients = _loss_and_gradients(walk, same_group, *inputs)
+    return loss, tuple(gradients)
 
 
-def _backward(plan: _Plan, gradients, cotangent):
+def _backward(
+    walk: Walk, same_group: str, gradients: tuple[jax.Array, ...], cotangent: jax.Array
+) -> tuple[jax.Array | None, ...]:
     image, text, t, b = (cotangent * gradient for gradient in gradients)
-    return image.astype(plan.dtype), text.astype(plan.dtype), t, b, None
+    return image.astype(walk.dtype), text.astype(walk.dtype), t, b, None
 
 
 _loss.defvjp(_forward, _backward)
 
 
 # The gradients are an answer, not a formula to differentiate again: a loop left to autodiff would keep every tile.
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _one_pass(plan: _Plan, image, text, t, b, groups):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _loss_and_gradients(
+    walk: Walk, same_group: str, image: jax.Array, text: jax.Array, t: jax.Array, b: jax.Array, groups: jax.Array | None
+) -> tuple[jax.Array, ...]:
     """(loss, gradients of image, text, t, b) in float32, for a cotangent of 1."""
-    local = functools.partial(_local_pass, plan, with_gradients=True)
-    return plan.layout.shard_map(
-        local, by_row=(True, True, False, False, True), out_by_row=(False, True, True, False, False)
-    )(image, text, t, b, groups)
+    local = functools.partial(_local_gradients, walk, same_group)
+    by_row = (False, True, True, False, False)
+    return walk.layout.shard_map(local, by_row=BY_ROW, out_by_row=by_row)(image, text, t, b, groups)
 
 
-@_one_pass.defjvp
-def _no_second_derivative(plan, primals, tangents):
+@_loss_and_gradients.defjvp
+def _no_second_derivative(walk: Walk, same_group: str, primals: Any, tangents: Any) -> NoReturn:
     raise TypeError(
         f"{NAME} has first derivatives in reverse mode only; for second ones use reference.dense_sigmoid_loss"
     )
-
-
-# --- one device -------------------------------------------------------------------------------------------------------
-
-
-def _local_pass(plan: _Plan, x, y, t, b, groups, *, with_gradients: bool):
-    """This device's rows against everyone's. Sums are divided by the global batch at the end, so that the errors
-    sigmoid(l) - [match], at most 1, keep their precision in bfloat16."""
-    layout, n = plan.layout, x.shape[0]
-    scale, batch = jnp.exp(t), n * layout.devices
-    mine = jnp.arange(n, dtype=jnp.int32) + layout.position() * n
-    about_rows = {"index": mine} | ({} if groups is None else {"group": groups})
-    zeros = layout.vary(jnp.zeros(x.shape, jnp.float32)) if with_gradients else None
-    sums = layout.vary((jnp.zeros(()), jnp.zeros(())))  # losses, errors
-
-    def visit(there, shard, home):
-        """Rows of another device (or, gathered, of all) -> (their gradient, home)."""
-        their_rows = there["y"].shape[0]
-        about_columns = {"index": jnp.arange(their_rows, dtype=jnp.int32) + shard * n}
-        if groups is not None:
-            about_columns["group"] = there["group"]
-        dy = layout.vary(jnp.zeros(there["y"].shape, jnp.float32)) if with_gradients else None
-
-        def stripe(start, size, carry):
-            dx, dy, sums = carry
-            x_tile = rows(x, start, size)
-            about_tile = {name: rows(value, start, size) for name, value in about_rows.items()}
-
-            def tile(column, width, carry):
-                dx_tile, dy, sums = carry
-                y_tile = rows(there["y"], column, width)
-                matches = _matches(
-                    about_tile,
-                    {name: rows(value, column, width) for name, value in about_columns.items()},
-                    plan.same_group,
-                )
-                logits = scale * dot(x_tile, y_tile, contract=(1, 1)) + b
-                losses, errors = _pointwise(logits, *matches, with_errors=with_gradients)
-                if not with_gradients:
-                    return dx_tile, dy, (sums[0] + jnp.sum(losses), sums[1])
-                sums = (sums[0] + jnp.sum(losses), sums[1] + jnp.sum(errors))
-                errors = errors.astype(plan.dtype)
-                dx_tile = dx_tile + dot(errors, y_tile, contract=(1, 0))
-                dy_tile = rows(dy, column, width) + dot(errors, x_tile, contract=(0, 0))
-                return dx_tile, set_rows(dy, column, dy_tile), sums
-
-            dx_tile = rows(dx, start, size) if with_gradients else None
-            dx_tile, dy, sums = over_tiles(their_rows, plan.tile, tile, (dx_tile, dy, sums))
-            return (set_rows(dx, start, dx_tile) if with_gradients else None), dy, sums
-
-        dx, sums = home
-        dx, dy, sums = over_tiles(n, plan.tile, stripe, (dx, dy, sums))
-        return ([dy] if with_gradients else []), (dx, sums)
-
-    exchange = gather if plan.communication == "gather" else ring
-    wire_dtype = None if plan.wire == "float32" else plan.wire
-    travelling = {"y": y} | ({} if groups is None else {"group": groups})
-    dy, (dx, (loss, error)) = exchange(visit, travelling, (zeros, sums), layout=layout, wire_dtype=wire_dtype)
-    loss = layout.total(loss) / batch
-    if not with_gradients:
-        return (loss,)
-    dx, dy = dx * (scale / batch), dy[0] * (scale / batch)
-    # d loss / d t = sum_ij error_ij exp(t) <x_i, y_j> / batch = sum_i <x_i, dx_i>: no second sum over the tiles.
-    return loss, dx, dy, layout.total(jnp.sum(x.astype(jnp.float32) * dx)), layout.total(error) / batch
-
-
-def _matches(mine: dict, theirs: dict, same_group: str):
-    """(is a positive, counts or None for all), each [rows, columns]."""
-
-    def equal(name):
-        return mine[name][:, None] == theirs[name][None, :]
-
-    if "group" not in mine:
-        return equal("index"), None
-    if same_group == "positive":
-        return equal("group"), None
-    return equal("index"), equal("index") | ~equal("group")
-
-
-def _pointwise(logits, positive, counts, *, with_errors: bool):
-    """Each pair's loss and its derivative by the logit, from one exponential.
-
-    With u = -l for a positive and l for a negative: softplus(u) = max(u, 0) + log1p(exp(-|u|)) and -+sigmoid(u), finite
-    and without cancellation for every l.
-    """
-    u = jnp.where(positive, -logits, logits)
-    small = jnp.exp(-jnp.abs(u))
-    losses = jnp.maximum(u, 0) + jnp.log1p(small)
-    losses = losses if counts is None else jnp.where(counts, losses, 0)
-    if not with_errors:
-        return losses, None
-    errors = jnp.where(u >= 0, 1, small) / (1 + small)
-    errors = jnp.where(positive, -errors, errors)
-    return losses, errors if counts is None else jnp.where(counts, errors, 0)

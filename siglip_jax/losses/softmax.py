@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ from jax.scipy.special import logsumexp
 from jax.sharding import Mesh
 
 from siglip_jax.losses import arguments
-from siglip_jax.losses.exchange import Layout, ring
-from siglip_jax.losses.tiles import dot, over_tiles, rows, set_rows
+from siglip_jax.losses.exchange import Walk, over_pairs
+from siglip_jax.losses.tiles import LOG_ADD, Results, Tile, dot
 
 NAME = "softmax_loss"
+BY_ROW = (True, True, False)  # image, text, t
 
 
 def softmax_loss(
@@ -52,118 +53,118 @@ def softmax_loss(
     """
     layout = arguments.checked_layout(NAME, mesh=mesh, axis=axis, inputs=(image, text))
     image, text = arguments.checked_embeddings(NAME, image, text)
-    _, wire = arguments.checked_communication(NAME, "ring", gradient_dtype)
-    plan = _Plan(layout=layout, dtype=image.dtype.name, tile=arguments.checked_tile(NAME, tile, layout), wire=wire)
-    return _loss(plan, image, text, arguments.checked_scalar(NAME, "t", t))
+    walk = arguments.checked_walk(
+        NAME, image, layout=layout, tile=tile, communication="ring", gradient_dtype=gradient_dtype
+    )
+    return _loss(walk, image, text, arguments.checked_scalar(NAME, "t", t))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Plan:
-    layout: Layout
-    dtype: str
-    tile: int
-    wire: str
+# --- one tile ---------------------------------------------------------------------------------------------------------
+
+
+class NormalisedRows(NamedTuple):
+    """The rows of one side after the first pass.
+
+    Attributes:
+      vectors: [n, d], float32 or bfloat16.
+      log_sum: float32 [n], the logarithm of the sum of exp(logit) over all rows of the other side.
+    """
+
+    vectors: jax.Array
+    log_sum: jax.Array
+
+
+def log_sums_of_tile(tile: Tile[jax.Array], scale: jax.Array) -> Results:
+    """The first pass: logarithms of the sums of exp(logit), with logits scale <x_i, y_j>.
+
+    Args:
+      tile: of vectors, [r, d] and [c, d].
+
+    Returns:
+      rows: float32 [r], of each row over the columns of the tile; columns: [c], of each column over its rows.
+    """
+    logits = scale * dot(tile.rows, tile.columns, contract=(1, 1))
+    return Results(rows=logsumexp(logits, axis=1), columns=logsumexp(logits, axis=0))
+
+
+def gradients_of_tile(tile: Tile[NormalisedRows], scale: jax.Array) -> Results:
+    """The second pass: derivatives of the two cross-entropies, with e_ij the sum of both by the logit.
+
+    Returns:
+      rows: float32 [r, d], sum over j of e_ij y_j: the gradient of x_i over `scale`.
+      columns: [c, d], sum over i of e_ij x_i.
+    """
+    (x, row_log_sum), (y, column_log_sum) = tile.rows, tile.columns
+    logits = scale * dot(x, y, contract=(1, 1))
+    errors = jnp.exp(logits - row_log_sum[:, None])
+    errors += jnp.exp(logits - column_log_sum[None, :])
+    errors -= jnp.where(tile.pairs(), 2, 0)
+    errors = errors.astype(x.dtype)
+    return Results(rows=dot(errors, y, contract=(1, 0)), columns=dot(errors, x, contract=(0, 0)))
+
+
+# --- one device -------------------------------------------------------------------------------------------------------
+
+
+def _local_value(walk: Walk, x: jax.Array, y: jax.Array, t: jax.Array) -> jax.Array:
+    """The loss of the global batch, from this device's rows."""
+    return _local_first_pass(walk, x, y, jnp.exp(t))[0]
+
+
+def _local_gradients(walk: Walk, x: jax.Array, y: jax.Array, t: jax.Array) -> tuple[jax.Array, ...]:
+    """The loss and the gradients of this device's rows."""
+    layout, scale = walk.layout, jnp.exp(t)
+    loss, row_log_sum, column_log_sum = _local_first_pass(walk, x, y, scale)
+    rows, columns = NormalisedRows(x, row_log_sum), NormalisedRows(y, column_log_sum)
+    found = over_pairs(functools.partial(gradients_of_tile, scale=scale), rows, columns, walk=walk)
+    to_gradient = scale / (2 * len(x) * layout.devices)
+    dx, dy = found.rows * to_gradient, found.columns * to_gradient
+    return loss, dx, dy, layout.total(jnp.sum(x.astype(jnp.float32) * dx))  # as in the sigmoid loss
+
+
+def _local_first_pass(
+    walk: Walk, x: jax.Array, y: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(loss, log sums of this device's rows, of its columns)."""
+    layout = walk.layout
+    unrounded = dataclasses.replace(walk, wire_dtype="float32")
+    found = over_pairs(functools.partial(log_sums_of_tile, scale=scale), x, y, walk=unrounded, merge=LOG_ADD)
+    pair = scale * jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=1)
+    loss = layout.total(jnp.sum((found.rows + found.columns) / 2 - pair)) / (len(x) * layout.devices)
+    return loss, found.rows, found.columns
+
+
+# --- differentiation --------------------------------------------------------------------------------------------------
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(plan: _Plan, image, text, t):
-    local = functools.partial(_local, plan, with_gradients=False)
-    return plan.layout.shard_map(local, by_row=(True, True, False), out_by_row=(False,))(image, text, t)[0]
+def _loss(walk: Walk, image: jax.Array, text: jax.Array, t: jax.Array) -> jax.Array:
+    local = functools.partial(_local_value, walk)
+    return walk.layout.shard_map(local, by_row=BY_ROW, out_by_row=False)(image, text, t)
 
 
-def _forward(plan: _Plan, image, text, t):
-    loss, *gradients = _two_passes(plan, image, text, t)
-    return loss, gradients
+def _forward(walk: Walk, image: jax.Array, text: jax.Array, t: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    loss, *gradients = _loss_and_gradients(walk, image, text, t)
+    return loss, tuple(gradients)
 
 
-def _backward(plan: _Plan, gradients, cotangent):
+def _backward(walk: Walk, gradients: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, ...]:
     image, text, t = (cotangent * gradient for gradient in gradients)
-    return image.astype(plan.dtype), text.astype(plan.dtype), t
+    return image.astype(walk.dtype), text.astype(walk.dtype), t
 
 
 _loss.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _two_passes(plan: _Plan, image, text, t):
-    local = functools.partial(_local, plan, with_gradients=True)
-    return plan.layout.shard_map(local, by_row=(True, True, False), out_by_row=(False, True, True, False))(
-        image, text, t
-    )
+def _loss_and_gradients(walk: Walk, image: jax.Array, text: jax.Array, t: jax.Array) -> tuple[jax.Array, ...]:
+    """(loss, gradients of image, text, t) in float32, for a cotangent of 1."""
+    local = functools.partial(_local_gradients, walk)
+    return walk.layout.shard_map(local, by_row=BY_ROW, out_by_row=(False, True, True, False))(image, text, t)
 
 
-@_two_passes.defjvp
-def _no_second_derivative(plan, primals, tangents):
+@_loss_and_gradients.defjvp
+def _no_second_derivative(walk: Walk, primals: Any, tangents: Any) -> NoReturn:
     raise TypeError(
         f"{NAME} has first derivatives in reverse mode only; for second ones use reference.dense_softmax_loss"
     )
-
-
-# --- one device -------------------------------------------------------------------------------------------------------
-
-
-def _local(plan: _Plan, x, y, t, *, with_gradients: bool):
-    layout, (n, _) = plan.layout, x.shape
-    scale, batch = jnp.exp(t), n * layout.devices
-    logs = layout.vary(jnp.full(n, -jnp.inf))
-
-    def visit_sums(there, shard, row_log):
-        """The logarithm of the sum of exponentials of each row so far, and of each column over this device's rows."""
-
-        def tile(at, x_tile, y_tile, row_log, column_log):
-            logits = scale * dot(x_tile, y_tile, contract=(1, 1))
-            row_log = jnp.logaddexp(row_log, logsumexp(logits, axis=1))
-            return row_log, jnp.logaddexp(column_log, logsumexp(logits, axis=0))
-
-        row_log, column_log = _over_both(plan.tile, tile, x, there[0], row_log, logs)
-        return [column_log], row_log
-
-    (column_log,), row_log = ring(visit_sums, [y], logs, layout=layout, merge=jnp.logaddexp)
-    pair = scale * jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=1)
-    loss = layout.total(jnp.sum((row_log + column_log) / 2 - pair)) / batch
-    if not with_gradients:
-        return (loss,)
-
-    def visit_gradients(there, shard, dx):
-        y, column_log = there
-        offset = (layout.position() - shard) * n
-
-        def tile(at, x_tile, y_tile, dx_tile, dy_tile):
-            row, column = at
-            logits = scale * dot(x_tile, y_tile, contract=(1, 1))
-            errors = jnp.exp(logits - rows(row_log, row, len(x_tile))[:, None])
-            errors += jnp.exp(logits - rows(column_log, column, len(y_tile))[None, :])
-            mine = offset + row + jnp.arange(len(x_tile))
-            errors -= jnp.where(mine[:, None] == column + jnp.arange(len(y_tile))[None, :], 2, 0)
-            errors = errors.astype(plan.dtype)
-            return dx_tile + dot(errors, y_tile, contract=(1, 0)), dy_tile + dot(errors, x_tile, contract=(0, 0))
-
-        dx, dy = _over_both(plan.tile, tile, x, y, dx, layout.vary(jnp.zeros(y.shape, jnp.float32)))
-        return [dy], dx
-
-    wire_dtype = None if plan.wire == "float32" else plan.wire
-    zeros = layout.vary(jnp.zeros(x.shape, jnp.float32))
-    (dy,), dx = ring(visit_gradients, (y, column_log), zeros, layout=layout, wire_dtype=wire_dtype)
-    dx, dy = dx * (scale / (2 * batch)), dy * (scale / (2 * batch))
-    return loss, dx, dy, layout.total(jnp.sum(x.astype(jnp.float32) * dx))  # as in the sigmoid loss
-
-
-def _over_both(tile_size: int, tile, x, y, about_x, about_y):
-    """Every tile of rows of x against every tile of rows of y; tile((row, column), x, y, about_x, about_y) updates what
-    is known about both, all cut to the tile."""
-
-    def stripe(row, height, carry):
-        about_x, about_y = carry
-        x_tile = rows(x, row, height)
-
-        def one(column, width, carry):
-            about_x_tile, about_y = carry
-            about_x_tile, about_y_tile = tile(
-                (row, column), x_tile, rows(y, column, width), about_x_tile, rows(about_y, column, width)
-            )
-            return about_x_tile, set_rows(about_y, column, about_y_tile)
-
-        about_x_tile, about_y = over_tiles(len(y), tile_size, one, (rows(about_x, row, height), about_y))
-        return set_rows(about_x, row, about_x_tile), about_y
-
-    return over_tiles(len(x), tile_size, stripe, (about_x, about_y))

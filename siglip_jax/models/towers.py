@@ -132,7 +132,7 @@ class TwoTowers(nn.Module):
     init_temperature: float = 10.0
     init_bias: float = -10.0
 
-    def setup(self):
+    def setup(self) -> None:
         check_choice("model: remat", self.remat, REMAT_POLICIES)
         for name, dtype in (("dtype", self.dtype), ("param_dtype", self.param_dtype)):
             if str(dtype) not in DTYPES and dtype not in map(jnp.dtype, DTYPES):

@@ -88,7 +88,7 @@ class Preprocessing:
     lowercase: str = "unicode"
     punctuation: str = "keep"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field, choices in _FIELD_CHOICES.items():
             check_choice(f"preprocessing: {field}", getattr(self, field), choices)
         for field in ("image_size", "value_range"):

@@ -39,7 +39,8 @@ def test_help_of_a_program_with_commands(capsys):
         assert cli.main(["bench", *arguments]) == 0
         out = capsys.readouterr().out
         assert out.startswith("siglip-jax bench: ")
-        assert "\ncommands:\n  loss  " in out
+        assert "\ncommands:\n  build  " in out
+        assert "\n  loss  " in out
 
 
 def test_version(capsys):
@@ -210,7 +211,7 @@ WRONG = {
     ),
     "missing store": ("rank {config} --dataset={data} --output={new}.html --store=a={root}/none", "none"),
     # bench
-    "unknown bench": ("bench los", "expected one of loss"),
+    "unknown bench": ("bench los", "expected one of build, "),
     "bench of uneven rows": ("bench loss --batch=10 --devices=3", "10 rows over 3 devices"),
     "bench of more devices than there are": ("bench loss --batch=8 --devices=8", "8 devices"),
     "bench of nothing": ("bench loss --only=theirs", "theirs"),

@@ -7,17 +7,24 @@ siglip-jax bench build --rows=20000
 siglip-jax bench duplicates --dataset=data/fashion --attribute=articleType
 """
 
+# A bench is one file in this folder: `define_flags(values)`, `main(values)`, and a docstring that begins with
+# "siglip-jax bench <name of the file>: " and a line about it. The other files are what benches share.
+
 from __future__ import annotations
 
-COMMANDS = {
-    "loss": "the sigmoid loss with its gradients: dense, rematerialised, three plain products, PyTorch",
-    "step": "a training step beside transformers' SiglipModel in PyTorch; the largest exact batch of each",
-    "finetune": "what fine-tuning gains on new data and loses on old, with the defaults and with naive settings",
-    "input": "from JPEG files to batches: the decoder alone, a PIL loop, tf.data, the loader",
-    "pictures": "the JPEG decoders and resizers that are installed, beside PIL: time and difference",
-    "resize": "what each way of resizing does to the ranking of an encoder",
-    "build": "a dataset of many rows built from repeated pictures: rows/s, memory at each tenth",
-    "duplicates": "pictures that look alike: cost, what is found after changes, what is wrongly taken, the search",
-    "encode": "Model.encode_image beside the bare jitted function",
-    "rank": "ranking metrics of a million queries: pytrec_eval, and ir_measures and ranx where installed",
-}
+import ast
+import pathlib
+
+
+def _commands(folder: pathlib.Path) -> dict[str, str]:
+    """{name: the line about it} of the benches in a folder; none is imported."""
+    lines = {}
+    for path in sorted(folder.glob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first, beginning = docstring.partition("\n")[0], f"siglip-jax bench {path.stem}: "
+        if first.startswith(beginning):
+            lines[path.stem] = first.removeprefix(beginning)
+    return lines
+
+
+COMMANDS = _commands(pathlib.Path(__file__).parent)

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import importlib.util
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -97,10 +98,10 @@ def functions(values: flags.FlagValues, mesh: Any) -> dict[str, Any]:
 
     options = dict(communication=values.communication, gradient_dtype=values.gradient_dtype, tile=values.tile)
 
-    def ours(x, y, t, b):
+    def ours(x: jax.Array, y: jax.Array, t: jax.Array, b: jax.Array) -> jax.Array:
         return sigmoid_loss(x, y, t, b, mesh=mesh, **options)
 
-    def local_checkpointed(x, y, t, b):
+    def local_checkpointed(x: jax.Array, y: jax.Array, t: jax.Array, b: jax.Array) -> jax.Array:
         """The usual remedy for memory: each tile's logits are made again in the backward pass."""
         n = x.shape[0]
         tile = next(size for size in range(min(values.tile or 1024, n), 0, -1) if n % size == 0)
@@ -108,7 +109,7 @@ def functions(values: flags.FlagValues, mesh: Any) -> dict[str, Any]:
         everyone = y if mesh is None else lax.all_gather(y, "data", tiled=True)
 
         @jax.checkpoint
-        def losses(tile_rows, start):
+        def losses(tile_rows: jax.Array, start: jax.Array) -> jax.Array:
             dots = jnp.dot(tile_rows, everyone.T, preferred_element_type=jnp.float32)
             logits = jnp.exp(t) * dots + b
             pair = (start + jnp.arange(tile))[:, None] == jnp.arange(everyone.shape[0])[None, :]
@@ -118,7 +119,7 @@ def functions(values: flags.FlagValues, mesh: Any) -> dict[str, Any]:
         total = jnp.sum(lax.map(lambda one: losses(*one), (x.reshape(-1, tile, x.shape[1]), starts)))
         return (total if mesh is None else lax.psum(total, "data")) / everyone.shape[0]
 
-    def local_floor(x, y, t, b):
+    def local_floor(x: jax.Array, y: jax.Array, t: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The products alone, on logits kept whole: no exponential, no sum, nothing sent."""
         logits = x @ y.T
         return logits @ y, logits.T @ x
@@ -132,7 +133,7 @@ def functions(values: flags.FlagValues, mesh: Any) -> dict[str, Any]:
             local_floor, mesh=mesh, in_specs=(rows, whole, whole, whole), out_specs=(rows, rows), check_vma=False
         )
 
-    def with_gradients(loss):
+    def with_gradients(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
         return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))
 
     return {
@@ -155,7 +156,7 @@ def torch_run(values: flags.FlagValues, arrays: Any) -> Any:
         for a, kind in zip(arrays, kinds, strict=True)
     )
 
-    def run():
+    def run() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         logits = (x @ y.T).float() * t.exp() + b
         signs = 2 * torch.eye(len(x), device=device) - 1
         loss = -torch.nn.functional.logsigmoid(signs * logits).sum() / len(x)
@@ -172,7 +173,7 @@ def shapes(batch: int, values: flags.FlagValues, mesh: Any) -> list[Any]:
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
-    def array(shape, dtype, spec):
+    def array(shape: tuple[int, ...], dtype: str, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
         sharding = None if mesh is None else NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
@@ -284,7 +285,7 @@ def largest_batches(values: flags.FlagValues, mesh: Any) -> None:
     if not limit:
         raise UserError("--largest_batch: this device does not tell its memory; give --memory_gib")
 
-    def fits(function, batch: int) -> bool:
+    def fits(function: Callable[..., Any], batch: int) -> bool:
         try:
             compiled = jax.jit(function).lower(*shapes(batch, values, mesh)).compile()
         except jax.errors.JaxRuntimeError as error:  # XLA itself refuses what no device could hold

@@ -126,7 +126,7 @@ def _pytrec_eval(scores: Any, labels: Any, docids: list[str], metrics: list[str]
 
     names = {metric: trec_name(metric) or "" for metric in metrics}
 
-    def build():
+    def build() -> tuple[Any, dict[str, Any]]:
         qrels, run = _dicts(scores, labels, docids)
         return pytrec_eval.RelevanceEvaluator(qrels, set(names.values())), run
 
@@ -148,7 +148,7 @@ def _ir_measures(scores: Any, labels: Any, docids: list[str], metrics: list[str]
 def _ranx(scores: Any, labels: Any, docids: list[str], metrics: list[str]) -> tuple[dict, float, float]:
     import ranx
 
-    def build():
+    def build() -> tuple[Any, Any]:
         qrels, run = _dicts(scores, labels, docids)
         return ranx.Qrels(qrels), ranx.Run(run)
 

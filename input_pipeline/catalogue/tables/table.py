@@ -74,7 +74,7 @@ class ChainedTable:
 
     tables: list[Table]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         first = self.tables[0]
         for table in self.tables[1:]:
             if sorted(table.columns) != sorted(first.columns) or table.pictures != first.pictures:

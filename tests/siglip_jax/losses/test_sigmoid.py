@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siglip_jax.losses import sigmoid, sigmoid_loss
-from siglip_jax.losses.exchange import GATHER_BYTES, Layout, choose_communication
+from siglip_jax.losses.exchange import GATHER_BYTES, Layout, Walk, choose_communication
+from siglip_jax.losses.tiles import tile_of
 
 SO400M = (np.log(112.3), -16.5)  # t and b of a published checkpoint: the largest logits there are
 SAME_GROUP = ("positive", "ignore")
@@ -86,6 +87,39 @@ def test_values_and_gradients(n, d, tile, t, b, kinds, same_group, seed):
         np.testing.assert_allclose(gradients[name].squeeze() / scale, np.squeeze(value) / scale, atol=5e-5)
 
 
+RULES = [(False, "positive"), (True, "positive"), (True, "ignore")]
+
+
+@pytest.mark.parametrize(("with_groups", "same_group"), RULES)
+def test_one_tile(with_groups, same_group):
+    """5 images and 3 texts from within the batch: images 2 to 6, texts 4 to 6."""
+    rng = np.random.default_rng(6)
+    x, y = unit(rng, 5, 4), unit(rng, 3, 4)
+    row_groups, column_groups = np.array([0, 1, 2, 1, 0], np.int32), np.array([2, 0, 0], np.int32)
+    scale, b = 3.0, -1.5
+    sides = (
+        sigmoid.GroupedRows(jnp.asarray(vectors, jnp.float32), jnp.asarray(groups) if with_groups else None)
+        for vectors, groups in ((x, row_groups), (y, column_groups))
+    )
+    tile = tile_of(*sides, first=(2, 4))
+    found = sigmoid.gradients_of_tile(tile, jnp.float32(scale), jnp.float32(b), same_group=same_group)
+
+    pair = np.zeros((5, 3), bool)
+    pair[2, 0] = pair[3, 1] = pair[4, 2] = True
+    same = row_groups[:, None] == column_groups[None, :] if with_groups else pair
+    assert (same != pair).any() == with_groups
+    positive, counts = (same, pair | True) if same_group == "positive" else (pair, pair | ~same)
+    logits = scale * x @ y.T + b
+    losses = np.where(counts, np.log1p(np.exp(np.where(positive, -logits, logits))), 0)
+    errors = np.where(counts, 1 / (1 + np.exp(-logits)) - positive, 0)
+    np.testing.assert_allclose(found.rows, errors @ y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.columns, errors.T @ x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.total, (losses.sum(), errors.sum()), rtol=1e-5)
+    value = sigmoid.value_of_tile(tile, jnp.float32(scale), jnp.float32(b), same_group=same_group)
+    assert value.rows is value.columns is None
+    np.testing.assert_allclose(value.total, losses.sum(), rtol=1e-5)
+
+
 def test_groups_change_the_loss():
     """Three equal titles: as positives they pull, ignored they do nothing, without groups they push."""
     rng = np.random.default_rng(0)
@@ -109,9 +143,6 @@ def test_scalars_of_any_rank():
     image, text = (jnp.asarray(unit(rng, 4, 3), jnp.float32) for _ in range(2))
     one = sigmoid_loss(image, text, jnp.ones([1]), jnp.zeros([1]))
     assert sigmoid_loss(image, text, jnp.ones([]), jnp.zeros([])) == one
-
-
-RULES = [(False, "positive"), (True, "positive"), (True, "ignore")]
 
 
 def published_case(dtype, with_groups, same_group):
@@ -159,9 +190,10 @@ def beyond_rounding(found, exact):
 
 def test_error_in_bfloat16_before_the_gradients_are_rounded():
     (image, text, t, b), options, (_, by_hand) = published_case("bfloat16", False, "positive")
-    layout = Layout(mesh=None, axes=())
-    plan = sigmoid._Plan(layout=layout, dtype="bfloat16", same_group="positive", tile=64, communication="ring", wire="")
-    _, *gradients = sigmoid._one_pass(plan, image, text, jnp.float32(t), jnp.float32(b), options["groups"])
+    walk = Walk(layout=Layout(mesh=None, axes=()), dtype="bfloat16", tile=64)
+    _, *gradients = sigmoid._loss_and_gradients(
+        walk, "positive", image, text, jnp.float32(t), jnp.float32(b), options["groups"]
+    )
     for found, exact in zip(gradients, by_hand.values(), strict=True):
         assert max_norm_error(np.asarray(found), exact) < 3e-3
 

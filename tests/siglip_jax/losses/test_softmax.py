@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from siglip_jax.analysis.flops import dot_flops
-from siglip_jax.losses import softmax_loss
+from siglip_jax.losses import softmax, softmax_loss
 from siglip_jax.losses.reference import dense_softmax_loss
+from siglip_jax.losses.tiles import tile_of
 
 LOG_TEMPERATURE = np.log(100.0)  # CLIP's clamp
 
@@ -45,6 +46,27 @@ def test_values_and_gradients(n, tile, dtype, bound):
     for found, exact in zip(gradients, by_hand, strict=True):
         found = np.squeeze(np.asarray(found)).astype(np.float64)
         assert np.max(np.abs(found - np.squeeze(exact))) <= bound * max(np.max(np.abs(exact)), 1e-6)
+
+
+def test_one_tile():
+    """5 images and 3 texts from within the batch, images 2 to 6, texts 4 to 6, and any sums of the whole batch."""
+    rng = np.random.default_rng(6)
+    x, y = unit(rng, 5, 4), unit(rng, 3, 4)
+    row_log_sum, column_log_sum = rng.uniform(3, 5, 5), rng.uniform(3, 5, 3)
+    scale = 3.0
+    logits = scale * x @ y.T
+    sums = softmax.log_sums_of_tile(tile_of(*map(jnp.float32, (x, y))), jnp.float32(scale))
+    np.testing.assert_allclose(sums.rows, np.log(np.exp(logits).sum(axis=1)), rtol=1e-5)
+    np.testing.assert_allclose(sums.columns, np.log(np.exp(logits).sum(axis=0)), rtol=1e-5)
+
+    sides = (softmax.NormalisedRows(*map(jnp.float32, side)) for side in ((x, row_log_sum), (y, column_log_sum)))
+    found = softmax.gradients_of_tile(tile_of(*sides, first=(2, 4)), jnp.float32(scale))
+    errors = np.exp(logits - row_log_sum[:, None]) + np.exp(logits - column_log_sum)
+    for row, column in ((2, 0), (3, 1), (4, 2)):
+        errors[row, column] -= 2
+    np.testing.assert_allclose(found.rows, errors @ y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.columns, errors.T @ x, rtol=1e-5, atol=1e-6)
+    assert sums.total is found.total is None
 
 
 def test_flops():

@@ -1,11 +1,58 @@
 """The benches run and say what their parts do; how fast they are is no matter for a test."""
 
+import os
+import pathlib
 import re
+import shutil
 
 import pytest
 
+import tools.bench
 from siglip_jax import cli
 from tools.bench import measuring, peer_transformers
+
+ADDED = '''"""siglip-jax bench added: how long nothing takes.
+
+More about it.
+"""
+
+import numpy as np
+
+
+def define_flags(values):
+    pass
+
+
+def main(values):
+    print(f"{np.zeros(1).sum()} s")
+'''
+
+
+def test_a_bench_is_one_file(python, tmp_path):
+    """A file put into the folder is listed and runs; the list is made without what benches import."""
+    shutil.copytree(pathlib.Path(tools.bench.__file__).parents[1], tmp_path / "tools")
+    (tmp_path / "tools" / "bench" / "added.py").write_text(ADDED)
+    code = (
+        "import sys; from siglip_jax.cli import main; assert main(['bench', '--help']) == 0;"
+        "print(sorted({'jax', 'numpy', 'tensorflow', 'tools.bench.loss'} & set(sys.modules)));"
+        "sys.exit(main(['bench', 'added']))"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = python(code, cwd=tmp_path, environment={"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    *listed, loaded, printed = done.stdout.splitlines()
+    assert re.search("^  added +how long nothing takes.$", "\n".join(listed), re.M)
+    assert loaded == "[]"
+    assert printed == "0.0 s"
+
+
+def test_every_bench_is_listed():
+    """Those files that have flags, and no others."""
+    folder = pathlib.Path(tools.bench.__file__).parent
+    benches = {path.stem for path in folder.glob("*.py") if "\ndef define_flags(" in path.read_text()}
+    assert {"loss", "step", "rank"} < benches
+    assert set(tools.bench.COMMANDS) == benches
+
 
 FLOPS = {
     "sigmoid_loss": "1.000",
