@@ -29,7 +29,7 @@ _SMALLEST_SCALE, _LARGEST_SCALE, _SCALE_PRECISION = 1e-6, 100.0, 1e-5  # of the 
 class _Scratch(threading.local):
     """A piece of memory for each thread: the system clears fresh memory, a tenth of the time that decoding takes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.memory = bytearray(16 * 2**20)  # no more of it is real than was ever used
 
 

@@ -5,7 +5,7 @@ not antialias with these filters, libvips places the samples elsewhere, fast_ima
 levels (`siglip-jax bench pictures`). So Pillow's Resample.c is written out here for numba, in vectors (`simd`).
 Threads run at once: the GIL is released.
 
-The module takes a second to import, and a few more the first time on a machine: `pictures` imports it when needed.
+The module takes a second to import, and a few more the first time on a machine: `images` imports it when needed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OUTPUT = numba.types.uint8[:, :, ::1]
 
 
 @compiled()
-def _weights(old, new, bicubic):
+def _weights(old: int, new: int, bicubic: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pillow's precompute_coeffs and normalize_coeffs_8bpc.
 
     Returns:
@@ -71,19 +71,21 @@ def _weights(old, new, bicubic):
 
 
 @compiled()
-def _places(start, stride, rows):
+def _places(start: int, stride: int, rows: int) -> tuple[int, int, int, int]:
     """Of the four rows of a block, of which there are `rows`: the last one again for those that are missing."""
     last = rows - 1
     return start, start + min(1, last) * stride, start + min(2, last) * stride, start + min(3, last) * stride
 
 
 @compiled()
-def _moved(places, by):
+def _moved(places: tuple[int, int, int, int], by: int) -> tuple[int, int, int, int]:
     return places[0] + by, places[1] + by, places[2] + by, places[3] + by
 
 
 @compiled()
-def _into_block(block, source, start, stride, rows, columns, room):
+def _into_block(
+    block: np.ndarray, source: np.ndarray, start: int, stride: int, rows: int, columns: int, room: int
+) -> None:
     """`columns` pixels of each of the rows -> a block; `room` bytes may be read of a row."""
     there = 0
     while there < columns and 3 * there + 16 <= room:
@@ -97,7 +99,7 @@ def _into_block(block, source, start, stride, rows, columns, room):
 
 
 @compiled()
-def _out_of_block(block, target, start, stride, rows, columns):
+def _out_of_block(block: np.ndarray, target: np.ndarray, start: int, stride: int, rows: int, columns: int) -> None:
     """A block -> `columns` pixels of each of the rows."""
     for x in range(0, columns - 3, 4):
         out_of_block(target, _places(start + 3 * x, stride, rows), block, 16 * x)
@@ -109,7 +111,7 @@ def _out_of_block(block, target, start, stride, rows, columns):
 
 
 @compiled()
-def _along_width(image, out, bicubic):
+def _along_width(image: np.ndarray, out: np.ndarray, bicubic: bool) -> None:
     """[height, W, 3] -> [height, w, 3], four rows at a time."""
     height, old, new = image.shape[0], image.shape[1], out.shape[1]
     bits, half = np.int32(_BITS), np.int32(1 << (_BITS - 1))
@@ -137,7 +139,7 @@ def _along_width(image, out, bicubic):
 
 
 @compiled()
-def _along_height(image, out, bicubic):
+def _along_height(image: np.ndarray, out: np.ndarray, bicubic: bool) -> None:
     """[H, width, 3] -> [h, width, 3]."""
     first, count, weights = _weights(image.shape[0], out.shape[0], bicubic)
     lanes, bits, half = 3 * out.shape[1], np.int32(_BITS), np.int32(1 << (_BITS - 1))
@@ -157,7 +159,7 @@ def _along_height(image, out, bicubic):
 
 
 @compiled(numba.void(_PICTURE, _OUTPUT, numba.boolean))
-def resample(image, out, bicubic):
+def resample(image: np.ndarray, out: np.ndarray, bicubic: bool) -> None:
     """uint8 [H, W, 3] -> `out`, uint8 [h, w, 3], both in row-major order: bilinear or bicubic, widened when shrinking.
 
     One axis after the other, rounded to grey levels in between. The order shows where bicubic overshoots: it is that
@@ -176,7 +178,7 @@ def resample(image, out, bicubic):
 
 
 @compiled()
-def _taps(old, new):
+def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lower index, upper index and the upper one's weight for each of `new` half-pixel-centred samples."""
     lower, upper, weight = np.empty(new, np.int64), np.empty(new, np.int64), np.empty(new, np.float32)
     for x in range(new):
@@ -188,7 +190,7 @@ def _taps(old, new):
 
 
 @compiled()
-def _no_antialias_by_rows(image, out):
+def _no_antialias_by_rows(image: np.ndarray, out: np.ndarray) -> None:
     """Whole rows are blended, then pixels of them: for pictures of which most columns are looked at."""
     above, below, down = _taps(image.shape[0], out.shape[0])
     left, right, across = _taps(image.shape[1], out.shape[1])
@@ -211,7 +213,7 @@ def _no_antialias_by_rows(image, out):
 
 
 @compiled()
-def _no_antialias_by_pixels(image, out):
+def _no_antialias_by_pixels(image: np.ndarray, out: np.ndarray) -> None:
     """Pixels that are not looked at are not read: for large pictures."""
     above, below, down = _taps(image.shape[0], out.shape[0])
     left, right, across = _taps(image.shape[1], out.shape[1])
@@ -250,7 +252,7 @@ def _no_antialias_by_pixels(image, out):
 
 
 @compiled(numba.void(_PICTURE, _OUTPUT))
-def resample_no_antialias(image, out):
+def resample_no_antialias(image: np.ndarray, out: np.ndarray) -> None:
     """uint8 [H, W, 3] -> `out`, uint8 [h, w, 3]: between the four nearest pixels, in float32, along the height first.
 
     Truncated, as tf.cast does in big_vision's resize. Rows that are not looked at are not read.
