@@ -142,7 +142,7 @@ def compare(values: flags.FlagValues, folder: pathlib.Path, dataset: pathlib.Pat
     table = []
     for title in runs:
         clock, used = (statistics.median(column) for column in zip(*seconds[title], strict=True))
-        kind = next((kind for kind in KINDS if f", {kind}," in title), None)
+        kind = next((kind for kind in values.resize if f", {kind}," in title), None)
         floors = ["libjpeg-turbo, decoding alone", *([f"decode + resize, {kind}"] if kind else [])]
         ratios = [f"{measuring.ratio(processor(floor), processor(title)):.2f}" for floor in floors]
         rate, cores_used = f"{len(pictures) / clock:.0f}", f"{used / clock:.1f}"
