@@ -48,7 +48,7 @@ class Architecture:
     text_head: bool = True
     naflex: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = (*self.image_size, self.patch_size, self.vocab_size, self.text_length)
         whole = (*sizes, *dataclasses.astuple(self.image), *dataclasses.astuple(self.text))
         if len(self.image_size) != 2 or any(type(size) is not int or not 0 < size <= MAX_SIZE for size in whole):
