@@ -11,23 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from siglip_jax import files
 from siglip_jax.errors import UserError, check_choice
-from siglip_jax.model import FORMAT, Model, check_preprocessing, parameter_shapes
+from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.models.architecture import DTYPES, Architecture
 from siglip_jax.models.presets import PRESETS, Preset
-from siglip_jax.models.towers import TwoTowers
+from siglip_jax.models.towers import TwoTowers, parameter_shapes
 from siglip_jax.models.transformer import REMAT_POLICIES
 from siglip_jax.preprocessing import Preprocessing
-from siglip_jax.weights import big_vision, huggingface, tensors
+from siglip_jax.weights import tensors
+from siglip_jax.weights.formats import detect_format, expected_sources
 from siglip_jax.weights.position_embedding import METHODS, resize_positions
-from siglip_jax.weights.processor import read_processor
 
 WEIGHTS_FOLDER = "SIGLIP_JAX_WEIGHTS"  # environment variable: folder of downloaded weights
-EXPECTED = (
-    "a preset (siglip-jax models lists them), a Hugging Face folder, a big_vision .npz, a training run's workdir or a "
-    "folder written by Model.save"
-)
 STORED = "stored"
 MAX_LOG_TEMPERATURE = 80.0  # exp(88.7) is the largest float32
 
@@ -75,7 +70,7 @@ def load(
     if type(unroll) is not int or unroll < 1:
         raise UserError(f"load: unroll={unroll!r}; expected a whole number of at least 1")
     if not os.fspath(name_or_path):
-        raise UserError(f"load: an empty path; expected {EXPECTED}")
+        raise UserError(f"load: an empty path; expected {expected_sources()}")
     preset = None if _is_path(name_or_path) else PRESETS.get(os.fspath(name_or_path))
     if weights is not None and preset is None:
         raise UserError(f"load: weights= goes with a preset's name, and {name_or_path} is not one")
@@ -177,98 +172,12 @@ def _find_weights(preset: Preset) -> epath.Path:
 
 
 def _read(source: epath.Path, preset: Preset | None) -> Model:
-    if not source.exists():
-        raise UserError(f"{source}: not found; expected {EXPECTED}")
-    if not source.is_dir():
-        if not files.is_regular(source):
-            raise UserError(f"{source}: neither a file nor a folder; expected {EXPECTED}")
-        if source.suffix != ".npz":
-            raise UserError(f"{source}: a {source.suffix or 'plain'} file; expected a folder or a big_vision .npz")
-        return _read_big_vision(source, preset)
-    if (source / "model.json").exists():
-        return _read_native(source)
-    if source.parent.name == "checkpoints" and source.name.isdigit() and (source.parent.parent / "model.json").exists():
-        return _read_native(source.parent.parent, step=int(source.name))
-    if (source / "config.json").exists() and ((source / tensors.SINGLE).exists() or (source / tensors.INDEX).exists()):
-        return _read_huggingface(source)
-    raise UserError(f"{source}: no model.json, nor config.json with {tensors.SINGLE}; expected {EXPECTED}")
-
-
-# --- the formats ------------------------------------------------------------------------------------------------------
-
-
-def _read_native(folder: epath.Path, step: int | None = None) -> Model:
-    description = folder / "model.json"
-    fields = files.read_json(description)
-    try:
-        if fields.get("format") != FORMAT:
-            raise ValueError(f"format is {fields.get('format')!r}, expected {FORMAT!r}")
-        architecture, dtype = Architecture.from_json(fields["architecture"]), fields["dtype"]
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
-        raise UserError(f"{description}: not a model description ({error})") from error
-    preprocessing = Preprocessing.load(folder) if (folder / "preprocessing.json").exists() else None
-    if step is None and (folder / tensors.SINGLE).exists():
-        params = tensors.unflatten(tensors.read(folder), source=folder / tensors.SINGLE)
-        model = _model(params, architecture, preprocessing, source=folder / tensors.SINGLE, dtype=dtype)
-        # safetensors has no checksum of its own. Last, since the checks above say more of what is wrong.
-        if fields.get("weights_sha256", (found := files.sha256(folder / tensors.SINGLE))) != found:
-            raise UserError(f"{folder / tensors.SINGLE}: not the file that model.json was written with; copy it again")
-        return model
-    if (folder / "checkpoints").exists():
-        from siglip_jax.checkpoints import restore_params
-
-        params, _ = restore_params(folder / "checkpoints", like=parameter_shapes(architecture), step=step)
-        return _model(jax.device_get(params), architecture, preprocessing, source=folder, dtype=dtype)
-    raise UserError(f"{folder}: neither {tensors.SINGLE} nor checkpoints/; train first, or copy the parameters")
-
-
-def _read_huggingface(folder: epath.Path) -> Model:
-    params, architecture = huggingface.read(folder, shapes_of=parameter_shapes)
-    preprocessing = read_processor(
-        folder,
-        text_length=architecture.text_length,
-        vocab_size=architecture.vocab_size,
-        image_size=architecture.image_size if architecture.naflex else None,
-    )
-    return _model(params, architecture, preprocessing, source=folder)
-
-
-def _read_big_vision(path: epath.Path, preset: Preset | None) -> Model:
-    params = big_vision.read(path)
-    architecture = big_vision.architecture_of(params, source=path)
-    architecture = _published_size(architecture) if preset is None else _like_preset(architecture, preset)
-    preprocessing = preset.preprocessing("big_vision") if preset else None
-    return _model(params, architecture, preprocessing, source=path)
-
-
-def _published_size(architecture: Architecture) -> Architecture:
-    """Shapes tell the grid of patches, not the pixels beyond it: So400m/14 has 27 patches a side of 384 pixels."""
-    for preset in PRESETS.values():
-        if _like_preset(architecture, preset) == preset.architecture:
-            return preset.architecture
-    return architecture
-
-
-def _like_preset(architecture: Architecture, preset: Preset) -> Architecture:
-    if (architecture.grid, architecture.patch_size) != (preset.architecture.grid, preset.architecture.patch_size):
-        return architecture
-    return Architecture.from_json(architecture.to_json() | {"image_size": list(preset.architecture.image_size)})
-
-
-def _model(
-    params: Any,
-    architecture: Architecture,
-    preprocessing: Preprocessing | None,
-    *,
-    source: object,
-    dtype: str = "float32",
-) -> Model:
-    check_params(params, architecture, source=source)
-    stored = np.asarray(params["img"]["pos_embedding"]).dtype.name
-    module = TwoTowers(architecture, dtype=dtype, param_dtype=stored if stored in DTYPES else "float32")
-    return Model(module=module, params=params, preprocessing=preprocessing)
+    stored = detect_format(source).read(source, preset)
+    check_params(stored.params, stored.architecture, source=stored.source)
+    stored.check_bytes()  # last, since the checks above say more of what is wrong
+    dtype = np.asarray(stored.params["img"]["pos_embedding"]).dtype.name
+    module = TwoTowers(stored.architecture, dtype=stored.dtype, param_dtype=dtype if dtype in DTYPES else "float32")
+    return Model(module=module, params=stored.params, preprocessing=stored.preprocessing)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

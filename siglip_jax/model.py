@@ -1,34 +1,28 @@
 """What users hold: a module, its parameters and its preprocessing.
 
-A saved model is a folder: model.json (architecture), model.safetensors (parameters, keys as big_vision's), and
-preprocessing.json with tokenizer.model. A workdir of a training run has the same description, with the parameters in
-checkpoints/ instead.
+Its files are the business of `siglip_jax.weights.formats`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import flax.traverse_util
 import jax
 import numpy as np
 from etils import epath
 
-from siglip_jax import files
 from siglip_jax.errors import UserError, check_choice
 from siglip_jax.models.architecture import Architecture
-from siglip_jax.models.towers import TwoTowers
+from siglip_jax.models.towers import TwoTowers, example_inputs
 from siglip_jax.preprocessing import Patches, Preprocessing
-from siglip_jax.weights import big_vision, huggingface, tensors
-from siglip_jax.weights.processor import write_processor
+from siglip_jax.weights import native
+from siglip_jax.weights.formats import FORMATS, written_formats
+from siglip_jax.weights.stored_model import LAYOUTS, StoredModel
 
-FORMAT = "siglip-jax model 1"
-FORMATS = ("native", "huggingface", "big_vision")
 MAX_BATCH = 256
 
 
@@ -123,27 +117,22 @@ class Model:
             raise UserError(f"logits: {list(image.shape)} and {list(text.shape)}; expected [n, {dim}] and [m, {dim}]")
         return np.exp(t) * (image @ text.T) + b
 
-    def save_description(self, folder: epath.PathLike, *, weights_sha256: str | None = None) -> None:
-        """Writes everything but the parameters, whose file's sum it may hold."""
-        folder = epath.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        fields = {
-            "format": FORMAT,
-            "architecture": self.architecture.to_json(),
-            "dtype": jax.numpy.dtype(self.module.dtype).name,  # of computing; the parameters carry their own
-        }
-        if weights_sha256 is not None:
-            fields["weights_sha256"] = weights_sha256
-        (folder / "model.json").write_text(json.dumps(fields, indent=1) + "\n")
-        if self.preprocessing is not None:
-            self.preprocessing.save(folder)
+    def save_description(self, folder: epath.PathLike) -> None:
+        """Writes everything but the parameters, as in a workdir, whose checkpoints hold these."""
+        native.write_description(
+            epath.Path(folder),
+            architecture=self.architecture,
+            dtype=jax.numpy.dtype(self.module.dtype).name,
+            preprocessing=self.preprocessing,
+        )
 
     def save(self, path: epath.PathLike, *, format: str = "native", layout: str = "stacked") -> list[str]:
         """Writes the model so that `load` reads it, or that big_vision or transformers do.
 
         Args:
           path: a folder; of "big_vision" an .npz file.
-          format: "native" (safetensors and JSON), "huggingface" (config.json, safetensors, processor) or "big_vision".
+          format: "native" (safetensors and JSON), "huggingface" (config.json, safetensors, processor), "big_vision", or
+            another that `siglip_jax.weights.formats` has an entry for.
           layout: of the layers in an .npz, "stacked" or "layers".
 
         Returns:
@@ -153,33 +142,24 @@ class Model:
           UserError: the path exists and is no empty folder, a preprocessing that does not fit, or an architecture that
             the format has no words for.
         """
-        for option, value, choices in (("format", format, FORMATS), ("layout", layout, big_vision.LAYOUTS)):
+        for option, value, choices in (("format", format, written_formats()), ("layout", layout, LAYOUTS)):
             check_choice(f"save: {option}", value, choices)
         check_preprocessing(self)
         if not os.fspath(path):
             raise UserError("save: an empty path")
-        path, params = epath.Path(path), jax.device_get(self.params)
+        path = epath.Path(path)
         # What another model left there would be read as part of this one.
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"save: {path} exists; give a new path, or delete it first")
-        if format == "big_vision":
-            if path.suffix != ".npz":
-                raise UserError(f"save: {path}; a big_vision checkpoint is an .npz file")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            big_vision.write(params, path, layout=layout)
-            return [] if self.preprocessing is None else ["an .npz holds no preprocessing and no tokenizer"]
-        if format == "huggingface":
-            pad_id = 1 if self.preprocessing is None else self.preprocessing.pad_id
-            stored = np.asarray(params["img"]["pos_embedding"]).dtype.name
-            huggingface.write(path, params, self.architecture, dtype=stored, pad_id=pad_id)
-            if self.preprocessing is None:
-                return ["no processor was written, since the preprocessing is not known"]
-            return write_processor(self.preprocessing, path)
-        path.mkdir(parents=True, exist_ok=True)
-        flat = flax.traverse_util.flatten_dict(params, sep="/")
-        tensors.write_file(path / tensors.SINGLE, flat, metadata={"format": FORMAT})
-        self.save_description(path, weights_sha256=files.sha256(path / tensors.SINGLE))
-        return []
+        write = FORMATS[format].write
+        assert write is not None
+        stored = StoredModel(
+            params=jax.device_get(self.params),
+            architecture=self.architecture,
+            preprocessing=self.preprocessing,
+            dtype=jax.numpy.dtype(self.module.dtype).name,
+        )
+        return write(stored, path, layout)
 
     def _known_preprocessing(self, what: str) -> Preprocessing:
         if self.preprocessing is None:
@@ -246,21 +226,5 @@ def _is_array(value: Any) -> bool:
 
 def init(module: TwoTowers, preprocessing: Preprocessing | None, *, seed: int) -> Model:
     """A model of random weights."""
-    params = jax.jit(lambda: module.init(jax.random.key(seed), *_example(module.architecture))["params"])()
+    params = jax.jit(lambda: module.init(jax.random.key(seed), *example_inputs(module.architecture))["params"])()
     return Model(module=module, params=params, preprocessing=preprocessing)
-
-
-def _example(architecture: Architecture) -> tuple[Any, np.ndarray]:
-    if architecture.naflex:
-        pixels = np.zeros((1, 1, architecture.patch_size**2 * 3), np.float32)
-        image: Any = Patches(pixels, np.ones((1, 2), np.int32))
-    else:
-        image = np.zeros((1, *architecture.image_size, 3), np.float32)
-    return image, np.zeros((1, architecture.text_length), np.int32)
-
-
-@functools.lru_cache(maxsize=64)
-def parameter_shapes(architecture: Architecture) -> Any:
-    """The parameter tree of ShapeDtypeStructs, float32."""
-    module = TwoTowers(architecture)
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *_example(architecture))["params"])

@@ -1,4 +1,4 @@
-"""siglip-jax convert: weights from any format to any: Hugging Face, big_vision, native.
+"""siglip-jax convert: weights from any format to any that can be written: native, huggingface, big_vision.
 
 siglip-jax convert --model=google/siglip2-base-patch16-256 --output=siglip2.npz --to=big_vision
 siglip-jax convert --model=runs/fashion --output=hf_folder --to=huggingface
@@ -16,7 +16,12 @@ from tools import common_flags
 def define_flags(values: flags.FlagValues) -> None:
     common_flags.define_model(values)
     common_flags.define_output(values, "Folder, or the .npz file of --to=big_vision; must not exist.")
-    flags.DEFINE_enum("to", "native", ["native", "huggingface", "big_vision"], "Format to write.", flag_values=values)
+    flags.DEFINE_string(
+        "to",
+        "native",
+        "Format to write: native, huggingface or big_vision.",
+        values,
+    )
     flags.DEFINE_enum("layout", "stacked", ["stacked", "layers"], "Layers in an .npz.", flag_values=values)
     flags.DEFINE_enum(
         "dtype",
@@ -42,11 +47,13 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     from etils import epath
 
-    from siglip_jax.errors import UserError
+    from siglip_jax.errors import UserError, check_choice
     from siglip_jax.loading import load
     from siglip_jax.models.presets import PRESETS
     from siglip_jax.preprocessing import Preprocessing
+    from siglip_jax.weights.formats import written_formats
 
+    check_choice("--to", values.to, written_formats())
     output = epath.Path(values.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output} exists; give a new path")

@@ -1,14 +1,18 @@
-"""The metrics of one block of queries, from the labels in ranking order."""
+"""What metrics are computed from: the labels of some queries, by column and in ranking order under the tie rule.
 
-from collections.abc import Mapping
+Each quantity is computed when a metric first asks for it, and once.
+"""
+
+from __future__ import annotations
+
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from eval.metrics import ties
 from eval.metrics.cumulative import accumulate, by_position, counts, total
-from eval.metrics.metric_names import Metric
-from eval.metrics.sorting import Piece, ranked_pieces
+from eval.metrics.sorting import Piece
 from eval.metrics.ties import TieGroups
 from siglip_jax.errors import UserError
 
@@ -26,93 +30,129 @@ class Rules:
     max_grade: float | None
 
 
-def block_metrics(
-    scores: np.ndarray, labels: np.ndarray, metrics: Mapping[str, Metric], rules: Rules, *, block: int
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """{name: float64 [row]}, NaN where nothing is relevant, and the number of relevant candidates: int [row].
+class Candidates:
+    """A block of queries, their candidates in the order in which they came.
 
-    scores: float [row, column], no NaN; labels: [row, column] >= 0.
+    Attributes:
+      labels: [query, column], >= 0.
+      relevant: bool [query, column], whether the label is at least `relevant_from`.
+      relevant_count: int32 [query], R of the definitions; candidates that were not retrieved count.
     """
-    columns = labels.shape[1]
-    by_column = by_position(labels)
-    relevant = by_column >= rules.relevant_from
-    relevant_total = counts(relevant)
-    nothing = relevant_total == 0
-    out = {name: np.zeros(len(scores)) for name in metrics}
-    in_order = {name: metric for name, metric in metrics.items() if metric.kind != "MRR"}
-    if in_order:
-        depth = max(columns if metric.k is None else min(metric.k, columns) for metric in in_order.values())
-        for piece in ranked_pieces(scores, labels, depth, groups=rules.expected):
-            some = np.maximum(relevant_total[piece.rows], 1)
-            for name, values in _piece_metrics(piece, in_order, rules, some, depth).items():
-                out[name][piece.rows] = values
-    scores_by_column = by_position(scores) if len(in_order) < len(metrics) else scores
-    for name, metric in metrics.items():
-        if metric.kind == "nDCG":
-            out[name] /= _ideal_dcg(by_column, min(metric.k or columns, columns), rules.gain)
-            continue
-        if metric.kind == "MRR":  # needs no order
-            out[name] = _reciprocal_rank(scores_by_column, relevant, k=metric.k, expected=rules.expected, block=block)
-        out[name][nothing] = np.nan
-    return out, relevant_total
+
+    def __init__(self, scores: np.ndarray, labels: np.ndarray, rules: Rules, *, block: int):
+        """scores: float [query, column], no NaN, -inf where not retrieved; block: elements to work on at once."""
+        self._scores, self._rules, self._block = scores, rules, block
+        self.labels = by_position(labels)
+        self.relevant = self.labels >= rules.relevant_from
+        self.relevant_count = counts(self.relevant)
+        self._ideal: dict[int, np.ndarray] = {}
+
+    def ideal_dcg(self, k: int | None) -> np.ndarray:
+        """DCG@k of the best order, of all candidates for None; NaN where its gains are 0: float64 [query]."""
+        columns = self.labels.shape[1]
+        k = min(k or columns, columns)
+        if k not in self._ideal:
+            self._ideal[k] = _ideal_dcg(self.labels, k, self._rules.gain)
+        return self._ideal[k]
+
+    def reciprocal_rank(self, k: int | None) -> np.ndarray:
+        """1 / rank of the first relevant candidate, 0 beyond rank k, under the tie rule: float64 [query]."""
+        return _reciprocal_rank(
+            self._scores_by_column, self.relevant, k=k, expected=self._rules.expected, block=self._block
+        )
+
+    @cached_property
+    def _scores_by_column(self) -> np.ndarray:
+        return by_position(self._scores)
 
 
-def _piece_metrics(
-    piece: Piece, metrics: Mapping[str, Metric], rules: Rules, relevant_total: np.ndarray, depth: int
-) -> dict[str, np.ndarray]:
-    """Everything linear in what stands at a position is a sum over `at_...`; tied rows have the expectation there."""
-    kinds = {metric.kind for metric in metrics.values()}
-    labels, width = piece.labels, piece.labels.shape[1]
-    groups = None if piece.first is None else TieGroups.of(piece.first)
-    rank = np.arange(1, width + 1)
-    own = at_relevant = (labels >= rules.relevant_from).astype(np.float64)
-    at_gain = at_precision = at_stop = at_relevant
-    if groups is not None:
-        at_relevant = by_position(groups.means(own))
-    if "nDCG" in kinds:
-        at_gain = gains_of(labels, rules.gain)
-        if groups is not None:
-            at_gain = by_position(groups.means(at_gain))
-    if "MAP" in kinds:
-        if groups is None:
-            at_precision = own * accumulate(np.add, own) / rank
-        else:
-            at_precision = by_position(ties.expected_precisions(groups, own))
-    if "ERR" in kinds:
-        deepest = max(metric.k or width for metric in metrics.values() if metric.kind == "ERR")
-        at_stop = _stops(labels, groups, rules.max_grade or 0, deepest)
+class Ranking:
+    """Some queries of a block in ranking order, down to the deepest cutoff.
 
-    out = {}
-    discount = 1 / np.log2(np.arange(2, depth + 2))
-    for name, metric in metrics.items():
-        k = min(metric.k or depth, depth)
-        if metric.kind == "nDCG":
-            out[name] = total(at_gain, k, discount)
-        elif metric.kind == "precision":
-            out[name] = total(at_relevant, k) / metric.k
-        elif metric.kind == "recall":
-            out[name] = total(at_relevant, k) / relevant_total
-        elif metric.kind == "hit" and groups is not None:
-            out[name] = ties.expected_hit(groups, own, k)
-        elif metric.kind == "hit":
-            out[name] = (total(own, k) > 0).astype(np.float64)
-        elif metric.kind == "MAP":
-            out[name] = total(at_precision, k) / relevant_total
-        elif metric.kind == "ERR":
-            out[name] = total(at_stop, k, 1 / rank)
-        elif metric.kind == "RBP":
-            persistence = metric.persistence or 0.0
-            out[name] = (1 - persistence) * total(at_relevant, k, persistence ** np.arange(k))
-        else:
-            out[name] = total(at_relevant * (rank <= relevant_total[:, None]), k) / relevant_total
-    return out
+    Under the rule "expected", a position within a group of equal scores holds the mean over all orders of the group. So
+    a metric that is a sum over positions of `relevant` or `gain`, each times a weight, is exact with `total`; whatever
+    else needs an expectation of its own (`eval.metrics.ties`).
+    """
+
+    def __init__(self, piece: Piece, candidates: Candidates, rules: Rules, *, depth: int):
+        self._piece, self._candidates, self._rules, self._depth = piece, candidates, rules, depth
+        self._groups = None if piece.first is None else TieGroups.of(piece.first)
+        self._known_stops: tuple[int, np.ndarray] | None = None
+
+    def cut(self, k: int | None) -> int:
+        """How many positions a metric looks at: k, or all for None, and no more than there are."""
+        return min(k or self._depth, self._depth)
+
+    def total(self, values: np.ndarray, k: int | None, weights: np.ndarray | None = None) -> np.ndarray:
+        """Sum over the first k positions (all for None) of values [query, position], each times its weight [position].
+
+        Returns:
+          float64 [query].
+        """
+        return total(values, self.cut(k), weights)
+
+    @cached_property
+    def rank(self) -> np.ndarray:
+        """1, 2, ...: int [position]."""
+        return np.arange(1, self._piece.labels.shape[1] + 1)
+
+    @cached_property
+    def discount(self) -> np.ndarray:
+        """1 / log2(rank + 1): float64 [position]."""
+        return 1 / np.log2(np.arange(2, self._depth + 2))
+
+    @cached_property
+    def relevant_count(self) -> np.ndarray:
+        """R, how many candidates are relevant, and 1 where none is: int32 [query]."""
+        return np.maximum(self._candidates.relevant_count[self._piece.rows], 1)
+
+    @cached_property
+    def relevant(self) -> np.ndarray:
+        """P(what stands at a position is relevant): float64 [query, position]."""
+        return self._expected(self._own)
+
+    @cached_property
+    def gain(self) -> np.ndarray:
+        """E[gain of what stands at a position]: float64 [query, position]."""
+        return self._expected(gains_of(self._piece.labels, self._rules.gain))
+
+    def ideal_dcg(self, k: int | None) -> np.ndarray:
+        """As of `Candidates`, for these queries."""
+        return self._candidates.ideal_dcg(k)[self._piece.rows]
+
+    @cached_property
+    def precision_at_relevant(self) -> np.ndarray:
+        """E[precision at a position where what stands there is relevant, else 0]: float64 [query, position]."""
+        if self._groups is None:
+            return self._own * accumulate(np.add, self._own) / self.rank
+        return by_position(ties.expected_precisions(self._groups, self._own))
+
+    def hit(self, k: int | None) -> np.ndarray:
+        """P(something relevant among the first k): float64 [query]."""
+        if self._groups is None:
+            return (self.total(self._own, k) > 0).astype(np.float64)
+        return ties.expected_hit(self._groups, self._own, self.cut(k))
+
+    def stops(self, k: int | None) -> np.ndarray:
+        """P(a reader stops at a position), right for the first k: float64 [query, position].
+
+        A candidate satisfies with R = (2^label - 1) / 2^max_grade (Chapelle et al. 2009).
+        """
+        cut = self.cut(k)
+        if self._known_stops is None or self._known_stops[0] < cut:
+            self._known_stops = cut, _stops(self._piece.labels, self._groups, self._rules.max_grade or 0, cut)
+        return self._known_stops[1]
+
+    @cached_property
+    def _own(self) -> np.ndarray:
+        """1.0 where relevant, else 0.0; in one order of the equal scores."""
+        return (self._piece.labels >= self._rules.relevant_from).astype(np.float64)
+
+    def _expected(self, values: np.ndarray) -> np.ndarray:
+        return values if self._groups is None else by_position(self._groups.means(values))
 
 
 def _stops(labels: np.ndarray, groups: TieGroups | None, max_grade: float, k: int) -> np.ndarray:
-    """P(a reader stops at a position), for the first k at least: float64 [row, width].
-
-    A candidate satisfies with R = (2^label - 1) / 2^max_grade (Chapelle et al. 2009).
-    """
     stop = (np.exp2(labels.astype(np.float64)) - 1) / 2.0**max_grade
     reach = np.ones_like(stop)
     reach[:, 1:] = accumulate(np.multiply, 1 - stop[:, :-1])

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from eval.metrics.formulas import Rules, block_metrics
+from eval.metrics.block_metrics import block_metrics
+from eval.metrics.formulas import Rules
 from eval.metrics.metric_names import (
-    KNOWN_METRICS,
     has_uncut,
+    known_metrics,
     max_cutoff,
     needs_max_grade,
     parse_metric,
@@ -25,11 +26,11 @@ from siglip_jax.errors import UserError
 
 __all__ = [
     "DEFAULT_METRICS",
-    "KNOWN_METRICS",
     "QueryMetrics",
     "docid_ranks",
     "has_ties",
     "has_uncut",
+    "known_metrics",
     "max_cutoff",
     "mean_metrics",
     "needs_max_grade",
@@ -79,7 +80,7 @@ def rank_metrics(
       scores: [query, candidate] real numbers, higher is better; float32 and float64 are compared as given.
       labels: [query, candidate] graded relevance, finite, >= 0 (bool, integer or float).
       mask: [query, candidate] bool, True where a candidate exists; None for all. What it hides may hold anything.
-      metrics: names out of KNOWN_METRICS. precision@k divides by k even when fewer candidates exist, MAP@k by all
+      metrics: names out of `known_metrics`. precision@k divides by k even when fewer candidates exist, MAP@k by all
           relevant, nDCG discounts by log2(position + 1), all as in trec_eval.
       ties: "expected", the mean over all orders of equal scores; "docid", trec_eval's rule: scores rounded to
           float32, equal ones by descending docid; or "stable", equal scores in candidate order, which rewards a
@@ -109,7 +110,8 @@ def rank_metrics(
     if not relevant_from > 0:
         raise UserError(f"relevant_from={relevant_from!r} must be above 0: label 0 means not relevant")
     if needs_max_grade(metrics) and not (max_grade and 0 < max_grade <= 64):
-        raise UserError(f"ERR with max_grade={max_grade!r}: declare the highest grade labels can have, such as 3")
+        kind = next(parsed[name].kind for name in metrics if needs_max_grade((name,)))
+        raise UserError(f"{kind} with max_grade={max_grade!r}: declare the highest grade labels can have, such as 3")
     scores, labels = np.asarray(scores), np.asarray(labels)
     mask = None if mask is None else np.asarray(mask)
     _check_shapes(scores, labels, mask)

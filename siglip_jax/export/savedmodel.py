@@ -21,7 +21,8 @@ import numpy as np
 
 from siglip_jax import __version__
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import NAFLEX, PAD, SCALED_DECODE, Preprocessing
+from siglip_jax.preprocessing import NAFLEX, Preprocessing
+from siglip_jax.preprocessing.resize_table import RESIZES
 
 if TYPE_CHECKING:  # a process that only serves has no JAX
     from siglip_jax.model import Model
@@ -36,8 +37,8 @@ def export_saved_model(model: Model, folder: str | pathlib.Path) -> None:
     The batch is dynamic, from 1 row on. Parameters are variables, since a graph's constants are limited to 2 GB.
 
     Raises:
-      UserError: TensorFlow is not installed, the folder exists, or the model has no known preprocessing or one of
-        NaFlex pictures.
+      UserError: TensorFlow is not installed, the folder exists, the model has no known preprocessing or one of
+        NaFlex pictures, or its resize cannot be written in a graph.
     """
     tf = _tensorflow()
     from jax.experimental import jax2tf
@@ -52,6 +53,11 @@ def export_saved_model(model: Model, folder: str | pathlib.Path) -> None:
         raise UserError(
             "export: this model takes NaFlex pictures, whose sizes differ, and there is no SavedModel for these; "
             "export a model of one fixed size"
+        )
+    if RESIZES[preprocessing.resize].in_graph is None:
+        raise UserError(
+            f"export: resize={preprocessing.resize!r} cannot be written in a graph; expected one of "
+            + ", ".join(name for name, resize in RESIZES.items() if resize.in_graph is not None)
         )
     height, width = model.architecture.image_size
 
@@ -153,26 +159,18 @@ def _tensorflow() -> Any:
 
 def _decode_and_resize(tf: Any, encoded: Any, preprocessing: Preprocessing) -> Any:
     """Scalar string -> float32 [h, w, 3] of whole numbers 0 to 255, as `Preprocessing.image` gives."""
-    size = preprocessing.image_size
+    size, resize = preprocessing.image_size, RESIZES[preprocessing.resize]
+    assert resize.in_graph is not None
     image = tf.cond(
         tf.io.is_jpeg(encoded),
-        lambda: _decode_jpeg(tf, encoded, at_least=size if preprocessing.resize == SCALED_DECODE else None),
+        lambda: _decode_jpeg(tf, encoded, at_least=size if resize.reduced_decode else None),
         lambda: tf.io.decode_png(encoded, channels=3),
     )
-    image = tf.cast(image, tf.float32)
-    if preprocessing.resize == PAD:
-        return tf.ensure_shape(_pad(tf, image, size, fill=preprocessing.fill), [*size, 3])
-    if preprocessing.resize == "bilinear_no_antialias":  # truncated once, at the end; equal sizes are left alone
-        rows, columns = (
-            _resampling_matrix(tf, tf.shape(image)[axis], new, kernel="bilinear", antialias=False)
-            for axis, new in enumerate(size)
-        )
-        return tf.floor(tf.clip_by_value(tf.einsum("hH,wW,HWc->hwc", rows, columns, image), 0, 255))
-    return _resize(tf, image, size, kernel="bicubic" if preprocessing.resize == "bicubic" else "bilinear")
+    return tf.ensure_shape(resize.in_graph(tf, tf.cast(image, tf.float32), preprocessing), [*size, 3])
 
 
 def _decode_jpeg(tf: Any, encoded: Any, *, at_least: tuple[int, int] | None) -> Any:
-    """uint8 [H, W, 3], at 1/8, 1/4 or 1/2 of the size where that reaches `at_least`, see `pictures.decode_image`."""
+    """uint8 [H, W, 3], at 1/8, 1/4 or 1/2 of the size where that reaches `at_least`, see `images.decode_image`."""
 
     def decode(ratio: int) -> Any:
         # PIL's decoder; TensorFlow's default is off by up to 5 grey levels.
@@ -185,79 +183,6 @@ def _decode_jpeg(tf: Any, encoded: Any, *, at_least: tuple[int, int] | None) -> 
         [(fits >= ratio, lambda ratio=ratio: decode(ratio)) for ratio in (8, 4, 2)],
         default=lambda: decode(1),
     )
-
-
-def _pad(tf: Any, image: Any, size: tuple[int, int], *, fill: str) -> Any:
-    """float32 [H, W, 3] of whole numbers -> [h, w, 3], as `pictures.pad_image` does."""
-    old_height, old_width = (tf.cast(tf.shape(image)[axis], tf.int64) for axis in (0, 1))
-
-    def half_up(side: Any, new: int, other: Any) -> Any:
-        return tf.maximum((2 * side * new + other) // (2 * other), 1)
-
-    height, width = tf.cond(
-        old_height * size[1] >= old_width * size[0],
-        lambda: (tf.constant(size[0], tf.int64), half_up(old_width, size[0], old_height)),
-        lambda: (half_up(old_height, size[1], old_width), tf.constant(size[1], tf.int64)),
-    )
-    height, width = tf.cast(height, tf.int32), tf.cast(width, tf.int32)
-    inner = _resize(tf, image, (height, width), kernel="bilinear")
-    if fill == "edge":
-        edges = tf.cond(
-            height < size[0],
-            lambda: tf.concat([inner[0], inner[-1]], axis=0),
-            lambda: tf.concat([inner[:, 0], inner[:, -1]], axis=0),
-        )
-        edges = tf.cast(edges, tf.int64)
-        count = tf.shape(edges, tf.int64)[0]
-        ground = tf.cast((2 * tf.reduce_sum(edges, axis=0) + count) // (2 * count), tf.float32)
-    else:
-        ground = tf.fill([3], {"white": 255.0, "grey": 128.0}[fill])
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    around = [[top, size[0] - height - top], [left, size[1] - width - left], [0, 0]]
-    return tf.pad(inner - ground, around) + ground
-
-
-def _resize(tf: Any, image: Any, size: tuple[Any, Any], *, kernel: str) -> Any:
-    """float32 [H, W, 3] of whole numbers -> [h, w, 3], antialiased, in the order of `resampling.resample`."""
-    old = tf.shape(image)
-    rows, columns = (
-        _resampling_matrix(tf, old[axis], new, kernel=kernel, antialias=True) for axis, new in enumerate(size)
-    )
-
-    def to_grey_levels(x: Any) -> Any:
-        return tf.clip_by_value(tf.floor(x + 0.5), 0, 255)
-
-    def along_height(x: Any) -> Any:
-        return to_grey_levels(tf.einsum("hH,HWc->hWc", rows, x))
-
-    def along_width(x: Any) -> Any:
-        return to_grey_levels(tf.einsum("wW,HWc->Hwc", columns, x))
-
-    height_first = (old[0] > size[0]) & (old[0] - size[0] > 2 * (old[1] - size[1]))
-    return tf.cond(height_first, lambda: along_width(along_height(image)), lambda: along_height(along_width(image)))
-
-
-def _resampling_matrix(tf: Any, old: Any, new: Any, *, kernel: str, antialias: bool) -> Any:
-    """float32 [new, old]: PIL's resampling (Resample.c, precompute_coeffs) along one axis as a matrix.
-
-    tf.image.resize differs from PIL by up to 5 grey levels with bicubic and antialias; written as a matrix both agree.
-    """
-    old, new = tf.cast(old, tf.float64), tf.cast(new, tf.float64)
-    scale = old / new
-    stretch = tf.maximum(scale, 1.0) if antialias else tf.constant(1.0, tf.float64)
-    reach = (2.0 if kernel == "bicubic" else 1.0) * stretch
-    center = (tf.range(new, dtype=tf.float64) + 0.5)[:, None] * scale
-    source = tf.range(old, dtype=tf.float64)[None, :]
-    first, last = tf.floor(center - reach + 0.5), tf.floor(center + reach + 0.5)
-    distance = tf.abs((source - center + 0.5) / stretch)
-    if kernel == "bicubic":  # Keys' cubic with a = -0.5
-        near = (1.5 * distance - 2.5) * distance * distance + 1
-        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-        weight = tf.where(distance < 1, near, tf.where(distance < 2, far, tf.zeros_like(distance)))
-    else:
-        weight = tf.maximum(1 - distance, 0)
-    weight = tf.where((source >= first) & (source < last), weight, tf.zeros_like(weight))
-    return tf.cast(weight / tf.reduce_sum(weight, axis=1, keepdims=True), tf.float32)
 
 
 def check_saved_model(folder: str | pathlib.Path, model: Model, pictures: Sequence[bytes]) -> dict[str, float]:

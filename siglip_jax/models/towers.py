@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from siglip_jax.errors import UserError, check_choice
 from siglip_jax.models.architecture import DTYPES, Architecture, TowerSize
@@ -158,3 +161,20 @@ class TwoTowers(nn.Module):
     def encode_text(self, ids: jax.Array) -> jax.Array:
         """int32 [n, L] -> unit-norm float32 [n, d]."""
         return l2_normalise(self.txt(ids))
+
+
+def example_inputs(architecture: Architecture) -> tuple[Any, np.ndarray]:
+    """One image and one title of zeros, as the towers take them."""
+    if architecture.naflex:
+        pixels = np.zeros((1, 1, architecture.patch_size**2 * 3), np.float32)
+        image: Any = Patches(pixels, np.ones((1, 2), np.int32))
+    else:
+        image = np.zeros((1, *architecture.image_size, 3), np.float32)
+    return image, np.zeros((1, architecture.text_length), np.int32)
+
+
+@functools.lru_cache(maxsize=64)
+def parameter_shapes(architecture: Architecture) -> Any:
+    """The parameter tree of ShapeDtypeStructs, float32."""
+    module = TwoTowers(architecture)
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *example_inputs(architecture))["params"])

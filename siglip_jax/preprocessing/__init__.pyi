@@ -4,10 +4,10 @@ from .images import image_format as image_format
 from .images import resize_image as resize_image
 from .patches import Patches as Patches
 from .preprocessing import MAX_TITLE_CHARACTERS as MAX_TITLE_CHARACTERS
-from .preprocessing import NAFLEX as NAFLEX
-from .preprocessing import PAD as PAD
-from .preprocessing import SCALED_DECODE as SCALED_DECODE
 from .preprocessing import Preprocessing as Preprocessing
+from .resize_table import NAFLEX as NAFLEX
+from .resize_table import PAD as PAD
+from .resize_table import SCALED_DECODE as SCALED_DECODE
 from .tokenizer import EOS_ID as EOS_ID
 from .tokenizer import Tokenizer as Tokenizer
 from .tokenizer import open_tokenizer as open_tokenizer

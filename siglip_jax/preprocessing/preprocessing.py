@@ -21,27 +21,16 @@ from etils import epath
 
 from siglip_jax import files
 from siglip_jax.errors import UserError, check_choice
-from siglip_jax.preprocessing.images import (
-    FILLS,
-    MAX_IMAGE_PIXELS,
-    cut_patches,
-    decode_image,
-    naflex_size,
-    pad_image,
-    resize_image,
-    scratch,
-)
+from siglip_jax.preprocessing.images import FILLS, MAX_IMAGE_PIXELS, cut_patches, decode_image, scratch
 from siglip_jax.preprocessing.patches import Patches
+from siglip_jax.preprocessing.resize_table import NAFLEX, RESIZES
 from siglip_jax.preprocessing.tokenizer import EOS_ID, SENTINELS, TOKENIZER_FILES, Tokenizer, file_name, open_tokenizer
 
 MAX_TEXT_LENGTH = 2**16
 MAX_TITLE_CHARACTERS = 10_000  # characters beyond are cut before tokenising: they could never fit a text length
-NAFLEX = "naflex"
-PAD = "bilinear_pad"
-SCALED_DECODE = "bilinear_scaled_decode"
 
-_FIELD_CHOICES = {
-    "resize": ("bilinear", "bicubic", "bilinear_no_antialias", SCALED_DECODE, PAD, NAFLEX),
+_FIELD_CHOICES: dict[str, Iterable[str]] = {
+    "resize": RESIZES,
     "lowercase": ("none", "ascii", "unicode"),
     "punctuation": ("keep", "delete"),
 }
@@ -100,12 +89,11 @@ class Preprocessing:
         if sides[0] * sides[1] > MAX_IMAGE_PIXELS:
             raise UserError(f"preprocessing: image_size={sides!r}; the limit is {MAX_IMAGE_PIXELS} pixels")
         self._check_patches()
-        if self.resize == PAD and self.fill not in FILLS:
-            raise UserError(
-                f"preprocessing: resize={PAD!r} with fill={self.fill!r}; expected one of {', '.join(FILLS)}"
-            )
-        if self.resize != PAD and self.fill != "":
-            raise UserError(f"preprocessing: fill={self.fill!r} belongs to resize={PAD!r}; leave it out")
+        if RESIZES[self.resize].uses_fill:
+            check_choice(f"preprocessing: resize={self.resize!r} with fill", self.fill, FILLS)
+        elif self.fill != "":
+            owners = " or ".join(f"resize={name!r}" for name, resize in RESIZES.items() if resize.uses_fill)
+            raise UserError(f"preprocessing: fill={self.fill!r} belongs to {owners}; leave it out")
         if type(self.text_length) is not int or not 1 <= self.text_length <= MAX_TEXT_LENGTH:
             raise UserError(f"preprocessing: text_length={self.text_length!r}; expected 1 to {MAX_TEXT_LENGTH}")
         if type(self.pad_id) is not int or not 0 <= self.pad_id < 2**31:
@@ -129,9 +117,9 @@ class Preprocessing:
         sizes = (self.patch_size, self.max_patches)
         if any(type(size) is not int for size in sizes):
             raise UserError(f"{given}; expected whole numbers")
-        if self.resize != NAFLEX:
+        if not RESIZES[self.resize].uses_patches:
             if any(sizes):
-                raise UserError(f"{given}; these belong to resize='naflex': leave them out")
+                raise UserError(f"{given}; these belong to resize={NAFLEX!r}: leave them out")
             return
         if min(sizes) < 1:
             raise UserError(f"{given}; expected both at least 1")
@@ -190,18 +178,23 @@ class Preprocessing:
           UserError: what is no readable picture, or too large a one; `out` of another shape; an opened JPEG with
             "bilinear_scaled_decode", which needs the encoded bytes.
         """
-        at_least = self.image_size if self.resize == SCALED_DECODE else None
+        resize = RESIZES[self.resize]
+        at_least = self.image_size if resize.reduced_decode else None
         array = decode_image(picture, at_least=at_least, memory=scratch())
         array = array if crop is None else crop(array)
-        if self.resize == NAFLEX:
-            if out is not None:
-                raise UserError("NaFlex pictures differ in size; leave out= away and pass them to batch()")
-            size = naflex_size(*array.shape[:2], patch_size=self.patch_size, max_patches=self.max_patches)
-            return resize_image(array, size, method="bilinear")
-        if self.resize == PAD:
-            return pad_image(array, self.image_size, fill=self.fill, out=out)
-        method = "bilinear" if self.resize == SCALED_DECODE else self.resize
-        return resize_image(array, self.image_size, method=method, out=out)
+        if self.resize == NAFLEX and out is not None:
+            raise UserError("NaFlex pictures differ in size; leave out= away and pass them to batch()")
+        size = resize.size(array.shape[0], array.shape[1], self)
+        resized = resize.apply(array, size, self, out)
+        if resized.dtype != np.uint8 or resized.shape != (*size, 3):
+            given = f"{resized.dtype} {list(resized.shape)}"
+            raise TypeError(f"resize {self.resize!r} gave {given}; expected uint8 {[*size, 3]}")
+        if out is None:
+            # An image that nothing was done to may be a view of memory that the next one is decoded to.
+            return resized.copy() if np.may_share_memory(resized, array) else resized
+        if resized is not out:
+            out[...] = resized
+        return out
 
     def batch(self, images: Sequence[np.ndarray]) -> np.ndarray | Patches:
         """What `image` gave -> uint8 [n, height, width, 3], or for NaFlex `Patches` padded with zeros."""

@@ -5,7 +5,7 @@ not antialias with these filters, libvips places the samples elsewhere, fast_ima
 levels (`siglip-jax bench pictures`). So Pillow's Resample.c is written out here for numba, in vectors (`simd`).
 Threads run at once: the GIL is released.
 
-The module takes a second to import, and a few more the first time on a machine: `pictures` imports it when needed.
+The module takes a second to import, and a few more the first time on a machine: `images` imports it when needed.
 """
 
 from __future__ import annotations

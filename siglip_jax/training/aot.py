@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from siglip_jax.analysis import collectives, flops
 from siglip_jax.analysis.hardware import Chip
 from siglip_jax.analysis.hlo import memory
-from siglip_jax.model import parameter_shapes
+from siglip_jax.models.towers import parameter_shapes
 from siglip_jax.training import config as configs
 from siglip_jax.training.optimizer.adamw import make_optimizer, make_schedule
 from siglip_jax.training.optimizer.freezing import frozen_parameters

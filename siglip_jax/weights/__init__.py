@@ -1,1 +1,6 @@
-"""Weights of other worlds, each read and written: big_vision .npz and Hugging Face folders."""
+"""Files of models, each format read and written.
+
+`formats` is the table of them and where to add one; `stored_model` is what each is read to and written from. `native`,
+`huggingface` (with `huggingface_names` and `processor`) and `big_vision` are one format each. `tensors` has safetensors
+files, and `position_embedding` fits a grid of positions to another image size.
+"""

@@ -20,16 +20,17 @@ from etils import epath
 
 from siglip_jax.errors import UserError, check_choice
 from siglip_jax.models.architecture import Architecture, TowerSize
+from siglip_jax.models.presets import PRESETS, Preset
+from siglip_jax.weights.stored_model import LAYOUTS, Format, StoredModel
 from siglip_jax.weights.tensors import list_some, unflatten
 
-LAYOUTS = ("stacked", "layers")
 MAX_BYTES = 64 * 2**30  # of a file's arrays, unpacked
 DOUBLED = "txt/Encoder_0/pos_embedding"
 _LAYER = re.compile(r"(.*/)encoderblock_(0|[1-9][0-9]{0,3})/(.*)")
 _TRAINING_STATE = ("opt/", "opt_state/", "extra/", "chrono/")  # beside params/ in checkpoints of a running training
 
 
-def read(path: epath.PathLike) -> dict[str, Any]:
+def read_params(path: epath.PathLike) -> dict[str, Any]:
     """A checkpoint -> our parameter tree: layers stacked, dtypes as stored.
 
     The optimiser state of a training checkpoint is left out.
@@ -53,7 +54,7 @@ def read(path: epath.PathLike) -> dict[str, Any]:
     return unflatten(_stack(flat, path), source=path)
 
 
-def write(params: Any, path: epath.PathLike, *, layout: str = "stacked", prefix: str = "params/") -> None:
+def write_params(params: Any, path: epath.PathLike, *, layout: str = "stacked", prefix: str = "params/") -> None:
     """Writes our parameter tree as an .npz; bfloat16 as two-byte void, as big_vision does.
 
     Args:
@@ -168,3 +169,46 @@ def _unstack(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             layers[name] = value
     return layers
+
+
+# --- the format -------------------------------------------------------------------------------------------------------
+
+
+def detect(path: epath.Path) -> bool:
+    """An .npz file."""
+    return path.suffix == ".npz" and not path.is_dir()
+
+
+def read(path: epath.Path, preset: Preset | None = None) -> StoredModel:
+    """The parameters; of a preset that was asked for by name, the size and the preprocessing it was published with."""
+    params = read_params(path)
+    architecture = architecture_of(params, source=path)
+    architecture = published_size(architecture) if preset is None else _like_preset(architecture, preset)
+    preprocessing = preset.preprocessing("big_vision") if preset else None
+    return StoredModel(params=params, architecture=architecture, preprocessing=preprocessing, source=path)
+
+
+def write(model: StoredModel, path: epath.Path, layout: str = "stacked") -> list[str]:
+    """Writes the parameters. UserError where the path does not end in .npz."""
+    if path.suffix != ".npz":
+        raise UserError(f"save: {path}; a big_vision checkpoint is an .npz file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_params(model.params, path, layout=layout)
+    return [] if model.preprocessing is None else ["an .npz holds no preprocessing and no tokenizer"]
+
+
+def published_size(architecture: Architecture) -> Architecture:
+    """Shapes tell the grid of patches, not the pixels beyond it: So400m/14 has 27 patches a side of 384 pixels."""
+    for preset in PRESETS.values():
+        if _like_preset(architecture, preset) == preset.architecture:
+            return preset.architecture
+    return architecture
+
+
+def _like_preset(architecture: Architecture, preset: Preset) -> Architecture:
+    if (architecture.grid, architecture.patch_size) != (preset.architecture.grid, preset.architecture.patch_size):
+        return architecture
+    return Architecture.from_json(architecture.to_json() | {"image_size": list(preset.architecture.image_size)})
+
+
+BIG_VISION = Format(description="a big_vision .npz", detect=detect, read=read, write=write)

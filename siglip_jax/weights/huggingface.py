@@ -1,19 +1,24 @@
-"""Hugging Face's SigLIP folders: config.json and the weights, each read and written."""
+"""Hugging Face's SigLIP folders: config.json, the weights and the processor, each read and written."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.models.architecture import Architecture, TowerSize
+from siglip_jax.models.presets import Preset
+from siglip_jax.models.towers import parameter_shapes
 from siglip_jax.weights import tensors
 from siglip_jax.weights.huggingface_names import from_state_dict, has_identity_head, to_state_dict
+from siglip_jax.weights.processor import read_processor, write_processor
+from siglip_jax.weights.stored_model import Format, StoredModel
 
 # --- config.json ------------------------------------------------------------------------------------------------------
 
@@ -119,23 +124,48 @@ def config_of(architecture: Architecture, *, dtype: str, pad_id: int) -> dict[st
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def read(folder: epath.Path, *, shapes_of: Callable[[Architecture], Any]) -> tuple[dict[str, Any], Architecture]:
-    """config.json and the tensors of a folder -> our parameters and their architecture.
+def detect(path: epath.Path) -> bool:
+    """A folder with config.json and safetensors."""
+    return path.is_dir() and (path / "config.json").exists() and any(weights.exists() for weights in _weights(path))
 
-    Args:
-      shapes_of: an architecture's parameter tree, of anything with a shape.
-    """
+
+def _weights(folder: epath.Path) -> list[epath.Path]:
+    return [folder / tensors.SINGLE, folder / tensors.INDEX]
+
+
+def read(folder: epath.Path, preset: Preset | None = None) -> StoredModel:
+    """config.json, the tensors and the processor of a folder."""
     path = folder / "config.json"
     config = files.read_json(path)
     state = tensors.read(folder)
     architecture = architecture_of(config, text_head=not has_identity_head(state), source=path)
-    return from_state_dict(state, architecture, shapes_of(architecture), source=folder), architecture
+    params = from_state_dict(state, architecture, parameter_shapes(architecture), source=folder)
+    preprocessing = read_processor(
+        folder,
+        text_length=architecture.text_length,
+        vocab_size=architecture.vocab_size,
+        image_size=architecture.image_size if architecture.naflex else None,
+    )
+    return StoredModel(params=params, architecture=architecture, preprocessing=preprocessing, source=folder)
 
 
-def write(folder: epath.Path, params: Any, architecture: Architecture, *, dtype: str, pad_id: int) -> None:
-    """Writes config.json and model.safetensors, what `SiglipModel.from_pretrained` reads."""
-    config = config_of(architecture, dtype=dtype, pad_id=pad_id)
+def write(model: StoredModel, folder: epath.Path, layout: str = "stacked") -> list[str]:
+    """Writes config.json and model.safetensors, what `SiglipModel.from_pretrained` reads, and the processor's files."""
+    pad_id = 1 if model.preprocessing is None else model.preprocessing.pad_id
+    dtype = np.asarray(model.params["img"]["pos_embedding"]).dtype.name
+    config = config_of(model.architecture, dtype=dtype, pad_id=pad_id)
     folder.mkdir(parents=True, exist_ok=True)
-    state = to_state_dict(params, architecture)
+    state = to_state_dict(model.params, model.architecture)
     tensors.write_file(folder / tensors.SINGLE, state, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if model.preprocessing is None:
+        return ["no processor was written, since the preprocessing is not known"]
+    return write_processor(model.preprocessing, folder)
+
+
+HUGGINGFACE = Format(
+    description="a Hugging Face folder (config.json with model.safetensors)",
+    detect=detect,
+    read=read,
+    write=write,
+)

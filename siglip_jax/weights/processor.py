@@ -19,7 +19,8 @@ from etils import epath
 
 from siglip_jax import files
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import EOS_ID, NAFLEX, PAD, SCALED_DECODE, Preprocessing, Tokenizer, open_tokenizer
+from siglip_jax.preprocessing import EOS_ID, Preprocessing, Tokenizer, open_tokenizer
+from siglip_jax.preprocessing.resize_table import FIXED_PROCESSOR, FLEXIBLE_PROCESSOR, RESIZES
 from siglip_jax.preprocessing.tokenizer import SENTINELS, is_json
 
 IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")  # the first one that describes pictures counts
@@ -27,13 +28,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SPIECE = "spiece.model"
 TOKENIZER_FILES = (SPIECE, "tokenizer.model", "tokenizer.json")  # SentencePiece first: it needs no further library
 
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
-_INSTEAD = {  # what it does with the others
-    "bilinear_no_antialias": "antialias",
-    SCALED_DECODE: "decode JPEG files whole",
-    PAD: "squash pictures to the size, which gives other embeddings of all that are not square",
-}
-_FIXED, _FLEXIBLE = "SiglipImageProcessor", "Siglip2ImageProcessor"
+_FIXED, _FLEXIBLE = FIXED_PROCESSOR, FLEXIBLE_PROCESSOR
 _IMAGE_PROCESSORS = {f"{name}{variant}": name for name in (_FIXED, _FLEXIBLE) for variant in ("", "Fast", "Pil")} | {
     "SiglipFeatureExtractor": _FIXED
 }
@@ -125,22 +120,27 @@ def _image_fields(path: epath.Path, settings: Mapping[str, Any], image_size: tup
         raise UserError(f"{path}: do_resize={settings['do_resize']!r}; expected true")
     fields: dict[str, Any] = {"value_range": _value_range(path, settings)}
     resample = settings.get("resample", 3 if kind == _FIXED else 2)
+    names = {resize.huggingface: name for name, resize in RESIZES.items()}
+    if type(resample) is not int or (kind, resample) not in names:
+        fitting = sorted((key[1], resize) for key, resize in names.items() if key is not None and key[0] == kind)
+        expected = " or ".join(f"{number} ({resize})" for number, resize in fitting)
+        raise UserError(f"{path}: resample={resample!r}; expected {expected} for {kind}")
+    fields["resize"] = names[kind, resample]
     if kind == _FIXED:
-        if type(resample) is not int or resample not in _RESAMPLE:
-            raise UserError(f"{path}: resample={resample!r}; expected 2 (bilinear) or 3 (bicubic)")
         size = settings.get("size", {"height": 224, "width": 224})
         if not isinstance(size, dict) or size.keys() != {"height", "width"}:
             raise UserError(f'{path}: size={size!r}; expected {{"height": ..., "width": ...}}')
-        return fields | {"resize": _RESAMPLE[resample], "image_size": (size["height"], size["width"])}
-    if resample != 2:
-        raise UserError(f"{path}: resample={resample!r}; expected 2 (bilinear) for {_FLEXIBLE}")
+        return fields | {"image_size": (size["height"], size["width"])}
     patch_size, max_patches = (
         _whole(path, name, settings.get(name, default))
         for name, default in (("patch_size", 16), ("max_num_patches", 256))
     )
     side = math.isqrt(max_patches) * patch_size
-    fields |= {"resize": NAFLEX, "patch_size": patch_size, "max_patches": max_patches}
-    return fields | {"image_size": image_size or (side, side)}
+    return fields | {
+        "patch_size": patch_size,
+        "max_patches": max_patches,
+        "image_size": image_size or (side, side),
+    }
 
 
 def _whole(path: epath.Path, name: str, value: Any) -> int:
@@ -284,17 +284,20 @@ def _write_image(preprocessing: Preprocessing) -> tuple[dict[str, Any], list[str
         "image_std": [std] * 3,
         "do_convert_rgb": True,  # else a grey or transparent picture fails there
     }
-    if preprocessing.resize == NAFLEX:
+    resize = RESIZES[preprocessing.resize]
+    kind, resample = resize.huggingface or (_FIXED, 2)
+    if kind == _FLEXIBLE:
         kinds = {"image_processor_type": _FLEXIBLE, "processor_class": "Siglip2Processor"}
         flexible = {"patch_size": preprocessing.patch_size, "max_num_patches": preprocessing.max_patches}
-        return settings | kinds | flexible | {"resample": 2}, notes
-    if instead := _INSTEAD.get(preprocessing.resize):
-        notes.append(f"resize: {preprocessing.resize} is unknown to transformers; it will {instead} (resample=2)")
+        return settings | kinds | flexible | {"resample": resample}, notes
+    if resize.huggingface is None:
+        instead = f"it will {resize.huggingface_instead} (resample={resample})"
+        notes.append(f"resize: {preprocessing.resize} is unknown to transformers; {instead}")
     height, width = preprocessing.image_size
     return settings | {
         "image_processor_type": _FIXED,
         "processor_class": "SiglipProcessor",
-        "resample": 3 if preprocessing.resize == "bicubic" else 2,
+        "resample": resample,
         "size": {"height": height, "width": width},
     }, notes
 

@@ -8,11 +8,16 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
+from eval.embeddings.encoders.encoder_settings import Settings, describe
+from eval.embeddings.encoders.encoder_table import ENCODERS, open_network
 from eval.embeddings.encoders.onnx_encoder import OnnxEncoder
 from eval.embeddings.encoders.tflite_encoder import TfliteEncoder, dequantise
+from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
+from tools.workflow.embedding import embed, load_encoder
 
 
 def test_dequantise():
@@ -173,3 +178,48 @@ np.testing.assert_allclose(encoder.encode(pictures), want, atol=1e-5)
 """
     done = python(code, tmp_path / "model", tmp_path / "export")
     assert done.returncode == 0, done.stderr
+
+
+# --- another kind -----------------------------------------------------------------------------------------------------
+
+
+class MeanColour:
+    """A network of one matrix in an .npy file: the mean colour times it."""
+
+    def __init__(self, path):
+        self._matrix = np.load(path)
+        self._settings = Settings.beside(path).for_input([None, 6, 5, 3], network=path)
+        self.preprocessing = self._settings.preprocessing
+        self.description = describe(path, files.sha256(epath.Path(path)))
+
+    def encode_image(self, images):
+        return (self._settings.pixels(images).mean(axis=(1, 2)) @ self._matrix).astype(np.float32)
+
+
+def test_one_entry_adds_an_encoder(monkeypatch, tmp_path, shop_dataset):
+    monkeypatch.setitem(ENCODERS, ".npy", MeanColour)
+    path = tmp_path / "net.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(3, 4)))
+    (tmp_path / "net.npy.json").write_text('{"value_range": [0, 1]}')
+    encoder = load_encoder(str(path))
+    images = np.random.default_rng(1).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
+    want = images.mean(axis=(1, 2)) / 255 @ np.load(path)
+    np.testing.assert_allclose(encoder.encode(images), want, rtol=1e-5)
+    store = embed(encoder, dataset=shop_dataset, split="test", output=tmp_path / "store")
+    assert store.vectors.shape == (len(store.ids), 4)
+    assert store.manifest["model"] == {"name": "net.npy", "sha256": files.sha256(epath.Path(path))}
+
+
+def test_a_folder_is_known_by_a_file_in_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(ENCODERS, "weights.npy", lambda folder: MeanColour(f"{folder}/weights.npy"))
+    (tmp_path / "net").mkdir()
+    assert open_network(str(tmp_path / "net")) is None
+    np.save(tmp_path / "net" / "weights.npy", np.ones((3, 2)))
+    assert load_encoder(str(tmp_path / "net")).encode(np.zeros((1, 6, 5, 3), np.uint8)).shape == (1, 2)
+
+
+def test_the_suffix_decides(tmp_path):
+    for name, message in (("net.onnx", "not an ONNX network"), ("net.tflite", "TensorFlow Lite|ai-edge-litert")):
+        (tmp_path / name).write_bytes(b"no network")
+        with pytest.raises(UserError, match=message):
+            open_network(str(tmp_path / name))

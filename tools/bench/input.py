@@ -32,7 +32,6 @@ from absl import flags
 
 from siglip_jax.errors import UserError
 
-KINDS = ("bilinear", "bicubic", "bilinear_no_antialias", "bilinear_scaled_decode", "bilinear_pad")
 COPIES = 16  # of each file in the dataset that the loader reads, so that it has the rows of a small shop
 SLACK = 1.25  # of the steps whose waiting is measured: they take so many times as long as the loader's batches
 
@@ -65,13 +64,17 @@ Seconds = tuple[float, float]  # by the clock, and of the processor
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    from siglip_jax.preprocessing.resize_table import RESIZES
+
     def integer(name: str, default: int, text: str, lower_bound: int = 1) -> None:
         flags.DEFINE_integer(name, default, text, lower_bound=lower_bound, flag_values=values)
+
+    fixed = [name for name, resize in RESIZES.items() if not resize.uses_patches]
 
     flags.DEFINE_string("dataset", "", "Dataset to take pictures from; synthetic when empty.", flag_values=values)
     flags.DEFINE_string("split", "train", "Split of it.", flag_values=values)
     flags.DEFINE_multi_enum(
-        "resize", ["bilinear_no_antialias", "bilinear"], list(KINDS), "Preprocessing; repeatable.", flag_values=values
+        "resize", ["bilinear_no_antialias", "bilinear"], fixed, "Preprocessing; repeatable.", flag_values=values
     )
     integer("size", 256, "Side of the batch's pictures.")
     integer("shortest", 224, "Pixels of the longer side of the smallest file.", lower_bound=16)
@@ -139,7 +142,7 @@ def compare(values: flags.FlagValues, folder: pathlib.Path, dataset: pathlib.Pat
     table = []
     for title in runs:
         clock, used = (statistics.median(column) for column in zip(*seconds[title], strict=True))
-        kind = next((kind for kind in KINDS if f", {kind}," in title), None)
+        kind = next((kind for kind in values.resize if f", {kind}," in title), None)
         floors = ["libjpeg-turbo, decoding alone", *([f"decode + resize, {kind}"] if kind else [])]
         ratios = [f"{measuring.ratio(processor(floor), processor(title)):.2f}" for floor in floors]
         rate, cores_used = f"{len(pictures) / clock:.0f}", f"{used / clock:.1f}"

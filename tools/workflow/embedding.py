@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from etils import epath
 
 from eval.embeddings import EmbeddingStore, read_store, write_store
+from eval.embeddings.encoders.encoder_table import open_network
 from eval.embeddings.sharded_writer import EmbeddingPlan
 from input_pipeline.dataset import attributes, dataset_fingerprint, item_table, open_split
 from input_pipeline.loader import iterate_split
@@ -56,21 +57,8 @@ def image_encoder(model: Any, *, name: str) -> ImageEncoder:
 
 
 def load_encoder(path: str) -> ImageEncoder:
-    """A saved model or a workdir; a .tflite, .onnx or SavedModel network as a baseline."""
-    network: Any = None
-    if path.endswith(".tflite"):
-        from eval.embeddings.encoders.tflite_encoder import TfliteEncoder
-
-        network = TfliteEncoder(path)
-    elif path.endswith(".onnx"):
-        from eval.embeddings.encoders.onnx_encoder import OnnxEncoder
-
-        network = OnnxEncoder(path)
-    elif (epath.Path(path) / "saved_model.pb").exists():
-        from eval.embeddings.encoders.savedmodel_encoder import SavedModelEncoder
-
-        network = SavedModelEncoder(path)
-    if network is not None:
+    """A saved model or a workdir; or a network that `eval.embeddings.encoders.encoder_table` has an entry for."""
+    if (network := open_network(path)) is not None:
         return ImageEncoder(network.encode_image, network.preprocessing, network.description)
     from siglip_jax.loading import load
 

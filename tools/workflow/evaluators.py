@@ -1,137 +1,252 @@
-"""What is measured while a model trains: one pass of both towers over the evaluation split, then retrieval and ranking.
+"""What is measured while a model trains: metrics of both towers' embeddings of the evaluation split.
 
-An evaluator is (step, params) -> {name: figure}; `training.loop` calls it and knows nothing of datasets.
+EVALUATORS has one entry for each evaluator of ours. A user's own is named in `config.evaluation.while_training` as
+"module:function", without an entry:
+
+    # my_evaluators.py, in the working directory or installed
+    def pairs(split):  # an EmbeddedSplit
+        cosine = (split.image * split.text).sum(axis=1)
+        return {"cosine": cosine.mean(), "worst": cosine.min()}
+
+    config.evaluation.while_training = ("retrieval", "my_evaluators:pairs")
+    config.evaluation.best_metric = "pairs/cosine"
+
+Its metrics have the function's name before theirs, so that they are nobody else's.
+
+`training.loop` calls what `make_evaluators` gives and knows nothing of datasets.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+import numbers
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
 from eval.comparison.by_attributes import relevance_of
 from eval.metrics import mean_metrics, report_name
 from eval.metrics.metric_names import max_cutoff
-from eval.protocols import rank_catalogue
+from eval.protocols import AttributeRelevance, rank_catalogue
 from eval.protocols.cross_modal import cross_modal_retrieval, retrieval_names
-from input_pipeline.dataset import open_split
-from input_pipeline.loader import iterate_split
+from input_pipeline.dataset import attributes
+from input_pipeline.duplicates.normalised_titles import title_groups
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
-from siglip_jax.training.encode import ENCODED, make_encoder
-from siglip_jax.training.parallel.sharding import make_mesh
+from tools.workflow.split_embedder import split_embedder
 
-KINDS = ("retrieval", "ranking")
-ROWS = 256  # of a process, embedded at a time
+Evaluator = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics
+_FIELD = "config.evaluation.while_training"
 
-Evaluator = Callable[[int, Any], dict[str, float]]
+
+class SplitItems:
+    """The items of the evaluation split; read when they are first asked for, since many evaluators need none."""
+
+    def __init__(self, config: ml_collections.ConfigDict, dataset: epath.PathLike):
+        self.config, self._dataset = config, dataset
+
+    @functools.cached_property
+    def columns(self) -> tuple[list[str], list[str], dict[str, list[str]]]:
+        """(ids, titles, {attribute: values}), in the order of the split."""
+        return attributes(self._dataset, self.config.evaluation.split)
+
+    @functools.cached_property
+    def relevance(self) -> AttributeRelevance:
+        """The config's relevance rules over the items; UserError where they lack an attribute."""
+        return relevance_of(self.config, self._dataset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedSplit:
+    """The evaluation split as the model of one step embeds it: what an evaluator gets. Rows are items everywhere.
+
+    Attributes:
+      step: after how many steps.
+      image, text: float32 [n, d], unit norm, embeddings of each item's first image and first title.
+      group: int [n], equal for items of equal title.
+      params: the parameters that embedded it, a tree of arrays that may lie on several devices.
+      model: the model that training started from; `model.replace(params=jax.device_get(split.params))` is this step's.
+      items: the same items through all of the run.
+    """
+
+    step: int
+    image: np.ndarray
+    text: np.ndarray
+    group: np.ndarray
+    params: Any
+    model: Model
+    items: SplitItems
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """Of the run."""
+        return self.items.config
+
+    @property
+    def ids(self) -> list[str]:
+        """[n]."""
+        return self.items.columns[0]
+
+    @property
+    def titles(self) -> list[str]:
+        """[n]."""
+        return self.items.columns[1]
+
+    @property
+    def attributes(self) -> dict[str, list[str]]:
+        """{name: values [n]}, such as `split.attributes["colour"]`."""
+        return self.items.columns[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One evaluator.
+
+    Attributes:
+      measure: called at every evaluation, on every process with the whole split; returns {metric: number}. Metrics that
+        are not finite are left out of the logs. Their names stand in logs and in `config.evaluation.best_metric`.
+      names: the metrics' names, checked before training; also raises a UserError for settings that do not fit. Without
+        it, `measure` is called once before training, with random embeddings, and tells the names by that.
+    """
+
+    measure: Callable[[EmbeddedSplit], Mapping[str, float]]
+    names: Callable[[SplitItems], Sequence[str]] | None = None
+
+
+def _retrieval(split: EmbeddedSplit) -> dict[str, float]:
+    return cross_modal_retrieval(split.image, split.text, split.group)
+
+
+def _ranking(split: EmbeddedSplit) -> dict[str, float]:
+    options, relevance = split.config.evaluation, split.items.relevance
+    settings = {name: options[name] for name in ("gain", "relevant_from")}
+    ranking = rank_catalogue(
+        split.image, relevance, metrics=tuple(options.metrics), max_grade=relevance.max_grade, **settings
+    )
+    return {f"ranking/{name}": mean["mean"] for name, mean in mean_metrics(ranking.metrics).items()}
+
+
+def _ranking_names(items: SplitItems) -> list[str]:
+    options = items.config.evaluation
+    max_cutoff(options.metrics)  # raises for unknown names
+    _ = items.relevance
+    return [f"ranking/{report_name(metric, gain=options.gain)}" for metric in options.metrics]
+
+
+EVALUATORS: dict[str, Entry] = {
+    "retrieval": Entry(measure=_retrieval, names=lambda items: retrieval_names()),
+    "ranking": Entry(measure=_ranking, names=_ranking_names),
+}
 
 
 def make_evaluators(config: ml_collections.ConfigDict, *, model: Model, dataset: epath.PathLike) -> list[Evaluator]:
     """The evaluators that `config.evaluation.while_training` names, over `config.evaluation.split`.
 
-    They are one function, so that the split is embedded once. Every process embeds its share and computes the figures
+    They are one function, so that the split is embedded once. Every process embeds its share and computes the metrics
     of the whole.
 
     Raises:
-      UserError: before any training: an unknown name, no such split, relevance rules that the catalogue has no
-        attributes for, or a best_metric that nothing reports.
+      UserError: before any training: an unknown name, a module or function that cannot be imported, one that returns no
+        metrics or another's, no such split, relevance rules that the catalogue has no attributes for, or a best_metric
+        that nothing reports.
     """
     options = config.evaluation
-    if unknown := [kind for kind in options.while_training if kind not in KINDS]:
-        raise UserError(f"config.evaluation.while_training: {unknown[0]!r}; expected {' or '.join(KINDS)}")
-    ranks = "ranking" in options.while_training
-    names = retrieval_names() if "retrieval" in options.while_training else []
-    if ranks:
-        max_cutoff(options.metrics)  # says which are unknown
-        names += [f"ranking/{report_name(metric, gain=options.gain)}" for metric in options.metrics]
-    if options.best_metric and options.best_metric not in names:
-        raise UserError(
-            f"config.evaluation.best_metric={options.best_metric!r}; "
-            + (f"expected one of {', '.join(names)}" if names else "nothing is measured, see while_training")
-        )
-    if not names:
+    entries = {name: _entry(name) for name in options.while_training}
+    if not entries:
+        if options.best_metric:
+            raise UserError(
+                f"config.evaluation.best_metric={options.best_metric!r}; nothing is measured, see while_training"
+            )
         return []
-    relevance = relevance_of(config, dataset) if ranks else None
+    items = SplitItems(config, dataset)
+    reported = {
+        name: list(entry.names(items) if entry.names else _checked(name, entry.measure(_random_split(model, items))))
+        for name, entry in entries.items()
+    }
+    _check_distinct(reported)
+    known = [metric for metrics in reported.values() for metric in metrics]
+    if options.best_metric and options.best_metric not in known:
+        raise UserError(f"config.evaluation.best_metric={options.best_metric!r}; expected one of {', '.join(known)}")
     embed = split_embedder(config, model=model, dataset=dataset)
 
     def evaluate(step: int, params: Any) -> dict[str, float]:
         image, text, group = embed(params)
-        figures: dict[str, float] = {}
-        if "retrieval" in options.while_training:
-            figures |= cross_modal_retrieval(image, text, group)
-        if relevance is not None:
-            settings = {name: options[name] for name in ("gain", "relevant_from")}
-            settings["max_grade"] = relevance.max_grade
-            ranking = rank_catalogue(image, relevance, metrics=tuple(options.metrics), **settings)
-            figures |= {f"ranking/{name}": mean["mean"] for name, mean in mean_metrics(ranking.metrics).items()}
-        return {name: value for name, value in figures.items() if math.isfinite(value)}
+        split = EmbeddedSplit(step=step, image=image, text=text, group=group, params=params, model=model, items=items)
+        measured = {name: _checked(name, entry.measure(split)) for name, entry in entries.items()}
+        _check_distinct(measured)
+        metrics = {metric: value for values in measured.values() for metric, value in values.items()}
+        return {metric: value for metric, value in metrics.items() if math.isfinite(value)}
 
     return [evaluate]
 
 
-def split_embedder(
-    config: ml_collections.ConfigDict, *, model: Model, dataset: epath.PathLike
-) -> Callable[[Any], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """params -> (image [n, d], text [n, d], title group [n]) of the evaluation split in its order, on every process."""
-    mesh, split = make_mesh(config.mesh), config.evaluation.split
-    preprocessing = model.preprocessing
-    if preprocessing is None:
-        raise UserError("train: the model has no known preprocessing; save it with preprocessing= first")
-    count, processes = len(open_split(dataset, split)), jax.process_count()
-    share = math.ceil(count / processes)  # a process's rows are a stretch; the last one's may be short or none
-    begin = min(count, jax.process_index() * share)
-    mine = range(begin, min(count, begin + share))
-    size = _divisible(min(ROWS, share), mesh, processes)
-    encode = make_encoder(model.module, to_float=preprocessing.to_float, mesh=mesh)
-    kept: list[dict[str, Any]] = []
+def _entry(name: str) -> Entry:
+    if name in EVALUATORS:
+        return EVALUATORS[name]
+    module, colon, function = name.partition(":")
+    if not (colon and function.isidentifier() and all(map(str.isidentifier, module.split(".")))):
+        raise UserError(
+            f"{_FIELD}: {name!r}; expected {' or '.join(EVALUATORS)}, or a function of your own as module:function"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that a file there hides nothing that is installed
+    try:
+        imported = importlib.import_module(module)
+    except Exception as error:  # whatever the user's module raises
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+            problem = f"no module {error.name}, neither installed nor in {os.getcwd()}"
+        else:
+            problem = f"{module} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:150]})"
+        raise UserError(f"{_FIELD}: {name!r}: {problem}") from error
+    measure = getattr(imported, function, None)
+    if not callable(measure):
+        problem = "is no function" if hasattr(imported, function) else "does not exist"
+        raise UserError(f"{_FIELD}: {name!r}: {function} {problem} in {getattr(imported, '__file__', module)}")
 
-    def batches() -> Iterable[dict[str, Any]]:
-        if kept:
-            return kept
-        made = iterate_split(dataset, split=split, preprocessing=preprocessing, batch_size=size, rows=mine)
-        read = _equal_batches(made, size=size, count=math.ceil(share / size))
-        if not config.data.cache:
-            return read
-        kept.extend(read)
-        return kept
+    def with_prefix(split: EmbeddedSplit) -> dict[str, float]:
+        return {f"{function}/{metric}": value for metric, value in _checked(name, measure(split)).items()}
 
-    def embed(params: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        outputs = zip(*(encode(params, batch) for batch in batches()), strict=True)
-        return tuple(_in_order(list(arrays), processes, share)[:count] for arrays in outputs)  # type: ignore[return-value]
-
-    return embed
+    return Entry(measure=with_prefix)
 
 
-def _divisible(rows: int, mesh: Mesh, processes: int) -> int:
-    """Rows of a process, rounded up so that a global batch divides over the mesh."""
-    shards = max(1, mesh.shape["data"] * mesh.shape["fsdp"] // processes)
-    return math.ceil(rows / shards) * shards
+def _checked(name: str, metrics: Any) -> dict[str, float]:
+    """What an evaluator returned as {metric: float}; UserError where it is something else."""
+    if not isinstance(metrics, Mapping):
+        raise UserError(f"evaluator {name} returned a {type(metrics).__name__}; expected {{metric: number}}")
+    checked = {}
+    for metric, value in metrics.items():
+        if not isinstance(metric, str) or not metric:
+            raise UserError(f"evaluator {name} returned a metric named {metric!r}; expected text")
+        number = value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value
+        if not isinstance(number, numbers.Real):
+            raise UserError(f"evaluator {name} returned a {type(value).__name__} for {metric!r}; expected a number")
+        checked[metric] = float(number)
+    return checked
 
 
-def _equal_batches(batches: Iterable[dict[str, Any]], *, size: int, count: int) -> Iterator[dict[str, Any]]:
-    """`count` batches of `size` rows, short ones filled up by repeating their last row: all processes step alike."""
-    last = None
-    for batch in batches:
-        last = {key: batch[key] for key in ENCODED}
-        missing = size - len(last["group"])
-        last = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), last)  # noqa: B023
-        count -= 1
-        yield last
-    for _ in range(count):
-        if last is None:
-            raise UserError("evaluation: fewer rows in the split than processes; use a larger split")
-        yield last
+def _check_distinct(reported: Mapping[str, Sequence[str] | Mapping[str, float]]) -> None:
+    owners: dict[str, str] = {}
+    for name, metrics in reported.items():
+        for metric in metrics:
+            if metric in owners:
+                raise UserError(f"{_FIELD}: {owners[metric]} and {name} both report {metric!r}; rename one of them")
+            owners[metric] = name
 
 
-def _in_order(batches: list[np.ndarray], processes: int, share: int) -> np.ndarray:
-    """Global batches, each one block of rows a process -> the rows of process 0, then those of process 1, ..."""
-    by_process = np.stack([batch.reshape(processes, -1, *batch.shape[1:]) for batch in batches], axis=1)
-    rows = by_process.reshape(processes, -1, *by_process.shape[3:])[:, :share]
-    return rows.reshape(-1, *rows.shape[2:])
+def _random_split(model: Model, items: SplitItems) -> EmbeddedSplit:
+    """The items with random embeddings of the right shape."""
+    titles = items.columns[1]
+    vectors = (
+        np.random.default_rng(0).normal(size=(2, len(titles), model.architecture.embedding_dim)).astype(np.float32)
+    )
+    image, text = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    group = title_groups(titles)
+    return EmbeddedSplit(step=0, image=image, text=text, group=group, params=model.params, model=model, items=items)

@@ -1,5 +1,6 @@
 """rank_metrics against pytrec_eval and against brute force over every order of the candidates."""
 
+import dataclasses
 import itertools
 import math
 
@@ -8,68 +9,48 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.metrics import has_ties, mean_metrics, rank_metrics, report_name
-from eval.metrics.metric_names import max_cutoff
+from eval.metrics import has_ties, mean_metrics, parse_metric, rank_metrics, report_name
+from eval.metrics.metric_names import known_metrics, max_cutoff, trec_name
+from eval.metrics.metric_table import METRICS, Definition, OneQuery
 from eval.metrics.topk import select_top
 from siglip_jax.errors import UserError
 
-METRICS = (
-    *("nDCG@1", "nDCG@3", "nDCG@5", "nDCG", "precision@1", "precision@3", "recall@2", "recall@5", "hit@2", "hit@5"),
-    *("MRR", "MRR@1", "MRR@3", "MAP", "MAP@2", "MAP@4", "ERR@1", "ERR@3", "ERR@20", "RBP(0.8)", "RBP(.5)@3", "Rprec"),
-)
+
+def some_names() -> list[str]:
+    """A few of every form of every metric, read from the table, so that a new entry is tested as well."""
+    names = []
+    for form in known_metrics():
+        for p in ("0.8", ".5") if "(p)" in form else ("",):
+            for k in ("1", "3", "20") if "@k" in form else ("",):
+                names.append(form.replace("(p)", f"({p})").replace("@k", f"@{k}"))
+    return names
+
+
 MAX_GRADE = 4
 INF = np.inf
 
 
-def reference(ranking, labels, gain, relevant_from):
-    """Metrics of one definite ranking (list of candidate indices), straight from the definitions."""
-    g = (lambda rel: 2.0**rel - 1) if gain == "exponential" else float
-    hits = [labels[i] >= relevant_from for i in ranking]
-    total = sum(rel >= relevant_from for rel in labels)
-    out = {}
-    for name in METRICS:
-        kind, _, k = name.partition("@")
-        k = int(k or 99)
-        precision = [sum(hits[: p + 1]) / (p + 1) for p in range(len(hits))]
-        if kind == "nDCG":
-            dcg = sum(g(labels[i]) / math.log2(p + 2) for p, i in enumerate(ranking[:k]))
-            ideal = sum(g(rel) / math.log2(p + 2) for p, rel in enumerate(sorted(labels, reverse=True)[:k]))
-            out[name] = dcg / ideal if ideal else math.nan
-        elif not total:
-            out[name] = math.nan
-        elif kind == "precision":
-            out[name] = sum(hits[:k]) / k
-        elif kind == "recall":
-            out[name] = sum(hits[:k]) / total
-        elif kind == "hit":
-            out[name] = float(any(hits[:k]))
-        elif kind == "MAP":
-            out[name] = sum(p for p, hit in zip(precision[:k], hits, strict=False) if hit) / total
-        elif kind == "ERR":  # Chapelle et al. 2009, algorithm 1
-            out[name], going_on = 0.0, 1.0
-            for p, i in enumerate(ranking[:k]):
-                stop = (2 ** labels[i] - 1) / 2**MAX_GRADE
-                out[name] += going_on * stop / (p + 1)
-                going_on *= 1 - stop
-        elif kind.startswith("RBP"):
-            persistence = float(kind[4:-1])
-            out[name] = (1 - persistence) * sum(persistence**p for p, hit in enumerate(hits[:k]) if hit)
-        elif kind == "Rprec":
-            out[name] = sum(hits[:total]) / total
-        else:
-            out[name] = next((1 / (p + 1) for p, hit in enumerate(hits[:k]) if hit), 0.0)
-    return out
-
-
-def brute_force(scores, labels, mask, ties, gain, relevant_from):
-    labels = [rel for rel, there in zip(labels, mask, strict=True) if there]
-    scores = [s for s, there in zip(scores, mask, strict=True) if there]
-    found = [i for i, s in enumerate(scores) if s > -INF]
-    orders = itertools.permutations(found) if ties == "expected" else [found]
-    values = [
-        reference(sorted(order, key=lambda i: -scores[i]), labels, gain, relevant_from) for order in orders
-    ]  # sorted is stable: every order of the equal ones is met equally often
-    return {name: math.fsum(v[name] for v in values) / len(values) for name in METRICS}
+def brute_force(name, scores, labels, mask, ties, gain, relevant_from):
+    """The mean of the table's own reference over every order of the equal scores; NaN where the metric is undefined."""
+    labels = [label for label, exists in zip(labels, mask, strict=True) if exists]
+    scores = [score for score, exists in zip(scores, mask, strict=True) if exists]
+    metric = parse_metric(name)
+    definition = METRICS[metric.kind]
+    if definition.undefined_without_relevant and not any(label >= relevant_from for label in labels):
+        return math.nan
+    retrieved = [i for i, score in enumerate(scores) if score > -INF]
+    values = []
+    for order in itertools.permutations(retrieved) if ties == "expected" else [retrieved]:
+        ranking = sorted(order, key=lambda i: -scores[i])  # stable: every order of equal ones comes equally often
+        query = OneQuery(
+            labels=[labels[i] for i in ranking],
+            all_labels=labels,
+            relevant_from=relevant_from,
+            max_grade=MAX_GRADE,
+            gain=(lambda label: 2.0**label - 1) if gain == "exponential" else float,
+        )
+        values.append(definition.reference(query, metric))
+    return math.fsum(values) / len(values)
 
 
 @st.composite
@@ -100,16 +81,16 @@ def test_equals_the_mean_over_all_tie_orders(data, ties, gain, relevant_from, sc
         np.array(scores, score_type),
         np.array(labels, label_type),
         np.array(mask),
-        metrics=METRICS,
+        metrics=some_names(),
         ties=ties,
         gain=gain,
         relevant_from=relevant_from,
         max_grade=MAX_GRADE,
     )
     for q in range(len(scores)):
-        want = brute_force(scores[q], labels[q], mask[q], ties, gain, relevant_from)
-        for name in METRICS:
-            np.testing.assert_allclose(got[name][q], want[name], rtol=1e-12, atol=1e-15, err_msg=f"{name} query {q}")
+        for name in got:
+            want = brute_force(name, scores[q], labels[q], mask[q], ties, gain, relevant_from)
+            np.testing.assert_allclose(got[name][q], want, rtol=1e-12, atol=1e-15, err_msg=f"{name} query {q}")
 
 
 def test_expected_ties_of_large_groups_equal_the_mean_over_random_orders():
@@ -149,7 +130,7 @@ def test_a_constant_scorer_earns_what_chance_earns():
 def test_blocks_do_not_show(monkeypatch):
     rng = np.random.default_rng(2)
     scores, labels = rng.integers(0, 9, (37, 50)).astype(float), rng.integers(0, 3, (37, 50))
-    options = {"metrics": METRICS, "max_grade": MAX_GRADE}
+    options = {"metrics": some_names(), "max_grade": MAX_GRADE}
     whole, ties = rank_metrics(scores, labels, **options), has_ties(scores, k=3)
     monkeypatch.setattr("eval.metrics.ranking._BLOCK", 64)
     for name, values in rank_metrics(scores, labels, **options).items():
@@ -204,7 +185,7 @@ def test_padding_may_hold_anything():
     ("arguments", "message"),
     [
         ({"scores": [[np.nan, 1.0]]}, "query 0, candidate 0 is NaN"),
-        ({"metrics": ("ndcg@5",)}, "nDCG@k, precision@k, recall@k, hit@k, MRR"),
+        ({"metrics": ("ndcg@5",)}, "nDCG@k, nDCG, precision@k, recall@k, hit@k, MRR, MRR@k"),
         ({"metrics": ("hit@0",)}, "unknown metric"),
         ({"labels": [[-1, 1]]}, "label -1 of query 0, candidate 0"),
         ({"labels": [[0.0, np.nan]]}, "label nan"),
@@ -247,3 +228,34 @@ def test_tie_flag_sees_ties_inside_and_across_the_cut_only():
 def test_max_cutoff():
     assert max_cutoff(("MRR",)) == 0
     assert max_cutoff(("nDCG@5", "recall@10", "MRR")) == 10
+
+
+F1 = Definition(
+    forms={"@k": None},
+    from_ranking=lambda ranking, metric: (
+        2 * ranking.total(ranking.relevant, metric.k) / (metric.cutoff + ranking.relevant_count)
+    ),
+    reference=lambda query, metric: 2 * sum(query.hits[: metric.k]) / (metric.cutoff + query.relevant_count),
+)
+
+
+def test_one_entry_adds_a_metric(monkeypatch):
+    monkeypatch.setitem(METRICS, "F1", F1)
+    assert {"F1@1", "F1@20"} <= set(some_names())  # so the tests above would cover it
+    assert report_name("F1@5", gain="exponential") == "F1@5"
+    assert trec_name("F1@5") is None
+    assert max_cutoff(("F1@7",)) == 7
+    got = rank_metrics([[1.0, 1.0, 0.0], [2.0, 1.0, 0.0]], [[1, 0, 1], [0, 1, 0]], metrics=("F1@2",))
+    np.testing.assert_allclose(got["F1@2"], [(2 * 1) / (2 + 2), (2 * 1) / (2 + 1)])
+    with pytest.raises(UserError, match=r"unknown metric 'F1': known are .*, F1@k with"):
+        rank_metrics([[1.0]], [[1]], metrics=("F1",))
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_the_brute_force_tells_a_wrong_formula_from_a_right_one(monkeypatch, factor):
+    wrong = dataclasses.replace(F1, from_ranking=lambda ranking, metric: factor * F1.from_ranking(ranking, metric))
+    monkeypatch.setitem(METRICS, "F1", wrong)
+    scores, labels = [1.0, 1.0, 0.0, 1.0], [0, 1, 1, 0]
+    got = rank_metrics([scores], [labels], metrics=("F1@2",))["F1@2"][0]
+    want = brute_force("F1@2", scores, labels, [True] * 4, "expected", "linear", 1)
+    assert (got == pytest.approx(want)) == (factor == 1)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.metrics import has_ties, mean_metrics, rank_metrics, report_name
-from eval.metrics.metric_names import KNOWN_METRICS, has_uncut, trec_name
+from eval.metrics.metric_names import has_uncut, known_metrics, trec_name
 from siglip_jax.errors import UserError
 
 CUT = ("nDCG@3", "precision@4", "recall@4", "hit@2", "hit@4", "MRR", "MRR@2", "MAP@4", "ERR@2", "ERR@4", "RBP(0.5)@4")
@@ -126,5 +126,5 @@ def test_names():
     assert trec_name("RBP(0.8)") is trec_name("MRR@5") is trec_name("ERR@5") is None
     assert has_uncut(("hit@5", "RBP(0.8)"))
     assert not has_uncut(("hit@5", "RBP(0.8)@3"))
-    named = [name.replace("(p)", "(0.8)").replace("@k", "@3") for name in KNOWN_METRICS]
+    named = [name.replace("(p)", "(0.8)").replace("@k", "@3") for name in known_metrics()]
     assert set(rank_metrics([[1.0]], [[1]], metrics=named, max_grade=1)) == set(named)

@@ -5,12 +5,14 @@ import pytest
 import pytrec_eval
 
 from eval.metrics import docid_ranks, mean_metrics, rank_metrics
-from eval.metrics.metric_names import trec_name
+from eval.metrics.metric_names import known_metrics, trec_name
 from siglip_jax.errors import UserError
 
-METRICS = (
-    *("nDCG", "nDCG@1", "nDCG@5", "nDCG@10", "precision@1", "precision@5", "precision@30", "recall@5", "recall@10"),
-    *("hit@1", "hit@5", "hit@10", "MRR", "MAP", "MAP@1", "MAP@5", "MAP@10", "Rprec"),
+METRICS = tuple(
+    name
+    for form in known_metrics()
+    for name in ([form.replace("@k", f"@{k}") for k in (1, 5, 10, 30)] if "@k" in form else [form])
+    if "(p)" not in form and trec_name(name) is not None
 )
 INF = np.inf
 
@@ -68,6 +70,10 @@ def test_every_metric_equals_trec_eval(candidates, relevant_from):
         np.testing.assert_allclose(got[name][~missing], want[~missing], atol=1e-9, err_msg=name)
         lost = missing & (labels >= (1 if name.startswith("nDCG") else relevant_from)).any(axis=1)
         np.testing.assert_array_equal(got[name][missing], np.where(lost[missing], np.nan, 0))
+
+
+def test_no_metric_of_trec_eval_is_forgotten():
+    assert {"nDCG", "nDCG@5", "precision@30", "recall@10", "hit@1", "MRR", "MAP", "MAP@10", "Rprec"} <= set(METRICS)
 
 
 def test_missing_queries_count_zero_unless_told_otherwise():

@@ -9,14 +9,15 @@ import pytest
 
 from siglip_jax.errors import UserError
 from siglip_jax.export import savedmodel
+from siglip_jax.preprocessing.images import FILLS
+from siglip_jax.preprocessing.resize_table import RESIZES
 
 tf = pytest.importorskip("tensorflow")
-RESIZE = {
-    "bilinear": {"resize": "bilinear"},
-    "bicubic": {"resize": "bicubic"},
-    "bilinear_no_antialias": {"resize": "bilinear_no_antialias"},
-    "scaled decode": {"resize": "bilinear_scaled_decode"},
-    **{f"pad, {fill}": {"resize": "bilinear_pad", "fill": fill} for fill in ("white", "grey", "edge")},
+RESIZE: dict[str, dict[str, str]] = {  # of the table, so that a new entry is tested as well
+    f"{name}, {fill}" if fill else name: {"resize": name, "fill": fill}
+    for name, resize in RESIZES.items()
+    if resize.in_graph is not None
+    for fill in (FILLS if resize.uses_fill else ("",))
 }
 
 
@@ -102,7 +103,7 @@ def test_the_graph_decodes_and_resizes_as_the_preprocessing(tiny_model, resize, 
         np.testing.assert_allclose(found, expected, atol=1, err_msg=name)
 
 
-@pytest.mark.parametrize("resize", ["bicubic", "bilinear_no_antialias", "scaled decode", "pad, edge"])
+@pytest.mark.parametrize("resize", ["bicubic", "bilinear_no_antialias", "bilinear_scaled_decode", "bilinear_pad, edge"])
 def test_every_resize_and_range_is_exported(tiny_model, tmp_path, resize):
     preprocessing = tiny_model.preprocessing.replace(**RESIZE[resize], value_range=(0.0, 1.0))
     model = tiny_model.replace(preprocessing=preprocessing)

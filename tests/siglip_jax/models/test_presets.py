@@ -10,10 +10,11 @@ import pytest
 import siglip_jax
 from siglip_jax import cli, loading, verify
 from siglip_jax.errors import UserError
-from siglip_jax.model import Model, parameter_shapes
+from siglip_jax.model import Model
 from siglip_jax.models import presets
 from siglip_jax.models.architecture import Architecture, TowerSize, parameter_counts
-from siglip_jax.models.towers import TwoTowers
+from siglip_jax.models.towers import TwoTowers, parameter_shapes
+from siglip_jax.weights import big_vision
 
 NAME = "google/siglip2-base-patch16-256"
 
@@ -229,8 +230,8 @@ def test_shapes_find_the_published_resolution():
     """So400m/14 at 384: the grid alone would say 378 pixels."""
     published = presets.PRESETS["google/siglip2-so400m-patch14-384"].architecture
     from_shapes = dataclasses.replace(published, image_size=(378, 378))
-    assert loading._published_size(from_shapes) == published
-    assert loading._published_size(TINY) == TINY
+    assert big_vision.published_size(from_shapes) == published
+    assert big_vision.published_size(TINY) == TINY
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------

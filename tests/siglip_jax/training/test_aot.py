@@ -12,8 +12,8 @@ import pytest
 from siglip_jax.analysis import collectives
 from siglip_jax.analysis.hardware import CHIPS, parse_topology
 from siglip_jax.errors import UserError
-from siglip_jax.model import parameter_shapes
 from siglip_jax.models.presets import PRESETS
+from siglip_jax.models.towers import parameter_shapes
 from siglip_jax.training import aot
 from siglip_jax.training.optimizer.adamw import make_optimizer
 from siglip_jax.training.parallel.sharding import tree_shardings

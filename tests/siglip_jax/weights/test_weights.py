@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 import siglip_jax
 from siglip_jax.errors import UserError
-from siglip_jax.model import Model, parameter_shapes
+from siglip_jax.model import Model
 from siglip_jax.models.architecture import Architecture, TowerSize
-from siglip_jax.models.towers import TwoTowers
+from siglip_jax.models.towers import TwoTowers, parameter_shapes
 from siglip_jax.preprocessing import Patches
 from siglip_jax.weights import big_vision, huggingface_names
+from siglip_jax.weights.stored_model import LAYOUTS
 
 SOURCES = {
     "loop": "big_vision_siglip_loop.weights.npz",
@@ -128,7 +129,7 @@ def test_big_vision_files_come_back_as_they_were(golden, tmp_path, name, layout)
     original = npz(golden / SOURCES[name])
     load(golden / SOURCES[name]).save(tmp_path / "again.npz", format="big_vision", layout=layout)
     assert_bits_equal(npz(tmp_path / "again.npz"), original)
-    big_vision.write(load(golden / SOURCES[name]).params, tmp_path / "bare.npz", layout=layout, prefix="")
+    big_vision.write_params(load(golden / SOURCES[name]).params, tmp_path / "bare.npz", layout=layout, prefix="")
     assert_bits_equal(npz(tmp_path / "bare.npz"), {k.removeprefix("params/"): v for k, v in original.items()})
     assert_bits_equal(load(tmp_path / "bare.npz").params, load(golden / SOURCES[name]).params)
 
@@ -173,7 +174,7 @@ sizes = st.builds(
     patch=st.integers(1, 3),
     grid=st.integers(1, 3),
     naflex=st.booleans(),
-    layout=st.sampled_from(big_vision.LAYOUTS),
+    layout=st.sampled_from(LAYOUTS),
 )
 def test_any_architecture_round_trips(tmp_path_factory, image, text, patch, grid, naflex, layout):
     arch = architecture(image_size=(grid * patch,) * 2, patch_size=patch, image=image, text=text, naflex=naflex)
@@ -183,8 +184,8 @@ def test_any_architecture_round_trips(tmp_path_factory, image, text, patch, grid
     back = huggingface_names.from_state_dict(state, arch, parameter_shapes(arch), source="test")
     assert_bits_equal(back, params)
     path = tmp_path_factory.mktemp("any") / "w.npz"
-    big_vision.write(params, path, layout=layout)
-    again = big_vision.read(path)
+    big_vision.write_params(params, path, layout=layout)
+    again = big_vision.read_params(path)
     assert_bits_equal(again, params)
     assert big_vision.architecture_of(again) == arch
 
@@ -465,8 +466,8 @@ def test_places_without_a_model_are_refused(tmp_path):
     for path, message in (
         (tmp_path / "none", "not found; expected a preset"),
         ("google/siglip3-base", "not found; expected a preset"),
-        (tmp_path / "model.txt", r"a \.txt file; expected a folder or a big_vision \.npz"),
-        (tmp_path, "no model.json, nor config.json"),
+        (tmp_path / "model.txt", r"a \.txt file of no known format; expected .*, a big_vision \.npz"),
+        (tmp_path, "a folder of no known format; expected .*config.json with model.safetensors"),
     ):
         with pytest.raises(UserError, match=message):
             load(path)
