@@ -33,14 +33,17 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from eval.comparison import by_attributes
-    from eval.comparison.choose_rankers import slicings_of
-    from eval.comparison.dimension_ladder import ladder_reductions
+    from eval.comparison.build_report import build_report, versions
+    from eval.comparison.by_attributes import rank_by_attributes, relevance_attributes, relevance_of
+    from eval.comparison.choose_rankers import RankersToCompare, slicings_of
+    from eval.comparison.dimension_ladder import Ladder, ladder_reductions
+    from eval.comparison.index_columns import SearchOptions
+    from eval.comparison.item_images import images_by_id, pixel_vectors
+    from eval.comparison.items import read_split
     from eval.metrics.metric_names import max_cutoff
     from eval.rankers import Ranker, VectorRanker
     from eval.rankers.baselines import RandomRanker
     from eval.report import format_table, write_report
-    from input_pipeline.dataset import attributes
     from siglip_jax.training.config import check, config_to_json
     from tools.workflow import data, embedding, export, training
 
@@ -68,7 +71,7 @@ def main(values: flags.FlagValues) -> None:
     dataset = workdir / "dataset"
     audit = data.build_data(catalog, dataset, layout=values.layout, overwrite=True)
     try:
-        by_attributes.relevance_of(config, dataset)  # before minutes are spent on training
+        relevance_of(config, dataset)  # before minutes are spent on training
     except UserError as error:
         raise UserError(f"{error}; declare your own in a copy of configs/fashion.py and pass it as --config") from error
 
@@ -80,14 +83,14 @@ def main(values: flags.FlagValues) -> None:
     announce("embedding the held-out items with the start and the trained encoder")
     start = training.start_model(config, dataset)
     start_name = "zero-shot" if config.init else "start (random init)"
-    ids, titles, columns = attributes(dataset, split)
-    compared: dict[str, Ranker] = {"random": RandomRanker(len(ids))}
-    compared["raw pixels"] = VectorRanker("raw pixels", by_attributes.pixel_vectors(dataset, split))
+    items = read_split(dataset, split)
+    rankers: dict[str, Ranker] = {"random": RandomRanker(len(items.ids))}
+    rankers["raw pixels"] = VectorRanker("raw pixels", pixel_vectors(dataset, split, items=items))
     for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
         output = workdir / "embeddings" / folder
         encoder = embedding.image_encoder(model, name=name)
         vectors = embedding.embed(encoder, dataset=dataset, split=split, output=output, overwrite=True).vectors
-        compared[name] = VectorRanker(name, vectors, ids=ids)
+        rankers[name] = VectorRanker(name, vectors, ids=items.ids)
     fitted = embedding.embed(
         encoder,
         dataset=dataset,
@@ -99,25 +102,35 @@ def main(values: flags.FlagValues) -> None:
     rungs = ladder_reductions(fitted.vectors, fitted_on=f"{len(fitted.ids)} training items")
 
     announce("ranking each held-out item against the others")
-    report = by_attributes.rank(
-        compared,
-        config=config,
-        dataset=dataset,
-        title="Synthetic catalogue" if not values.catalog else f"Catalogue {pathlib.Path(catalog).name}",
+    compared = RankersToCompare(
+        rankers=rankers,
+        items=items,
         new="trained",
         against=start_name,
-        scann=common_flags.scann_options(values.scann),
-        slicings=slicings_of(by_attributes.relevance_attributes(config), {"title": titles, **columns}, ids=ids),
-        ladders={"trained": (vectors, rungs)},
         bytes_per_item=dict.fromkeys((start_name, "trained"), 4 * vectors.shape[1]),
+        ladders={"trained": Ladder(vectors, rungs)},
+    )
+    result = rank_by_attributes(
+        rankers.values(),
+        config=config,
+        dataset=dataset,
+        items=items,
+        search=SearchOptions(common_flags.scann_options(values.scann)),
+        slicings=slicings_of(relevance_attributes(config), {"title": items.titles, **items.columns}, ids=items.ids),
+    )
+    report = build_report(
+        result,
+        compared,
+        title="Synthetic catalogue" if not values.catalog else f"Catalogue {pathlib.Path(catalog).name}",
         loss_curve=training.metrics_of(workdir / "train" / run),
         provenance={
+            "versions": versions(),
             "command": " ".join(["siglip-jax", "demo", *sys.argv[1:]]),
             "catalogue": {name: audit[name] for name in ("rows", "kept", "splits", "problems", "catalogue_sha256")},
             "config": config_to_json(config),
         },
     )
-    write_report(workdir / "report.html", report, pictures=by_attributes.images_by_id(dataset, split))
+    write_report(workdir / "report.html", report, images=images_by_id(dataset, split, items=items))
 
     announce("exporting the image encoder")
     shutil.rmtree(workdir / "savedmodel", ignore_errors=True)

@@ -1,5 +1,6 @@
-"""The table of a comparison: means with intervals for each row, paired differences for each pair."""
+"""The table of a comparison: means with intervals for each ranker, paired differences for each pair."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,24 +12,41 @@ from eval.statistics.bootstrap import Interval
 from siglip_jax.errors import UserError
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bootstrap:
+    """How sure a mean is: what the intervals and tests of `eval.statistics` are computed with.
+
+    Attributes:
+      clusters: [query], who is drawn as a whole (title group, user); None draws single queries.
+      samples: how many times; also sign flips of a test.
+      confidence: of the intervals.
+      seed: equal seeds give equal intervals.
+    """
+
+    clusters: np.ndarray | None = None
+    samples: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """As `eval.statistics.bootstrap_columns` and its like take them."""
+        return dict(vars(self))
+
+
 def compare_rows(
     rows: Mapping[str, Mapping[str, np.ndarray]],
     *,
     pairs: Sequence[tuple[str, str]] = (),
-    clusters: np.ndarray | None = None,
     tied: Mapping[str, np.ndarray] | None = None,
-    samples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> dict[str, Any]:
     """The comparison table: means with intervals per row, paired differences per pair; JSON values only (NaN is None).
 
     Args:
       rows: {row name: {metric: float64 [query]}}, all with the same metrics over the same queries.
       pairs: (a, b) row names to report a - b for, the new one first.
-      clusters: [query] cluster to resample by (title group, user); None resamples queries.
       tied: {row name: bool [query]} for the tie rate, where known.
-      samples, confidence, seed: of the bootstrap and the sign-flip test.
+      bootstrap: of the intervals and the sign-flip test.
 
     Returns:
       {"queries", "clusters", "samples", "confidence", "seed", "metrics": [name],
@@ -54,15 +72,15 @@ def compare_rows(
         if row not in rows:
             raise UserError(f"unknown row {row!r}: rows are {', '.join(rows)}")
 
-    options = {"clusters": clusters, "samples": samples, "confidence": confidence, "seed": seed}
+    options, clusters = bootstrap.options(), bootstrap.clusters
     table = {row: np.stack([values[name] for name in names], axis=1) for row, values in rows.items()}
-    intervals = iter(bootstrap_columns(np.concatenate(list(table.values()), axis=1), **options))  # type: ignore[arg-type]
+    intervals = iter(bootstrap_columns(np.concatenate(list(table.values()), axis=1), **options))
     out: dict[str, Any] = {
         "queries": queries,
         "clusters": queries if clusters is None else len(np.unique(clusters)),
-        "samples": samples,
-        "confidence": confidence,
-        "seed": seed,
+        "samples": bootstrap.samples,
+        "confidence": bootstrap.confidence,
+        "seed": bootstrap.seed,
         "metrics": names,
         "rows": [
             {
@@ -76,7 +94,7 @@ def compare_rows(
     }
     if pairs:
         columns = np.concatenate([table[a] - table[b] for a, b in pairs], axis=1)
-        differences = iter(difference_columns(columns, **options))  # type: ignore[arg-type]
+        differences = iter(difference_columns(columns, **options))
         for a, b in pairs:
             both = {name: np.where(np.isnan(rows[a][name]), np.nan, rows[b][name]) for name in names}
             for name, against in mean_metrics(both).items():

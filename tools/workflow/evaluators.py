@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from eval.comparison.by_attributes import relevance_of
+from eval.comparison.by_attributes import attribute_measures, relevance_of
 from eval.metrics import mean_metrics, report_name
 from eval.metrics.metric_names import max_cutoff
 from eval.protocols import rank_catalogue
@@ -67,9 +67,7 @@ def make_evaluators(config: ml_collections.ConfigDict, *, model: Model, dataset:
         if "retrieval" in options.while_training:
             figures |= cross_modal_retrieval(image, text, group)
         if relevance is not None:
-            settings = {name: options[name] for name in ("gain", "relevant_from")}
-            settings["max_grade"] = relevance.max_grade
-            ranking = rank_catalogue(image, relevance, metrics=tuple(options.metrics), **settings)
+            ranking = rank_catalogue(image, relevance, attribute_measures(config, relevance))
             figures |= {f"ranking/{name}": mean["mean"] for name, mean in mean_metrics(ranking.metrics).items()}
         return {name: value for name, value in figures.items() if math.isfinite(value)}
 
