@@ -58,24 +58,11 @@ def compare_rows(
     Raises:
       UserError: no row, no metric, rows of other metrics or lengths, an unknown row in `pairs` or `tied`.
     """
-    if not rows:
-        raise UserError("nothing to compare: expected at least one row of metrics")
-    first, reference = next(iter(rows.items()))
-    names = list(reference)
-    if not names:
-        raise UserError(f"row {first!r} has no metric: expected at least one to compare")
-    queries = len(next(iter(reference.values()), ()))
-    for row, values in rows.items():
-        if list(values) != names or any(np.shape(column) != (queries,) for column in values.values()):
-            raise UserError(f"rows {first!r} and {row!r} differ in metrics or queries: compare results of one run")
-    for row in [*(row for pair in pairs for row in pair), *(tied or {})]:
-        if row not in rows:
-            raise UserError(f"unknown row {row!r}: rows are {', '.join(rows)}")
-
-    options, clusters = bootstrap.options(), bootstrap.clusters
+    names, queries = _check(rows, pairs=pairs, tied=tied or {})
+    clusters = bootstrap.clusters
     table = {row: np.stack([values[name] for name in names], axis=1) for row, values in rows.items()}
-    intervals = iter(bootstrap_columns(np.concatenate(list(table.values()), axis=1), **options))
-    out: dict[str, Any] = {
+    intervals = iter(bootstrap_columns(np.concatenate(list(table.values()), axis=1), **bootstrap.options()))
+    return {
         "queries": queries,
         "clusters": queries if clusters is None else len(np.unique(clusters)),
         "samples": bootstrap.samples,
@@ -90,19 +77,47 @@ def compare_rows(
             }
             for row in table
         ],
-        "differences": [],
+        "differences": _differences(rows, names, pairs, bootstrap) if pairs else [],
     }
-    if pairs:
-        columns = np.concatenate([table[a] - table[b] for a, b in pairs], axis=1)
-        differences = iter(difference_columns(columns, **options))
-        for a, b in pairs:
-            both = {name: np.where(np.isnan(rows[a][name]), np.nan, rows[b][name]) for name in names}
-            for name, against in mean_metrics(both).items():
-                difference = next(differences)
-                relative = difference.mean / against["mean"] if against["mean"] else float("nan")
-                cell = {"a": a, "b": b, "metric": name, **_plain(difference), "relative": _number(relative)}
-                out["differences"].append(cell)
-    return out
+
+
+def _check(
+    rows: Mapping[str, Mapping[str, np.ndarray]], *, pairs: Sequence[tuple[str, str]], tied: Mapping[str, np.ndarray]
+) -> tuple[list[str], int]:
+    """(names of the metrics, how many queries there are); raises the errors of `compare_rows`."""
+    if not rows:
+        raise UserError("nothing to compare: expected at least one row of metrics")
+    first, reference = next(iter(rows.items()))
+    names = list(reference)
+    if not names:
+        raise UserError(f"row {first!r} has no metric: expected at least one to compare")
+    queries = len(next(iter(reference.values()), ()))
+    for row, values in rows.items():
+        if list(values) != names or any(np.shape(column) != (queries,) for column in values.values()):
+            raise UserError(f"rows {first!r} and {row!r} differ in metrics or queries: compare results of one run")
+    for row in [*(row for pair in pairs for row in pair), *tied]:
+        if row not in rows:
+            raise UserError(f"unknown row {row!r}: rows are {', '.join(rows)}")
+    return names, queries
+
+
+def _differences(
+    rows: Mapping[str, Mapping[str, np.ndarray]],
+    names: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    bootstrap: Bootstrap,
+) -> list[dict[str, Any]]:
+    """a - b of each pair in each metric, on the queries that both have."""
+    columns = np.stack([rows[a][name] - rows[b][name] for a, b in pairs for name in names], axis=1)
+    differences = iter(difference_columns(columns, **bootstrap.options()))
+    cells = []
+    for a, b in pairs:
+        both = {name: np.where(np.isnan(rows[a][name]), np.nan, rows[b][name]) for name in names}
+        for name, against in mean_metrics(both).items():
+            difference = next(differences)
+            relative = difference.mean / against["mean"] if against["mean"] else float("nan")
+            cells.append({"a": a, "b": b, "metric": name, **_plain(difference), "relative": _number(relative)})
+    return cells
 
 
 def _plain(interval: Interval) -> dict[str, Any]:
