@@ -14,11 +14,18 @@ import pathlib
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import ml_collections
 from absl import flags
 
 from siglip_jax.errors import UserError
 from tools import common_flags
+
+if TYPE_CHECKING:
+    from eval.comparison.choose_rankers import RankersToCompare
+    from siglip_jax.model import Model
 
 FITTED_ON = 4000  # training items a PCA of the demo is fitted on
 
@@ -33,20 +40,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from eval.comparison import by_attributes
-    from eval.comparison.choose_rankers import slicings_of
-    from eval.comparison.dimension_ladder import ladder_reductions
+    from eval.comparison.by_attributes import relevance_of
     from eval.metrics.metric_names import max_cutoff
-    from eval.rankers import Ranker, VectorRanker
-    from eval.rankers.baselines import RandomRanker
-    from eval.report import format_table, write_report
-    from input_pipeline.dataset import attributes
+    from eval.report import format_table
     from siglip_jax.training.config import check, config_to_json
-    from tools.workflow import data, embedding, export, training
+    from tools.workflow import data, export, training
 
     begin = time.monotonic()
     config, workdir = common_flags.config_of(values), pathlib.Path(values.workdir)
-    split = config.evaluation.split
     check(config)
     max_cutoff(config.evaluation.metrics)  # says which are unknown
     workdir.mkdir(parents=True, exist_ok=True)
@@ -56,19 +57,14 @@ def main(values: flags.FlagValues) -> None:
 
     catalog = values.catalog
     if not catalog:
-        from input_pipeline.synthetic.synthetic_catalogue import is_written, write_synthetic_catalogue
-
         announce("catalogue: rendering synthetic products")
-        catalog = str(workdir / "catalog")
-        wanted = {"items": config.get("synthetic_items", 2000), "seed": config.seed}
-        if not is_written(catalog, **wanted):
-            write_synthetic_catalogue(catalog, **wanted)
+        catalog = _synthetic_catalogue(config, workdir / "catalog")
 
     announce(f"data: {catalog} to ArrayRecord, split by title and picture")
     dataset = workdir / "dataset"
     audit = data.build_data(catalog, dataset, layout=values.layout, overwrite=True)
     try:
-        by_attributes.relevance_of(config, dataset)  # before minutes are spent on training
+        relevance_of(config, dataset)  # before minutes are spent on training
     except UserError as error:
         raise UserError(f"{error}; declare your own in a copy of configs/fashion.py and pass it as --config") from error
 
@@ -78,51 +74,119 @@ def main(values: flags.FlagValues) -> None:
     trained = training.train_on_dataset(config, dataset=dataset, workdir=workdir / "train" / run)
 
     announce("embedding the held-out items with the start and the trained encoder")
-    start = training.start_model(config, dataset)
-    start_name = "zero-shot" if config.init else "start (random init)"
-    ids, titles, columns = attributes(dataset, split)
-    compared: dict[str, Ranker] = {"random": RandomRanker(len(ids))}
-    compared["raw pixels"] = VectorRanker("raw pixels", by_attributes.pixel_vectors(dataset, split))
-    for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
-        output = workdir / "embeddings" / folder
-        encoder = embedding.image_encoder(model, name=name)
-        vectors = embedding.embed(encoder, dataset=dataset, split=split, output=output, overwrite=True).vectors
-        compared[name] = VectorRanker(name, vectors, ids=ids)
-    fitted = embedding.embed(
-        encoder,
-        dataset=dataset,
-        split=config.data.train_split,
-        output=workdir / "embeddings" / "training",
-        most=FITTED_ON,
-        overwrite=True,
-    )
-    rungs = ladder_reductions(fitted.vectors, fitted_on=f"{len(fitted.ids)} training items")
+    compared = _embed(config, dataset, workdir / "embeddings", trained)
 
     announce("ranking each held-out item against the others")
-    report = by_attributes.rank(
+    report = _rank(
         compared,
-        config=config,
-        dataset=dataset,
-        title="Synthetic catalogue" if not values.catalog else f"Catalogue {pathlib.Path(catalog).name}",
-        new="trained",
-        against=start_name,
+        config,
+        dataset,
         scann=common_flags.scann_options(values.scann),
-        slicings=slicings_of(by_attributes.relevance_attributes(config), {"title": titles, **columns}, ids=ids),
-        ladders={"trained": (vectors, rungs)},
-        bytes_per_item=dict.fromkeys((start_name, "trained"), 4 * vectors.shape[1]),
+        title="Synthetic catalogue" if not values.catalog else f"Catalogue {pathlib.Path(catalog).name}",
         loss_curve=training.metrics_of(workdir / "train" / run),
-        provenance={
-            "command": " ".join(["siglip-jax", "demo", *sys.argv[1:]]),
-            "catalogue": {name: audit[name] for name in ("rows", "kept", "splits", "problems", "catalogue_sha256")},
-            "config": config_to_json(config),
-        },
+        catalogue={name: audit[name] for name in ("rows", "kept", "splits", "problems", "catalogue_sha256")},
     )
-    write_report(workdir / "report.html", report, pictures=by_attributes.images_by_id(dataset, split))
 
     announce("exporting the image encoder")
     shutil.rmtree(workdir / "savedmodel", ignore_errors=True)
-    export.export(trained, workdir / "savedmodel", dataset=dataset, split=split)
+    export.export(trained, workdir / "savedmodel", dataset=dataset, split=config.evaluation.split)
 
     announce("done")
     print(format_table(report))
     print(f"report: {workdir / 'report.html'}")
+
+
+def _synthetic_catalogue(config: ml_collections.ConfigDict, folder: pathlib.Path) -> str:
+    """The folder, with the catalogue in it."""
+    from input_pipeline.synthetic.synthetic_catalogue import is_written, write_synthetic_catalogue
+
+    wanted = {"items": config.get("synthetic_items", 2000), "seed": config.seed}
+    if not is_written(str(folder), **wanted):
+        write_synthetic_catalogue(str(folder), **wanted)
+    return str(folder)
+
+
+def _embed(
+    config: ml_collections.ConfigDict, dataset: pathlib.Path, output: pathlib.Path, trained: Model
+) -> RankersToCompare:
+    """The held-out items by both encoders, and training items to fit the ladder's PCA on."""
+    from eval.comparison.choose_rankers import RankersToCompare
+    from eval.comparison.dimension_ladder import Ladder, ladder_reductions
+    from eval.comparison.item_images import pixel_vectors
+    from eval.comparison.items import read_split
+    from eval.rankers import Ranker, VectorRanker
+    from eval.rankers.baselines import RandomRanker
+    from tools.workflow import embedding, training
+
+    split = config.evaluation.split
+    start = training.start_model(config, dataset)
+    start_name = "zero-shot" if config.init else "start (random init)"
+    items = read_split(dataset, split)
+    rankers: dict[str, Ranker] = {"random": RandomRanker(len(items.ids))}
+    rankers["raw pixels"] = VectorRanker("raw pixels", pixel_vectors(dataset, split, items=items))
+    for name, folder, model in ((start_name, "start", start), ("trained", "trained", trained)):
+        encoder = embedding.image_encoder(model, name=name)
+        store = embedding.embed(encoder, dataset=dataset, split=split, output=output / folder, overwrite=True)
+        rankers[name] = VectorRanker(name, store.vectors, ids=items.ids)
+    fitted = embedding.embed(
+        encoder,
+        dataset=dataset,
+        split=config.data.train_split,
+        output=output / "training",
+        most=FITTED_ON,
+        overwrite=True,
+    )
+    rungs = ladder_reductions(fitted.vectors, fitted_on=f"{len(fitted.ids)} training items")
+    return RankersToCompare(
+        rankers=rankers,
+        items=items,
+        new="trained",
+        against=start_name,
+        bytes_per_item=dict.fromkeys((start_name, "trained"), 4 * store.vectors.shape[1]),
+        ladders={"trained": Ladder(store.vectors, rungs)},
+    )
+
+
+def _rank(
+    compared: RankersToCompare,
+    config: ml_collections.ConfigDict,
+    dataset: pathlib.Path,
+    *,
+    scann: dict[str, str] | None,
+    title: str,
+    loss_curve: Sequence[Mapping[str, float]],
+    catalogue: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the report beside the dataset. `catalogue`: what the audit says of it."""
+    from eval.comparison.build_report import build_report, versions
+    from eval.comparison.by_attributes import rank_by_attributes, relevance_attributes
+    from eval.comparison.choose_rankers import slicings_of
+    from eval.comparison.index_columns import SearchOptions
+    from eval.comparison.item_images import images_by_id
+    from eval.report import write_report
+    from siglip_jax.training.config import config_to_json
+
+    items = compared.items
+    result = rank_by_attributes(
+        compared.rankers.values(),
+        config=config,
+        dataset=dataset,
+        items=items,
+        search=SearchOptions(scann),
+        slicings=slicings_of(relevance_attributes(config), {"title": items.titles, **items.columns}, ids=items.ids),
+    )
+    report = build_report(
+        result,
+        compared,
+        title=title,
+        loss_curve=loss_curve,
+        provenance={
+            "versions": versions(),
+            "command": " ".join(["siglip-jax", "demo", *sys.argv[1:]]),
+            "catalogue": catalogue,
+            "config": config_to_json(config),
+        },
+    )
+    images = images_by_id(dataset, config.evaluation.split, items=items)
+    write_report(dataset.parent / "report.html", report, images=images)
+    return report

@@ -18,6 +18,7 @@ themselves. A store may be a file of embeddings: --store=mine=vectors.npy. Made 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -27,7 +28,9 @@ from tools import common_flags
 from tools.workflow import rank_flags
 
 if TYPE_CHECKING:
-    from eval.comparison.items import Catalogue
+    from eval.comparison.items import Items
+    from eval.comparison.log_task import LogSource
+    from eval.comparison.protocol_result import ProtocolResult
 
 LIKED_FROM = 4.0  # stars of MovieLens
 ATTRIBUTES = "attribute_agreement"
@@ -91,55 +94,90 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _rank_attributes(values: flags.FlagValues) -> None:
-    from eval.comparison import by_attributes
-    from eval.comparison.choose_rankers import read_rows
-    from eval.report import format_table, write_report
+    from eval.comparison.build_report import build_report, versions
+    from eval.comparison.by_attributes import rank_by_attributes, relevance_over
+    from eval.comparison.choose_rankers import read_rankers
+    from eval.comparison.item_images import images_by_id
 
     if given := [name for name in LOG_FLAGS if values[name].value != values[name].default]:
         raise UserError(f"--{given[0]}: only with --logs")
     if not values.dataset:
         raise UserError(f"--protocol={ATTRIBUTES} reads attributes from a dataset: give --dataset")
-    config, split = values.config, values.config.evaluation.split
-    catalogue = rank_flags.read_items_of(values, split=split)
-    by_attributes.relevance_over(config, catalogue)  # before minutes are spent on rows
-    slicings = _slicings(values, catalogue)
-    compared = read_rows(rank_flags.ranker_options(values), dataset=values.dataset, split=split, catalogue=catalogue)
-    report = by_attributes.rank(
-        compared.rows,
+    config, dataset, split = values.config, values.dataset, values.config.evaluation.split
+    items = rank_flags.read_items_of(values, split=split)
+    relevance_over(config, items)  # before minutes are spent on rankers
+    slicings = _slicings(values, items)
+    compared = read_rankers(rank_flags.ranker_options(values), dataset=dataset, split=split, items=items)
+    result = rank_by_attributes(
+        compared.rankers.values(),
         config=config,
-        dataset=values.dataset,
-        catalogue=catalogue,
-        title=f"Ranking of {pathlib.Path(values.dataset).name}",
-        new=compared.new,
-        against=compared.against,
-        scann=common_flags.scann_options(values.scann),
-        allow_low_recall=values.allow_low_recall,
+        dataset=dataset,
+        items=items,
+        search=rank_flags.search_options(values),
         slicings=slicings,
-        ladders={name: (compared.vectors[name], rungs) for name, rungs in compared.ladders.items()},
-        bytes_per_item=compared.bytes_per_item,
-        provenance=compared.provenance,
     )
-    write_report(values.output, report, pictures=by_attributes.images_by_id(values.dataset, split, catalogue=catalogue))
-    print(format_table(report))
-    print(f"report: {values.output}")
+    report = build_report(
+        result,
+        compared,
+        title=f"Ranking of {pathlib.Path(dataset).name}",
+        provenance={"versions": versions(), **compared.provenance},
+    )
+    _write(values, result, report, images_by_id(dataset, split, items=items))
 
 
 def _rank_logs(values: flags.FlagValues) -> None:
-    from eval.comparison import by_attributes
-    from eval.comparison.choose_rankers import read_rows
-    from eval.comparison.over_logs import rank_logs
-    from eval.comparison.per_query import write_per_query
+    from eval.comparison.build_report import build_report
+    from eval.comparison.choose_rankers import read_rankers
+    from eval.comparison.item_images import images_by_id
+    from eval.comparison.log_task import read_log_task
+    from eval.comparison.over_logs import TrecFiles, rank_over_logs
     from eval.comparison.training_items import training_items
-    from eval.logs.log_files import movielens_columns
-    from eval.logs.log_times import parse_time
-    from eval.protocols.prepare_queries import Window, log_format
-    from eval.report import format_table, write_report
-    from input_pipeline.dataset import dataset_fingerprint
-    from siglip_jax.training.config import check, config_to_json
+    from siglip_jax.training.config import check
 
     config, dataset = values.config, values.dataset
     check(config)
     split = config.evaluation.split
+    source = _log_source(values)
+    items = rank_flags.read_items_of(values, split=split)
+    leaked = training_items(
+        dataset,
+        split,
+        ids=items.ids,
+        train_dataset=values.train_dataset,
+        train_split=config.data.train_split,
+        leakage=values.leakage,
+        output=values.output.removesuffix(".html") + ".leakage.csv",
+    )
+    slicings = _slicings(values, items) if dataset else []
+    options = rank_flags.ranker_options(values)
+    compared = read_rankers(options, dataset=dataset, split=split, items=items, over_logs=True)
+    task = read_log_task(source, values.protocol, config=config, items=items, leaked=leaked)
+    compared = compared.with_rankers_of_log(task.rankers(compared.of_log))
+    result = rank_over_logs(
+        task,
+        compared,
+        config=config,
+        search=rank_flags.search_options(values),
+        slicings=slicings,
+        trec=TrecFiles(values.trec, values.trec_depth) if values.trec else None,
+    )
+    report = build_report(
+        result,
+        compared,
+        title=f"Ranking over {', '.join(pathlib.Path(path).name for path in values.logs)}",
+        provenance={**_log_provenance(values), **compared.provenance},
+        grid=0,
+    )
+    _write(values, result, report, images_by_id(dataset, split, items=items) if dataset else _no_image)
+
+
+def _log_source(values: flags.FlagValues) -> LogSource:
+    """The log that the flags name; MovieLens has columns of its own, and a rating that is liked from."""
+    from eval.comparison.log_task import LogSource
+    from eval.logs.log_files import movielens_columns
+    from eval.logs.log_times import parse_time
+    from eval.protocols.prepare_queries import Window, log_format
+
     bounds = {"since": "from", "until": "until", "train_since": "train_from", "train_until": "train_until"}
     times = {
         ours: parse_time(str(values[flag].value), flag=f"--{flag}")
@@ -150,62 +188,48 @@ def _rank_logs(values: flags.FlagValues) -> None:
     columns = common_flags.named_paths(values.log_column, flag="log_column", expected="ours=theirs")
     if values.layout == "movielens":
         columns = {**movielens_columns(values.logs), **columns}
-        config.evaluation.like_from = config.evaluation.like_from or LIKED_FROM
-    catalogue = rank_flags.read_items_of(values, split=split)
-    leaked = training_items(
-        dataset,
-        split,
-        ids=catalogue.ids,
-        train_dataset=values.train_dataset,
-        train_split=config.data.train_split,
-        leakage=values.leakage,
-        output=values.output.removesuffix(".html") + ".leakage.csv",
+        values.config.evaluation.like_from = values.config.evaluation.like_from or LIKED_FROM
+    return LogSource(
+        paths=values.logs, form=log_format(values.config, columns=columns, on_error=values.on_error), window=window
     )
-    slicings = _slicings(values, catalogue) if dataset else []
-    compared = read_rows(
-        rank_flags.ranker_options(values), dataset=dataset, split=split, catalogue=catalogue, over_logs=True
-    )
-    measured = rank_logs(
-        values.logs,
-        protocol=values.protocol,
-        compared=compared,
-        config=config,
-        form=log_format(config, columns=columns, on_error=values.on_error),
-        title=f"Ranking over {', '.join(pathlib.Path(path).name for path in values.logs)}",
-        window=window,
-        leaked=leaked,
-        leaked_by="id, picture or title" if dataset else "id",
-        leakage=values.leakage,
-        scann=common_flags.scann_options(values.scann),
-        allow_low_recall=values.allow_low_recall,
-        slicings=slicings,
-        trec=values.trec,
-        trec_depth=values.trec_depth,
-        provenance={
-            "dataset": dataset_fingerprint(dataset) if dataset else "none: the items of the first store",
-            "evaluation": config_to_json(config.evaluation),
-            "versions": by_attributes.versions(),
-            **compared.provenance,
-        },
-    )
-    pictures = by_attributes.images_by_id(dataset, split, catalogue=catalogue) if dataset else _no_image
-    write_report(values.output, measured.report, pictures=pictures)
+
+
+def _log_provenance(values: flags.FlagValues) -> dict[str, Any]:
+    from eval.comparison.build_report import versions
+    from input_pipeline.dataset import dataset_fingerprint
+    from siglip_jax.training.config import config_to_json
+
+    return {
+        "ties": "expected value over the orders of equal scores",
+        "dataset": dataset_fingerprint(values.dataset) if values.dataset else "none: the items of the first store",
+        "evaluation": config_to_json(values.config.evaluation),
+        "versions": versions(),
+    }
+
+
+def _write(
+    values: flags.FlagValues, result: ProtocolResult, report: dict[str, Any], images: Callable[[str], bytes]
+) -> None:
+    from eval.comparison.per_query import write_per_query
+    from eval.report import format_table, write_report
+
+    write_report(values.output, report, images=images)
     if values.per_query:
-        write_per_query(values.per_query, measured)
-    print(format_table(measured.report))
+        write_per_query(values.per_query, result)
+    print(format_table(report))
     print(f"report: {values.output}")
 
 
-def _slicings(values: flags.FlagValues, catalogue: Catalogue) -> list[Any]:
+def _slicings(values: flags.FlagValues, items: Items) -> list[Any]:
     """By the attributes that --slice names, or of relevance that the catalogue has."""
-    from eval.comparison import by_attributes
+    from eval.comparison.by_attributes import relevance_attributes
     from eval.comparison.choose_rankers import slicings_of
 
-    known = {"title": catalogue.titles, **catalogue.columns}
+    known = {"title": items.titles, **items.columns}
     named = values["slice"].value
     if named is None:
-        named = [name for name in by_attributes.relevance_attributes(values.config) if name in known]
-    return slicings_of(named, known, ids=catalogue.ids)
+        named = [name for name in relevance_attributes(values.config) if name in known]
+    return slicings_of(named, known, ids=items.ids)
 
 
 def _no_image(item: str) -> bytes:

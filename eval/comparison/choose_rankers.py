@@ -1,9 +1,9 @@
-"""The rows of a comparison: stores and files, baselines, reductions of them, a ladder, slices."""
+"""What a comparison compares: stores and files, baselines, reductions of them, a ladder; and slices."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from siglip_jax.errors import UserError
@@ -12,8 +12,8 @@ if TYPE_CHECKING:  # numpy and more, which --help does not wait for
     import numpy as np
     from etils import epath
 
-    from eval.comparison.items import Catalogue
-    from eval.embeddings.reduction import Reduction
+    from eval.comparison.dimension_ladder import Ladder
+    from eval.comparison.items import Items
     from eval.rankers import Ranker
     from eval.statistics import Slicing
 
@@ -29,11 +29,11 @@ class RankerOptions:
 
     Attributes:
       stores: {name: folder of an embedding store, or file of embeddings}, in the order of the table.
-      baselines: rows that need no store, see BASELINES; None for those that suit the protocol.
-      reductions: (store, reduction such as "pca:128"), a row more for each.
+      baselines: rankers that need no store, see BASELINES; None for those that suit the protocol.
+      reductions: (store, reduction such as "pca:128"), a ranker more for each.
       fits: {store: folder of a store of training items, by the same encoder}, for its PCA.
       ladders: stores to measure at every width.
-      new, against: the two rows of the headline; None for the last store and the row before it.
+      new, against: the two of the headline; None for the last store and the ranker before it.
     """
 
     stores: Mapping[str, str]
@@ -45,113 +45,130 @@ class RankerOptions:
     against: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankersToCompare:
     """What a comparison is made of.
 
     Attributes:
-      rows: {name: row} in the order of the table.
-      new, against: the two rows in the headline.
-      bytes_per_item: of rows that store vectors.
-      vectors: of the stores, for ladders.
-      reductions: {store name: rungs of its ladder}.
+      rankers: {name: ranker} over the items, in the order of the table.
+      items: what they rank.
+      new: whose differences to all others are reported.
+      against: the one of these that comes first, and that slices and examples are about.
+      bytes_per_item: of rankers that store vectors.
+      ladders: {name of a store: what to measure at every width}.
       provenance: where the vectors came from.
-      catalogue: the items.
       of_log: baselines that a log has to be counted for, in the order of the flags.
     """
 
-    rows: dict[str, Ranker]
+    rankers: Mapping[str, Ranker]
+    items: Items
     new: str
     against: str
-    bytes_per_item: dict[str, int]
-    vectors: dict[str, np.ndarray]
-    ladders: dict[str, list[Reduction]]
-    provenance: dict[str, Any]
-    catalogue: Catalogue
-    of_log: list[str] = dataclasses.field(default_factory=list)
+    bytes_per_item: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    ladders: Mapping[str, Ladder] = dataclasses.field(default_factory=dict)
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    of_log: Sequence[str] = ()
+
+    def with_rankers_of_log(self, counted: Mapping[str, Ranker]) -> RankersToCompare:
+        """With those of `of_log` that could be counted, behind "random".
+
+        Where `against` could not be counted, the last ranker but `new` takes its place.
+        """
+        random = {name: ranker for name, ranker in self.rankers.items() if name == "random"}
+        rankers = {**random, **counted, **self.rankers}
+        against = self.against if self.against in rankers else [name for name in rankers if name != self.new][-1]
+        return dataclasses.replace(self, rankers=rankers, against=against)
 
 
-def read_rows(
+def read_rankers(
     options: RankerOptions,
     *,
     dataset: epath.PathLike | None,
     split: str,
-    catalogue: Catalogue,
+    items: Items,
     over_logs: bool = False,
-) -> Rows:
-    """The rows that the options name, over the catalogue's items, those of a split.
+) -> RankersToCompare:
+    """The rankers that the options name, over the items, those of a split.
 
     With `over_logs` a store may hold more items than the split, in any order.
 
     Raises:
       UserError: a name twice or unknown, a store of other items, a reduction that does not fit.
     """
+    from eval.comparison.dimension_ladder import Ladder, ladder_reductions
     from eval.embeddings.reduction import Spec, fit
     from eval.rankers import VectorRanker
 
-    stores = options.stores
-    ids = catalogue.ids
-    baselines = options.baselines
-    if baselines is None:
-        baselines = DEFAULT_BASELINES
-        if over_logs:
-            baselines = ["random", *OF_LOG, *(["title TF-IDF", "raw pixels"] if dataset else [])]
+    baselines = _baseline_names(options.baselines, dataset=dataset, over_logs=over_logs)
     of_log = [name for name in baselines if over_logs and name in OF_LOG]
-    known = {name.partition(":")[0] for name in (*BASELINES, *OF_LOG)}
-    own = {name.partition(":")[0] for name in baselines} & known | ({LOGGED_ORDER} if over_logs else set())
-    if taken := own & stores.keys():
-        raise UserError(f"row {taken.pop()!r} is named twice: a baseline has this name; choose another")
     reduced = [(name, Spec.parse(text)) for name, text in options.reductions]
-    fitted = options.fits
-    for flag, names in (("reduce", [name for name, _ in reduced]), ("fit", fitted), ("ladder", options.ladders)):
-        if unknown := [name for name in names if name not in stores]:
-            raise UserError(f"--{flag}={unknown[0]}: no such store; --store names {', '.join(stores) or 'none'}")
-    used = {name for name, _ in reduced} | set(options.ladders)
-    if idle := [name for name in fitted if name not in used]:
-        raise UserError(f"--fit={idle[0]}=...: nothing to fit; give --reduce={idle[0]}=pca:128 or --ladder={idle[0]}")
+    _check_names(options, baselines, [name for name, _ in reduced], over_logs=over_logs)
 
-    rows: dict[str, Ranker] = {}
+    rankers: dict[str, Ranker] = {}
     sizes: dict[str, int] = {}
-    vectors: dict[str, np.ndarray] = {}
+    ladders: dict[str, Ladder] = {}
     provenance: dict[str, Any] = {"stores": {}}
 
-    def add(name: str, row: Ranker, size: int | None = None) -> None:
-        if name in rows:
+    def add(name: str, ranker: Ranker, size: int | None = None) -> None:
+        if name in rankers:
             raise UserError(f"row {name!r} is named twice; choose another name")
-        rows[name] = row
+        rankers[name] = ranker
         if size is not None:
             sizes[name] = size
 
     for name in [name for name in baselines if name not in of_log]:
-        row, size = _baseline(name, dataset=dataset, split=split, catalogue=catalogue)
-        add(name.partition(":")[0], row, size)
-    ladders: dict[str, list[Reduction]] = {}
-    for name, path in stores.items():
-        vectors[name], provenance["stores"][name] = read_vectors(
-            name, path, catalogue=catalogue, dataset=dataset, any_order=over_logs
-        )
-        add(name, VectorRanker(name, vectors[name], ids=ids), 4 * vectors[name].shape[1])
+        ranker, size = _baseline(name, dataset=dataset, split=split, items=items)
+        add(name.partition(":")[0], ranker, size)
+    for name, path in options.stores.items():
+        vectors, about = read_vectors(name, path, items=items, dataset=dataset, any_order=over_logs)
+        provenance["stores"][name] = about
+        add(name, VectorRanker(name, vectors, ids=items.ids), 4 * vectors.shape[1])
         specs = [spec for owner, spec in reduced if owner == name]
         if not specs and name not in options.ladders:
             continue
-        train, note = _training_vectors(name, fitted.get(name), vectors[name], dataset=dataset)
+        train, note = _training_vectors(name, options.fits.get(name), vectors, dataset=dataset)
         for spec in specs:
             reduction = fit(spec, train, fitted_on=note)
             label = f"{name}, {spec.label}"
-            add(label, VectorRanker(label, reduction(vectors[name])), spec.bytes_per_item(vectors[name].shape[1]))
+            add(label, VectorRanker(label, reduction(vectors)), spec.bytes_per_item(vectors.shape[1]))
             provenance.setdefault("reductions", {})[label] = reduction.to_json()
         if name in options.ladders:
-            from eval.comparison.dimension_ladder import ladder_reductions
+            ladders[name] = Ladder(vectors, ladder_reductions(train, fitted_on=note))
+    new, against = _headline(options, [*of_log, *rankers])
+    return RankersToCompare(
+        rankers=rankers, items=items, new=new, against=against, bytes_per_item=sizes, ladders=ladders,
+        provenance=provenance, of_log=of_log,
+    )  # fmt: skip
 
-            ladders[name] = ladder_reductions(train, fitted_on=note)
-    new, against = _compared(options.new, options.against, [*of_log, *rows], stores)
-    return Rows(rows, new, against, sizes, vectors, ladders, provenance, catalogue, of_log)
+
+def _baseline_names(given: Sequence[str] | None, *, dataset: epath.PathLike | None, over_logs: bool) -> Sequence[str]:
+    """Those that the user names, or those that suit."""
+    if given is not None:
+        return given
+    if over_logs:
+        return ["random", *OF_LOG, *(["title TF-IDF", "raw pixels"] if dataset else [])]
+    return DEFAULT_BASELINES
+
+
+def _check_names(options: RankerOptions, baselines: Sequence[str], reduced: Sequence[str], *, over_logs: bool) -> None:
+    """Raises a UserError where a store has the name of a baseline, or a flag names no store or has nothing to do."""
+    stores = options.stores
+    known = {name.partition(":")[0] for name in (*BASELINES, *OF_LOG)}
+    own = {name.partition(":")[0] for name in baselines} & known | ({LOGGED_ORDER} if over_logs else set())
+    if taken := own & stores.keys():
+        raise UserError(f"row {taken.pop()!r} is named twice: a baseline has this name; choose another")
+    for flag, names in (("reduce", reduced), ("fit", options.fits), ("ladder", options.ladders)):
+        if unknown := [name for name in names if name not in stores]:
+            raise UserError(f"--{flag}={unknown[0]}: no such store; --store names {', '.join(stores) or 'none'}")
+    used = {*reduced, *options.ladders}
+    if idle := [name for name in options.fits if name not in used]:
+        raise UserError(f"--fit={idle[0]}=...: nothing to fit; give --reduce={idle[0]}=pca:128 or --ladder={idle[0]}")
 
 
 def read_vectors(
-    name: str, path: str, *, catalogue: Catalogue, dataset: epath.PathLike | None, any_order: bool = False
+    name: str, path: str, *, items: Items, dataset: epath.PathLike | None, any_order: bool = False
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """(vectors of a store or a file in the order of the catalogue, a few words about them for the report).
+    """(vectors of a store or a file in the order of the items, a few words about them for the report).
 
     A store has to hold exactly these items in this order, unless `any_order`: then these among any.
     """
@@ -162,11 +179,11 @@ def read_vectors(
     from eval.embeddings.embedding_files import read_embeddings
     from input_pipeline.dataset import dataset_fingerprint
 
-    ids = catalogue.ids
+    ids = items.ids
     if paths.Path(path).is_dir():
         store = read_store(path)
         if dataset and not any_order:
-            places = places_in_store(name, store, catalogue, fingerprint=dataset_fingerprint(dataset))
+            places = places_in_store(name, store, items, fingerprint=dataset_fingerprint(dataset))
             whole = len(places) == len(store.ids)
             return store.vectors if whole else store.vectors[places], store.manifest.get("model", {})
         place = {item: row for row, item in enumerate(store.ids)}
@@ -214,24 +231,22 @@ def slicings_of(specs: Sequence[str], columns: Mapping[str, Sequence[str]], *, i
     return found
 
 
-def _baseline(
-    name: str, *, dataset: epath.PathLike | None, split: str, catalogue: Catalogue
-) -> tuple[Ranker, int | None]:
-    from eval.comparison.by_attributes import pixel_vectors
+def _baseline(name: str, *, dataset: epath.PathLike | None, split: str, items: Items) -> tuple[Ranker, int | None]:
+    from eval.comparison.item_images import pixel_vectors
     from eval.rankers import VectorRanker
     from eval.rankers.baselines import PopularityRanker, RandomRanker, TitleRanker
 
     kind, _, column = name.partition(":")
-    ids, columns = catalogue.ids, catalogue.columns
+    ids, columns = items.ids, items.columns
     if name in ("raw pixels", "title TF-IDF") and not dataset:
         raise UserError(f"--baseline={name}: pictures and titles come from a dataset; give --dataset")
     if name == "random":
         return RandomRanker(len(ids)), None
     if name == "raw pixels":
-        pixels = pixel_vectors(dataset, split, catalogue=catalogue)
+        pixels = pixel_vectors(dataset, split, items=items)
         return VectorRanker(name, pixels, ids=ids), 4 * pixels.shape[1]
     if name == "title TF-IDF":
-        return TitleRanker(catalogue.titles), None
+        return TitleRanker(items.titles), None
     if kind == "popularity" and column:
         if column not in columns:
             raise UserError(f"--baseline={name}: no attribute {column!r}; the catalogue has {', '.join(columns)}")
@@ -258,14 +273,14 @@ def _training_vectors(
     return store.vectors, f"{len(store.ids)} items of split {stored.get('split', 'unknown')}"
 
 
-def _compared(new: str | None, against: str | None, rows: Sequence[str], stores: Iterable[str]) -> tuple[str, str]:
-    """The two rows of the headline; what flags leave open is the last store and the row before it."""
-    new = new if new is not None else list(stores)[-1]
+def _headline(options: RankerOptions, names: Sequence[str]) -> tuple[str, str]:
+    """(new, against): the options' or, where they leave it open, the last store and the ranker before it."""
+    new = options.new if options.new is not None else list(options.stores)[-1]
     own = f"{new}, "  # its reductions
-    others = [name for name in rows if name != new and not name.startswith(own)]
-    for flag, name in (("new", new), ("against", against)):
-        if name is not None and name not in rows:
-            raise UserError(f"--{flag}={name}: no such row; rows are {'; '.join(rows)}")
-    if against == new or not (against or others):
+    others = [name for name in names if name != new and not name.startswith(own)]
+    for flag, name in (("new", new), ("against", options.against)):
+        if name is not None and name not in names:
+            raise UserError(f"--{flag}={name}: no such row; rows are {'; '.join(names)}")
+    if options.against == new or not (options.against or others):
         raise UserError(f"row {new!r} has no other to be compared with; add a --baseline or a --store")
-    return new, against if against is not None else others[-1]
+    return new, options.against if options.against is not None else others[-1]

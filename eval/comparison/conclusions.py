@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.comparison.comparison_table import Bootstrap
 from eval.metrics.beyond_accuracy import beyond_accuracy
 from eval.statistics import bootstrap_columns, conclusion, holm, paired_bootstrap, simultaneous_intervals
 
@@ -24,17 +25,16 @@ def conclude(
     *,
     new: str,
     against: str,
-    clusters: np.ndarray,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """{"conclusion", "minimum_detectable"} of new against `against` in the first metric, for the report.
 
-    Writes into the table's differences what corrects them for the number of rows that `new` is compared with: p_holm,
-    and low_all and high_all, the intervals of the first metric that hold all at once.
+    Writes into the table's differences what corrects them for the number of rankers that `new` is compared with:
+    p_holm, and low_all and high_all, the intervals of the first metric that hold all at once.
 
     Args:
       table: of `eval.comparison.comparison_table.compare_rows`, all pairs with `new` first.
-      metrics: {row: {metric: float64 [query]}} that it was made of.
+      metrics: {ranker: {metric: float64 [query]}} that it was made of.
     """
     primary = table["metrics"][0]
     for metric in table["metrics"]:
@@ -44,9 +44,9 @@ def conclude(
             cell["p_holm"] = None if np.isnan(p) else float(p)
     cells = [cell for cell in table["differences"] if cell["metric"] == primary]
     cell = next(cell for cell in cells if cell["b"] == against)
-    _widen(cells, metrics, metric=primary, clusters=clusters, seed=seed)
+    _widen(cells, metrics, metric=primary, bootstrap=bootstrap)
     means = {row["name"]: row["metrics"][primary]["mean"] for row in table["rows"]}
-    difference = paired_bootstrap(metrics[new][primary], metrics[against][primary], clusters=clusters, seed=seed)
+    difference = paired_bootstrap(metrics[new][primary], metrics[against][primary], **bootstrap.options())
     found = conclusion(
         new,
         against,
@@ -65,8 +65,7 @@ def _widen(
     metrics: Mapping[str, Mapping[str, np.ndarray]],
     *,
     metric: str,
-    clusters: np.ndarray,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> None:
     """Writes simultaneous intervals into the differences of one metric, where there are several.
 
@@ -78,7 +77,7 @@ def _widen(
     if len(alike) < 2:
         return
     columns = np.stack([difference for _, difference in alike], axis=1)
-    for (cell, _), found in zip(alike, simultaneous_intervals(columns, clusters=clusters, seed=seed), strict=True):
+    for (cell, _), found in zip(alike, simultaneous_intervals(columns, **bootstrap.options()), strict=True):
         if not np.isnan(found.low):
             cell |= {"low_all": found.low, "high_all": found.high}
 
@@ -89,14 +88,13 @@ def beyond_table(
     items: int,
     k: int,
     attributes: Mapping[str, Sequence[str]],
-    clusters: np.ndarray,
+    bootstrap: Bootstrap,
     popularity: np.ndarray | None = None,
-    seed: int,
 ) -> dict[str, Any]:
-    """The report's "beyond" part: coverage, evenness and variety of each row's first k.
+    """The report's "beyond" part: coverage, evenness and variety of each ranker's first k.
 
     Args:
-      lists: {row: int64 [query, k]}, item rows, -1 where a list is shorter.
+      lists: {ranker: int [query, k]}, item rows, -1 where a list is shorter.
       attributes: to measure variety by.
       popularity: [item] interactions before the queries, to measure novelty by.
     """
@@ -106,7 +104,7 @@ def beyond_table(
         rows[name] = {}
         for metric, value in found.items():
             if isinstance(value, np.ndarray):
-                (interval,) = bootstrap_columns(value[:, None], clusters=clusters, seed=seed)
+                (interval,) = bootstrap_columns(value[:, None], **bootstrap.options())
                 rows[name][metric] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
             else:
                 rows[name][metric] = value

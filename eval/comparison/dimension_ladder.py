@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from eval.comparison.comparison_table import Bootstrap
 from eval.embeddings.reduction import Reduction, Spec, fit, ladder_specs
 from eval.statistics import bootstrap_columns, difference_columns
 from input_pipeline.progress import progress
 
 FULL = Spec("", 0, False)
 METHODS = {"": "full width", "truncate": "truncation", "pca": "PCA"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ladder:
+    """What to measure: vectors of the evaluated items, real [n, dimension], and reductions of them."""
+
+    vectors: np.ndarray
+    reductions: Sequence[Reduction]
 
 
 def ladder_reductions(vectors: np.ndarray, *, fitted_on: str, specs: Sequence[Spec] | None = None) -> list[Reduction]:
@@ -31,38 +41,35 @@ def ladder_reductions(vectors: np.ndarray, *, fitted_on: str, specs: Sequence[Sp
 
 
 def measure_ladder(
-    vectors: np.ndarray,
-    reductions: Sequence[Reduction],
+    ladder: Ladder,
     rank: Callable[[np.ndarray], np.ndarray],
     *,
-    row: str,
+    ranker: str,
     metric: str,
     full: np.ndarray | None = None,
-    options: Mapping[str, Any] | None = None,
+    bootstrap: Bootstrap,
 ) -> dict[str, Any]:
-    """Ranks with every reduction of `vectors` and compares each with the full ones, on the same queries.
+    """Ranks with every reduction of the vectors and compares each with the full ones, on the same queries.
 
     Args:
-      vectors: of the evaluated items, real [n, dimension].
       rank: vectors [n, width] -> the metric of every query, float64 [query].
-      row, metric: names, for the report.
-      full: what `rank(vectors)` gives, where it is known already.
-      options: of `eval.statistics.bootstrap.difference_columns`: clusters, samples, confidence, seed.
+      ranker, metric: names, for the report.
+      full: what `rank(ladder.vectors)` gives, where it is known already.
 
     Returns:
       {"row", "metric", "dimension", "fitted_on", "rungs": [{"method", "width", "precision", "bytes", "mean", "low",
        "high", "difference": {"mean", "low", "high"} or None for the full vectors, "kept": mean over the full mean,
        "explained": of a PCA}]}, widest first.
     """
-    dimension = vectors.shape[1]
+    vectors, reductions, dimension = ladder.vectors, ladder.reductions, ladder.vectors.shape[1]
     full = rank(vectors) if full is None else full
-    watched = progress(reductions, total=len(reductions), label=f"ladder of {row}", unit="rungs")
+    watched = progress(reductions, total=len(reductions), label=f"ladder of {ranker}", unit="rungs")
     columns = [full, *(rank(reduction(vectors)) for reduction in watched)]
     values = np.stack(columns, axis=1)
-    levels = bootstrap_columns(values, **(options or {}))
+    levels = bootstrap_columns(values, **bootstrap.options())
     losses: list[Any] = [None]
     if reductions:
-        losses += difference_columns(values[:, 1:] - values[:, :1], **(options or {}))
+        losses += difference_columns(values[:, 1:] - values[:, :1], **bootstrap.options())
     rungs: list[dict[str, Any]] = []
     for reduction, level, loss in zip([None, *reductions], levels, losses, strict=True):
         spec = FULL if reduction is None else reduction.spec
@@ -81,7 +88,7 @@ def measure_ladder(
         )
     fitted = next((one.fitted_on for one in reductions if one.fitted_on), "")
     rungs.sort(key=lambda rung: (-rung["width"], rung["method"] != METHODS["truncate"], -rung["bytes"]))
-    return {"row": row, "metric": metric, "dimension": dimension, "fitted_on": fitted, "rungs": rungs}
+    return {"row": ranker, "metric": metric, "dimension": dimension, "fitted_on": fitted, "rungs": rungs}
 
 
 def _plain(interval: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The ScaNN columns of a comparison: what an approximate index changes of each row, beside its recall."""
+"""The ScaNN columns of a comparison: what an approximate index changes of each ranker, beside its recall."""
 
 from __future__ import annotations
 
@@ -8,23 +8,35 @@ from typing import Any
 
 import numpy as np
 
-from eval.comparison.comparison_table import compare_rows
+from eval.comparison.comparison_table import Bootstrap, compare_rows
 from eval.protocols import Ranked
-from eval.protocols.attribute_agreement import CatalogueRanking
 from eval.search.recall import LEAST_RECALL
 
-_EXACT = "exact: "  # before a row's name, for its exact figures in the same table
+_EXACT = "exact: "  # before a ranker's name, for its exact figures in the same table
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchOptions:
+    """How an approximate index is asked, and when its column is shown.
+
+    Attributes:
+      scann: options of `eval.search.build_index`, such as {"mode": "ah"}; None for no index.
+      allow_low_recall: show a column though its recall is under `eval.search.recall.LEAST_RECALL`.
+    """
+
+    scann: Mapping[str, Any] | None = None
+    allow_low_recall: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexColumns:
-    """Of the rows that were searched with an index.
+    """Of the rankers that were searched with an index.
 
     Attributes:
-      recall: {row: share of the exact neighbours that were found}.
-      refused: {row: its recall} of those whose columns are not shown.
-      metrics: {row: {metric: estimate}}, without those.
-      change: {row: {metric: estimate of ScaNN minus exact, paired by query}}, likewise.
+      recall: {ranker: share of the exact neighbours that were found}.
+      refused: {ranker: its recall} of those whose columns are not shown.
+      metrics: {ranker: {metric: estimate}}, without those.
+      change: {ranker: {metric: estimate of ScaNN minus exact, paired by query}}, likewise.
     """
 
     recall: dict[str, float]
@@ -32,29 +44,28 @@ class IndexColumns:
     metrics: dict[str, dict[str, Any]]
     change: dict[str, dict[str, Any]]
 
-    def of(self, row: str, *, k: int) -> dict[str, Any]:
+    def of(self, ranker: str, *, k: int) -> dict[str, Any]:
         """The parts of a report's row, see `eval.report.report_page`; k: of the recall."""
         return {
-            "scann": self.metrics.get(row),
-            "scann_change": self.change.get(row),
-            "scann_recall": {f"recall@{k}": self.recall[row]} if row in self.recall else None,
-            "scann_refused": row in self.refused,
+            "scann": self.metrics.get(ranker),
+            "scann_change": self.change.get(ranker),
+            "scann_recall": {f"recall@{k}": self.recall[ranker]} if ranker in self.recall else None,
+            "scann_refused": ranker in self.refused,
         }
 
 
 def index_columns(
-    exact: Mapping[str, CatalogueRanking] | Mapping[str, Ranked],
-    approximate: Mapping[str, CatalogueRanking] | Mapping[str, Ranked],
+    exact: Mapping[str, Ranked],
+    approximate: Mapping[str, Ranked],
     *,
     allow_low_recall: bool,
-    clusters: np.ndarray,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> IndexColumns:
-    """Compares the rows of `approximate` with those of the same name in `exact`, over the same queries.
+    """Compares the rankers of `approximate` with those of the same name in `exact`, over the same queries.
 
     Args:
-      allow_low_recall: show a row though its recall is under `eval.search.recall.LEAST_RECALL`.
-      clusters: [q], whom the bootstrap draws.
+      exact, approximate: {ranker: what it measured}.
+      allow_low_recall: see `SearchOptions`.
     """
     recall = {
         name: float(np.nanmean(found.index_recall))
@@ -71,8 +82,7 @@ def index_columns(
             **{_EXACT + name: exact[name].metrics for name in shown},
         },
         pairs=[(name, _EXACT + name) for name in shown],
-        clusters=clusters,
-        seed=seed,
+        bootstrap=bootstrap,
     )
     change: dict[str, dict[str, Any]] = {name: {} for name in shown}
     for cell in table["differences"]:

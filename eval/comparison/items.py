@@ -19,12 +19,12 @@ IDS_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Catalogue:
+class Items:
     """Parallel: ids, titles ("" where not known), attributes, rows of the split (those of the store without a dataset).
 
     Attributes:
       missing: {store: items that embedding skipped, see `EmbeddingStore.skipped`}. They are not among the items: every
-        row of a comparison ranks the same ones.
+        ranker of a comparison ranks the same ones.
     """
 
     ids: list[str]
@@ -33,7 +33,7 @@ class Catalogue:
     rows: list[int]
     missing: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
-    def without(self, ids: Collection[str]) -> Catalogue:
+    def without(self, ids: Collection[str]) -> Items:
         """Without these items."""
         kept = [place for place, item in enumerate(self.ids) if item not in ids]
         if len(kept) == len(self.ids):
@@ -48,18 +48,18 @@ class Catalogue:
 
     def warnings(self) -> list[str]:
         """What a reader of the comparison has to know of the missing items."""
-        said = []
+        lines = []
         for store, skipped in self.missing.items():
             named = [each["id"] or f"row {each['row']}" for each in skipped]
             shown = ", ".join(named[:IDS_SHOWN]) + (", ..." if len(named) > IDS_SHOWN else "")
-            said.append(
+            lines.append(
                 f"{len(named):,} items are missing from every row, as queries and as candidates: they could not be "
                 f"read when store {store!r} was embedded ({shown})."
             )
-        return said
+        return lines
 
 
-def read_split(dataset: epath.PathLike, split: str, *, skipping: Collection[int] = ()) -> Catalogue:
+def read_split(dataset: epath.PathLike, split: str, *, skipping: Collection[int] = ()) -> Items:
     """All items of a split but those rows, whose records are not touched; pictures are not decoded.
 
     Raises:
@@ -67,7 +67,7 @@ def read_split(dataset: epath.PathLike, split: str, *, skipping: Collection[int]
     """
     source = open_split(dataset, split)
     rows = [row for row in range(len(source)) if row not in skipping]
-    found = Catalogue([], [], {name: [] for name in source.attribute_names}, rows)
+    found = Items([], [], {name: [] for name in source.attribute_names}, rows)
     for start in range(0, len(rows), READ_ROWS):
         for record in source.__getitems__(rows[start : start + READ_ROWS]):
             found.ids.append(record["id"])
@@ -77,7 +77,7 @@ def read_split(dataset: epath.PathLike, split: str, *, skipping: Collection[int]
     return found
 
 
-def read_items(dataset: epath.PathLike | None, split: str, stores: Mapping[str, str]) -> Catalogue:
+def read_items(dataset: epath.PathLike | None, split: str, stores: Mapping[str, str]) -> Items:
     """The items of the split, or of the first store where there is no dataset, that no store was made without.
 
     Args:
@@ -104,8 +104,8 @@ def read_items(dataset: epath.PathLike | None, split: str, stores: Mapping[str, 
     return found
 
 
-def places_in_store(name: str, store: EmbeddingStore, catalogue: Catalogue, *, fingerprint: str) -> list[int]:
-    """Where in a store the catalogue's items are.
+def places_in_store(name: str, store: EmbeddingStore, items: Items, *, fingerprint: str) -> list[int]:
+    """Where in a store the items are.
 
     Raises:
       UserError: the store is not of this dataset, or holds other items than the split, or these in another order.
@@ -113,19 +113,19 @@ def places_in_store(name: str, store: EmbeddingStore, catalogue: Catalogue, *, f
     made_of = store.manifest.get("dataset", {}).get("fingerprint")
     if made_of not in (None, fingerprint):
         raise UserError(f"store {name!r} was made from another dataset ({made_of}, not {fingerprint}); embed it again")
-    known = set(catalogue.ids)
+    known = set(items.ids)
     places = [place for place, item in enumerate(store.ids) if item in known]
-    missing = {each["row"] for skipped in catalogue.missing.values() for each in skipped}
-    if [store.ids[place] for place in places] != catalogue.ids or len(store.ids) - len(places) > len(missing):
+    missing = {each["row"] for skipped in items.missing.values() for each in skipped}
+    if [store.ids[place] for place in places] != items.ids or len(store.ids) - len(places) > len(missing):
         raise UserError(
-            f"store {name!r} holds {len(store.ids)} items that are not the {len(catalogue.ids)} of this split, in "
+            f"store {name!r} holds {len(store.ids)} items that are not the {len(items.ids)} of this split, in "
             "order; embed the split again"
         )
     return places
 
 
-def _of_store(path: str) -> Catalogue:
+def _of_store(path: str) -> Items:
     ids = list(read_store(path).ids if epath.Path(path).is_dir() else read_embeddings(path).ids or [])
     if not ids:
         raise UserError(f"{path}: holds no ids, which tell the log's items apart; give --dataset or a store with ids")
-    return Catalogue(ids, [""] * len(ids), {}, list(range(len(ids))))
+    return Items(ids, [""] * len(ids), {}, list(range(len(ids))))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +15,31 @@ from input_pipeline.dataset.item_table import item_table, split_names
 from siglip_jax.errors import UserError
 
 KINDS = {"title": "title", "image": "picture", "id": "id"}  # the last that holds is told
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakedItems:
+    """Evaluation items that training saw.
+
+    Attributes:
+      found: {id: what of it is in the training split}; None where nobody looked.
+      by: what of the items was looked for, in words.
+      drop: leave them out, as queries and candidates; otherwise they are an error.
+    """
+
+    found: Mapping[str, str] | None = None
+    by: str = "id, picture or title"
+    drop: bool = False
+
+    def check(self) -> None:
+        """Raises a UserError where there are such items, unless they are to be left out."""
+        if not self.found or self.drop:
+            return
+        shown = ", ".join(f"{item!r} ({why})" for item, why in list(self.found.items())[:10])
+        raise UserError(
+            f"{len(self.found)} evaluation items are in the training split by id, picture or title: {shown}"
+            f"{', ...' if len(self.found) > 10 else ''}; leave them out with --leakage=drop"
+        )
 
 
 def in_training(
@@ -39,26 +65,30 @@ def training_items(
     train_split: str,
     leakage: str,
     output: epath.PathLike,
-) -> dict[str, str] | None:
-    """`in_training` where there is something to compare with; None where there is not.
+) -> LeakedItems:
+    """`in_training`, where there is something to compare with.
 
     Args:
       ids: of the items, which alone are known of them without a dataset; the training dataset may know more.
-      leakage: "refuse" or "drop". Without a dataset this refuses; otherwise `rank_logs` does.
+      leakage: "refuse" or "drop". Without a dataset this refuses; otherwise `LeakedItems.check` does.
       output: a .csv file for the list of what is refused here.
 
     Raises:
       UserError: no such split; leakage without a dataset, unless it is to be dropped.
     """
+    drop = leakage == "drop"
     if not dataset:
         if not train_dataset:
-            return None
-        if leakage == "drop":
-            return _by_item(find_log_leakage(train_dataset, ids, train_split=train_split))
-        return _by_item(check_log(train_dataset, ids, train_split=train_split, output=output))
+            return LeakedItems(by="id", drop=drop)
+        if drop:
+            found = _by_item(find_log_leakage(train_dataset, ids, train_split=train_split))
+        else:
+            found = _by_item(check_log(train_dataset, ids, train_split=train_split, output=output))
+        return LeakedItems(found, by="id", drop=drop)
     if not train_dataset and (split == train_split or not has_split(dataset, train_split)):
-        return None
-    return in_training(dataset, split, train_dataset=train_dataset or dataset, train_split=train_split)
+        return LeakedItems(drop=drop)
+    found = in_training(dataset, split, train_dataset=train_dataset or dataset, train_split=train_split)
+    return LeakedItems(found, drop=drop)
 
 
 def _items(dataset: epath.PathLike, split: str) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The protocols that ask for the best of the whole catalogue.
+"""The protocols over logs that ask for the best of the whole catalogue.
 
 * full-catalogue retrieval, logged queries: the query item against all items live then; what nobody could tap, since it
   was not shown, counts as not relevant.
@@ -8,106 +8,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from eval.logs import Live, Queries
-from eval.metrics.metric_names import has_uncut, max_cutoff
 from eval.metrics.topk import select_top
-from eval.protocols.measures import BLOCK, Collected, Measures, Ranked, Sink, check_row_names
+from eval.protocols.measures import BLOCK, Collected, Measures, Ranked, Sink, check_ranker_names
+from eval.protocols.protocol import Progress, RankingProtocol
 from eval.protocols.user_profiles import History
 from eval.rankers import Ranker, VectorRanker
 from eval.search import Index, build_index
 from eval.search.recall import check_found, only_found, recall_of_allowed, search_allowed
 
-_UNCUT_DEPTH = 100  # how far an approximate index is asked where a metric has no cutoff
+RETRIEVAL = "full-catalogue retrieval, logged queries"
+LEAVE_ONE_OUT = "leave-one-out, user profiles against the catalogue"
+TIME_SPLIT = "time split, user profiles against the catalogue"
+_COUNTED = 1 << 22  # pairs of query and item whose candidates are counted at once
 
 
-def rank_live(
-    queries: Queries,
-    rows: Sequence[Ranker],
-    *,
-    live: Live,
-    measures: Measures,
-    history: History | None = None,
-    sink: Sink | None = None,
-    sink_depth: int = 1000,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Ranked]:
-    """The protocols against the whole catalogue: {row name: Ranked}, exact.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FullCatalogue(RankingProtocol):
+    """Ranks the items live at each query's time, without the query item or, with a history, what the user has seen.
 
-    Candidates of a query are the items live at its time, without the query item itself or, with a history, without
-    what the user has seen. Its gains must be of such items: see `reachable`.
-
-    Args:
-      queries: candidates are rows of the catalogue; only those with a gain matter.
+    Attributes:
+      name: RETRIEVAL, LEAVE_ONE_OUT or TIME_SPLIT.
+      queries: candidates are rows of the catalogue; only those with a gain matter, and all must be among the items that
+        are ranked: see `reachable`.
+      live: of the n items of the catalogue.
       history: of each query, where queries are users; a profile's score of an item is the mean over the profile.
-      sink_depth: how many of the best each ranking hands to `sink`.
     """
-    check_row_names(rows)
-    n = len(live.since)
-    collected = {row.name: Collected(len(queries), measures) for row in rows}
-    step = max(1, BLOCK // max(1, n))
-    for lo in range(0, len(queries), step):
-        at = np.arange(lo, min(lo + step, len(queries)))
-        labels, mask = dense_labels(queries, at, n), allowed(queries, at, live, history)
-        for row in rows:
-            scores = query_scores(row, queries, at, history, n)
-            collected[row.name].take(at, scores, labels, mask)
-            if sink is not None:
-                best = select_top(np.where(mask, scores, np.float32(-np.inf)), min(sink_depth, n))
-                sink(row.name, at, np.where(best.values > -np.inf, best.columns, -1), best.values)
-        if progress is not None:
-            progress(int(at[-1]) + 1, len(queries))
-    return {row.name: collected[row.name].ranked() for row in rows}
 
+    queries: Queries
+    live: Live
+    measures: Measures
+    history: History | None = None
+    name: str = RETRIEVAL
 
-def rank_live_indexed(
-    queries: Queries,
-    row: VectorRanker,
-    *,
-    live: Live,
-    measures: Measures,
-    options: Mapping[str, Any],
-    history: History | None = None,
-    index: Index | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Ranked:
-    """As `rank_live`, by an approximate index over all items; what it does not return counts as not retrieved.
+    def __len__(self) -> int:
+        return len(self.queries)
 
-    The index knows nothing of times: it is asked for more until enough of what it returns is allowed. Metrics without
-    a cutoff look at the first 100.
+    @property
+    def items(self) -> int:
+        """n."""
+        return len(self.live.since)
 
-    Args:
-      options: of `eval.search.index_builder.build_index` for ScaNN.
-      index: built from the row's vectors already.
+    @property
+    def query_items(self) -> np.ndarray:
+        return self.queries.items
 
-    Raises:
-      UserError: the index returned what is no neighbour (`eval.search.recall.check_found`), ScaNN is not installed.
-    """
-    n = len(live.since)
-    if index is None:
-        index = build_index(row.vectors(), [str(i) for i in range(n)], backend="scann", **options)
-    deepest = min(n, max(1, max_cutoff(measures.metrics)))
-    depth = min(n, max(deepest, _UNCUT_DEPTH if has_uncut(measures.metrics) else 0))
-    collected, recall = Collected(len(queries), measures), np.empty(len(queries))
-    step = max(1, BLOCK // max(1, n))
-    for lo in range(0, len(queries), step):
-        at = np.arange(lo, min(lo + step, len(queries)))
-        labels, mask = dense_labels(queries, at, n), allowed(queries, at, live, history)
-        exact = query_scores(row, queries, at, history, n)
-        asked = row.scorer.rows(queries.items[at]) if history is None else history.profiles(row.scorer, at)
-        rows, scores = search_allowed(index, asked, mask, k=depth)
-        # A profile's exact score is the mean of cosines, the index's the cosine to the mean: scaled by its norm.
-        scale = None if history is None else history.norms(row.scorer, at)
-        check_found(rows, scores if scale is None else scores * scale[:, None], exact)
-        recall[at] = recall_of_allowed(rows, np.where(mask, exact, -np.inf), k=deepest)
-        collected.take(at, only_found(rows, scores, n), labels, mask)
-        if progress is not None:
-            progress(int(at[-1]) + 1, len(queries))
-    return collected.ranked(index_recall=recall)
+    def candidate_counts(self) -> np.ndarray:
+        return np.concatenate([self._allowed(at).sum(axis=1) for at in self._blocks(_COUNTED)])
+
+    def rank(
+        self,
+        rankers: Sequence[Ranker],
+        *,
+        sink: Sink | None = None,
+        sink_depth: int = 1000,
+        progress: Progress | None = None,
+    ) -> dict[str, Ranked]:
+        """See `RankingProtocol`."""
+        check_ranker_names(rankers)
+        collected = {ranker.name: Collected(len(self), self.measures) for ranker in rankers}
+        for at in self._blocks(BLOCK, progress):
+            labels, mask = self._labels(at), self._allowed(at)
+            for ranker in rankers:
+                scores = self._scores(ranker, at)
+                collected[ranker.name].take(at, scores, labels, mask)
+                if sink is not None:
+                    best = select_top(np.where(mask, scores, np.float32(-np.inf)), min(sink_depth, self.items))
+                    sink(ranker.name, at, np.where(best.values > -np.inf, best.columns, -1), best.values)
+        return {name: gathered.ranked() for name, gathered in collected.items()}
+
+    def rank_indexed(self, ranker: VectorRanker, options: Mapping[str, Any], *, index: Index | None = None) -> Ranked:
+        """See `RankingProtocol`.
+
+        The index holds all items and knows nothing of times: it is asked for more until enough of what it returns is
+        allowed. `index`: one that was built from the ranker's vectors already.
+        """
+        n, scorer = self.items, ranker.scorer
+        if index is None:
+            index = build_index(ranker.vectors(), [str(item) for item in range(n)], backend="scann", **options)
+        deepest, depth = min(n, self.measures.deepest), min(n, self.measures.index_depth)
+        collected, recall = Collected(len(self), self.measures), np.empty(len(self))
+        for at in self._blocks(BLOCK):
+            mask, exact, scale = self._allowed(at), self._scores(ranker, at), None
+            if self.history is None:
+                vectors = scorer.rows(self.queries.items[at])
+            else:
+                # A profile's exact score is the mean of cosines, the index's the cosine to the mean: scale by its norm.
+                vectors, scale = self.history.profiles(scorer, at), self.history.norms(scorer, at)
+            found, scores = search_allowed(index, vectors, mask, k=depth)
+            check_found(found, scores if scale is None else scores * scale[:, None], exact)
+            recall[at] = recall_of_allowed(found, np.where(mask, exact, -np.inf), k=deepest)
+            collected.take(at, only_found(found, scores, n), self._labels(at), mask)
+        return collected.ranked(index_recall=recall)
+
+    def first_results(self, query: int, ranker: Ranker, *, depth: int) -> list[tuple[int, float]]:
+        """See `RankingProtocol`; of query items, not of profiles."""
+        at = np.array([query])
+        gains = self._labels(at)[0]
+        candidates = np.where(self._allowed(at), np.arange(self.items), -1)
+        best = select_top(ranker.scores(self.queries.items[at], candidates), min(depth, self.items))
+        return [
+            (int(item), float(gains[item]))
+            for item, score in zip(best.columns[0], best.values[0], strict=True)
+            if score > -np.inf
+        ]
+
+    def _blocks(self, size: int, progress: Progress | None = None) -> Iterator[np.ndarray]:
+        """Runs of queries, int64 [b], that have about `size` pairs of query and item."""
+        step = max(1, size // max(1, self.items))
+        for lo in range(0, len(self), step):
+            at = np.arange(lo, min(lo + step, len(self)))
+            yield at
+            if progress is not None:
+                progress(int(at[-1]) + 1, len(self))
+
+    def _allowed(self, at: np.ndarray) -> np.ndarray:
+        """Who is a candidate: bool [b, n]."""
+        mask = self.live.at(self.queries.times[at])
+        asked = np.flatnonzero(self.queries.items[at] >= 0)
+        mask[asked, self.queries.items[at][asked]] = False
+        if self.history is not None:
+            for place, query in enumerate(at):
+                mask[place, self.history.seen_of(query)] = False
+        return mask
+
+    def _labels(self, at: np.ndarray) -> np.ndarray:
+        """Gains of all items: float32 [b, n]; `at` is a run of queries."""
+        labels = np.zeros((len(at), self.items), np.float32)
+        part = slice(self.queries.starts[at[0]], self.queries.starts[at[-1] + 1])
+        places = np.repeat(np.arange(len(at)), self.queries.lengths[at])
+        labels[places, self.queries.candidates[part]] = self.queries.gains[part]
+        return labels
+
+    def _scores(self, ranker: Ranker, at: np.ndarray) -> np.ndarray:
+        """float32 [b, n], of query items or profiles."""
+        if self.history is None:
+            return ranker.scores(self.queries.items[at])
+        return self.history.scores(ranker, at, n=self.items)
 
 
 def reachable(queries: Queries, live: Live, history: History | None = None) -> Queries:
@@ -117,27 +160,3 @@ def reachable(queries: Queries, live: Live, history: History | None = None) -> Q
     if history is not None and len(queries.candidates):
         queries = queries.drop(history.has_seen(queries.owner, queries.candidates), reason="seen before")
     return queries
-
-
-def allowed(queries: Queries, at: np.ndarray, live: Live, history: History | None) -> np.ndarray:
-    """Who is a candidate: bool [b, n]."""
-    mask = live.at(queries.times[at])
-    asked = np.flatnonzero(queries.items[at] >= 0)
-    mask[asked, queries.items[at][asked]] = False
-    if history is not None:
-        for place, query in enumerate(at):
-            mask[place, history.seen_of(query)] = False
-    return mask
-
-
-def dense_labels(queries: Queries, at: np.ndarray, n: int) -> np.ndarray:
-    """Gains of all items: float32 [b, n]; `at` is a run of queries."""
-    labels = np.zeros((len(at), n), np.float32)
-    part = slice(queries.starts[at[0]], queries.starts[at[-1] + 1])
-    labels[np.repeat(np.arange(len(at)), queries.lengths[at]), queries.candidates[part]] = queries.gains[part]
-    return labels
-
-
-def query_scores(row: Ranker, queries: Queries, at: np.ndarray, history: History | None, n: int) -> np.ndarray:
-    """float32 [b, n], of query items or profiles."""
-    return row.scores(queries.items[at]) if history is None else history.scores(row, at, n=n)

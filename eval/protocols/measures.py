@@ -1,4 +1,4 @@
-"""What is computed of each ranking, and what a protocol over logs gives for each ranker."""
+"""What is computed of each ranking, and what every protocol gives for each ranker."""
 
 from __future__ import annotations
 
@@ -9,29 +9,48 @@ from typing import Any, Protocol
 import numpy as np
 
 from eval.metrics import has_ties, rank_metrics, report_name
-from eval.metrics.metric_names import max_cutoff
+from eval.metrics.metric_names import has_uncut, max_cutoff, needs_max_grade
 from eval.rankers import Ranker
 from siglip_jax.errors import UserError
 
 BLOCK = 1 << 21  # candidates scored at once
 
-LOGGED_LISTS = "logged-list re-ranking"
-RETRIEVAL = "full-catalogue retrieval, logged queries"
-LEAVE_ONE_OUT = "leave-one-out, user profiles against the catalogue"
-TIME_SPLIT = "time split, user profiles against the catalogue"
+DEFAULT_METRICS = ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10")
+_UNCUT_DEPTH = 100  # how far an approximate index is asked where a metric has no cutoff
 
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
     """What is computed of each ranking; as for `eval.metrics.ranking.rank_metrics`."""
 
-    metrics: Sequence[str]
+    metrics: Sequence[str] = DEFAULT_METRICS
     gain: str = "exponential"
     ties: str = "expected"
     relevant_from: float = 1
     max_grade: float | None = None
 
-    def of(self, scores: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    @property
+    def primary(self) -> str:
+        """The report's name of the first metric, which the headline is about."""
+        return report_name(self.metrics[0], gain=self.gain)
+
+    @property
+    def deepest(self) -> int:
+        """The largest cutoff, 1 where no metric has one."""
+        return max(1, max_cutoff(self.metrics))
+
+    @property
+    def index_depth(self) -> int:
+        """How many results to ask an approximate index for: metrics without a cutoff look at the first 100."""
+        return max(self.deepest, _UNCUT_DEPTH if has_uncut(self.metrics) else 0)
+
+    @property
+    def needed_max_grade(self) -> float | None:
+        """The highest grade there can be, where a metric (ERR) depends on it."""
+        return self.max_grade if needs_max_grade(self.metrics) else None
+
+    def of(self, scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """{metric: float64 [b]}, by the names given, of scores, labels and mask [b, k]."""
         return rank_metrics(
             scores,
             labels,
@@ -46,7 +65,7 @@ class Measures:
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """One row of the comparison over q queries.
+    """One ranker over q queries.
 
     Attributes:
       metrics: {report name: float64 [q]}, NaN where the query has nothing relevant.
@@ -64,37 +83,41 @@ class Ranked:
 class Sink(Protocol):
     """Takes each block of rankings, to write them as TREC runs, say."""
 
-    def __call__(self, row: str, queries: np.ndarray, candidates: np.ndarray, scores: np.ndarray) -> None:
-        """queries int64 [b]; candidates int64 [b, k], -1 where none; scores real [b, k]."""
+    def __call__(self, ranker: str, queries: np.ndarray, candidates: np.ndarray, scores: np.ndarray) -> None:
+        """ranker: its name; queries int64 [b]; candidates int64 [b, k], -1 where none; scores real [b, k]."""
 
 
 class Collected:
+    """Gathers what one ranker measures, block by block."""
+
     def __init__(self, queries: int, measures: Measures):
         self._measures, self._tied = measures, np.zeros(queries, bool)
         self._values = {name: np.full(queries, np.nan) for name in measures.metrics}
-        self._deepest = max(1, max_cutoff(measures.metrics))
 
     def take(
         self,
         at: np.ndarray,
         scores: np.ndarray,
         labels: np.ndarray,
-        mask: np.ndarray,
+        mask: np.ndarray | None = None,
         *,
         undefined: np.ndarray | None = None,
     ) -> None:
-        tied = has_ties(scores, mask, k=self._deepest)
+        """Scores, labels and mask [b, k] of queries `at` [b]; `undefined` (bool [b]) are left NaN."""
+        tied = has_ties(scores, mask, k=self._measures.deepest)
         for name, values in self._measures.of(scores, labels, mask).items():
             self._values[name][at] = values if undefined is None else np.where(undefined, np.nan, values)
         self._tied[at] = tied if undefined is None else tied & ~undefined
 
     def ranked(self, **more: Any) -> Ranked:
+        """What was gathered; `more` are further fields of Ranked."""
         named = {report_name(name, gain=self._measures.gain): values for name, values in self._values.items()}
         return Ranked(named, self._tied, **more)
 
 
-def check_row_names(rows: Sequence[Ranker], *taken: str) -> None:
-    names = [*taken, *(row.name for row in rows)]
+def check_ranker_names(rankers: Sequence[Ranker], *taken: str) -> None:
+    """Raises a UserError where two rankers have one name, or one has a name that is taken."""
+    names = [*taken, *(ranker.name for ranker in rankers)]
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two rows are named {repeated!r}: give each a name of its own")

@@ -1,4 +1,4 @@
-"""What each protocol asks of a log, and what rows may learn from it: queries, histories, windows of time."""
+"""What each protocol asks of a log, and what rankers may learn from it: queries, histories, windows of time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from eval.logs import Live, Log, LogFormat, Queries, known_items, read_queries, repeated_queries
 from eval.logs.log_times import iso
 from eval.protocols import user_profiles
-from eval.protocols.measures import LEAVE_ONE_OUT, LOGGED_LISTS, RETRIEVAL, TIME_SPLIT
+from eval.protocols.full_catalogue import LEAVE_ONE_OUT, RETRIEVAL, TIME_SPLIT
+from eval.protocols.logged_lists import LOGGED_LISTS
 from eval.rankers import Ranker
 from eval.rankers.baselines import PopularityRanker
 from eval.rankers.item_to_item import CooccurrenceRanker
@@ -70,18 +71,30 @@ def log_format(config: ml_collections.ConfigDict, *, columns: Mapping[str, str],
 
 
 @dataclasses.dataclass(frozen=True)
+class CountedPairs:
+    """Pairs of users and items, and which of them rankers may learn from: bool [pairs]."""
+
+    pairs: user_profiles.Pairs
+    chosen: np.ndarray
+
+    def popularity(self, items: int) -> np.ndarray:
+        """How many users liked each item: int64 [items]."""
+        return user_profiles.popularity(self.pairs, self.chosen, items)
+
+
+@dataclasses.dataclass(frozen=True)
 class Prepared:
     """What a protocol asks of a log.
 
     Attributes:
       history: of the users, where queries are profiles.
-      counted: pairs of users and items, and which of them rows may learn from (bool [pairs]); None where there is none.
+      counted: what rankers may learn from; None where there is nothing.
       training: what those are, in words.
     """
 
     queries: Queries
     history: user_profiles.History | None
-    counted: tuple[user_profiles.Pairs, np.ndarray] | None
+    counted: CountedPairs | None
     training: str
 
 
@@ -104,7 +117,7 @@ def prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndar
         any_worth = bool((counted & (pairs.gains > 0)).any())
         begin = "the begin" if window.train_since is None else iso(window.train_since)
         training = f"{begin} to {iso(window.train_until)}"
-        return Prepared(queries, None, (pairs, counted) if any_worth else None, training)
+        return Prepared(queries, None, CountedPairs(pairs, counted) if any_worth else None, training)
     if window.train_since is not None or (window.train_until is not None and window.train_until != window.since):
         raise UserError(f"--train_from, --train_until: {protocol} learns from the users' histories; leave them out")
     pairs = user_profiles.read_pairs(log, until=window.until)
@@ -112,24 +125,21 @@ def prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndar
     if protocol == "leave_one_out":
         queries, history, held_out = user_profiles.leave_one_out(pairs, profile=options.profile, since=window.since)
         training = "all events but the held-out ones, of any time"
-        return Prepared(queries, history, (pairs, ~held_out), training)
+        return Prepared(queries, history, CountedPairs(pairs, ~held_out), training)
     at = user_profiles.split_time(pairs) if window.since is None else window.since
     queries, history, _ = user_profiles.time_split(pairs, at=at, profile=options.profile)
     share = "the time before which 80 % of the events lie" if window.since is None else "as given"
-    return Prepared(queries, history, (pairs, pairs.times < at), f"before {iso(at)} ({share})")
+    return Prepared(queries, history, CountedPairs(pairs, pairs.times < at), f"before {iso(at)} ({share})")
 
 
-def rows_of_log(
-    names: Sequence[str], counted: tuple[user_profiles.Pairs, np.ndarray] | None, n: int
-) -> dict[str, Ranker]:
-    """Those that the log before the queries can tell of; none where there is none."""
+def rankers_of_log(names: Sequence[str], counted: CountedPairs | None, items: int) -> dict[str, Ranker]:
+    """Those that the log before the queries can tell of; none where there is nothing."""
     if counted is None:
         return {}
-    pairs, chosen = counted
-    liked = pairs.only(chosen & (pairs.gains > 0))
+    liked = counted.pairs.only(counted.chosen & (counted.pairs.gains > 0))
     made: dict[str, Ranker] = {
-        "popularity": PopularityRanker(user_profiles.popularity(pairs, chosen, n)),
-        "item-to-item": CooccurrenceRanker(liked.users, liked.items, n),
+        "popularity": PopularityRanker(counted.popularity(items)),
+        "item-to-item": CooccurrenceRanker(liked.users, liked.items, items),
     }
     return {name: made[name] for name in names}
 
@@ -138,15 +148,14 @@ def query_slicings(
     slicings: Sequence[Slicing],
     queries: Queries,
     live: Live,
-    counted: tuple[user_profiles.Pairs, np.ndarray] | None,
-    n: int,
+    counted: CountedPairs | None,
 ) -> list[Slicing]:
     """By attributes of the query item, its age and popularity, and how much its user asks; none for profiles."""
     if not len(queries) or (queries.items < 0).any():
         return []
     found = [dataclasses.replace(slicing, codes=slicing.codes[queries.items]) for slicing in slicings]
     if counted is not None:
-        found.append(by_popularity(user_profiles.popularity(*counted, n)[queries.items]))
+        found.append(by_popularity(counted.popularity(len(live.since))[queries.items]))
     if (days := live.age(queries.items, queries.times)).size and not np.isnan(days).all():
         found.append(by_age(days))
     return [*found, by_volume(queries.users)]

@@ -41,7 +41,7 @@ class History:
     """What each query's user liked and saw before it; of query i the items at starts[i]:starts[i + 1].
 
     `liked` is the profile: all liked items, or the last alone. A profile's score of an item is the mean of its items'
-    scores, which for cosines ranks as the cosine to the mean of the unit vectors does, and which any row has.
+    scores, which for cosines ranks as the cosine to the mean of the unit vectors does, and which any ranker has.
     """
 
     liked_starts: np.ndarray
@@ -61,14 +61,14 @@ class History:
         n = 1 + max(int(items.max(initial=0)), int(self.seen.max(initial=0)))
         return np.isin(queries * n + items, owner * n + self.seen)
 
-    def scores(self, row: Ranker, at: np.ndarray, *, n: int) -> np.ndarray:
-        """float32 [b, n]: the mean over each profile; items equal to the row are equal to the last bit."""
+    def scores(self, ranker: Ranker, at: np.ndarray, *, n: int) -> np.ndarray:
+        """float32 [b, n]: the mean over each profile; items equal to the ranker are equal to the last bit."""
         listed = np.unique(np.concatenate([self.liked_of(query) for query in at]))
         out = np.zeros((len(at), n))
         step = max(1, _BLOCK // n)
         for lo in range(0, len(listed), step):
             block = listed[lo : lo + step]
-            of_items = row.scores(block)
+            of_items = ranker.scores(block)
             for place, query in enumerate(at):
                 # Added up element by element: a matrix product could round equal items apart.
                 for item in np.flatnonzero(np.isin(block, self.liked_of(query))):

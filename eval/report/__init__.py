@@ -1,5 +1,5 @@
 """The ranking report for people: one self-contained page (`report_page`), the same in words (`report_text`), charts and
-small images (`charts`, `thumbnails`), queries to look at (`example_queries`, `log_examples`), and TREC files (`trec`).
+small images (`charts`, `thumbnails`), queries to look at (`example_queries`), and TREC files (`trec`).
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Queries for people to look at: where the new row gains and loses most, and what each row ranks first there."""
+"""Queries for people to look at: where the new ranker gains and loses most, and what each ranks first there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics.topk import select_top
-from eval.protocols.relevance import Relevance
+from eval.protocols import RankingProtocol
 from eval.rankers import Ranker
 
 
@@ -40,45 +39,44 @@ def largest_changes(
 
 
 @dataclasses.dataclass(frozen=True)
-class Items:
+class ShownItems:
     """Names for what is shown."""
 
     ids: Sequence[str]
     titles: Sequence[str]
 
 
-def catalogue_examples(
-    queries: np.ndarray, rows: Mapping[str, Ranker], relevance: Relevance, items: Items, *, depth: int = 5
+def example_queries(
+    chosen: np.ndarray,
+    protocol: RankingProtocol,
+    rankers: Mapping[str, Ranker],
+    items: ShownItems,
+    *,
+    values: Mapping[str, np.ndarray] | None = None,
+    depth: int = 5,
 ) -> list[dict[str, Any]]:
-    """What each row ranks first of the whole catalogue, the query item left out, as `eval.report.report_page` shows it.
+    """What each ranker ranks first, as `eval.report.report_page` shows it; profiles have no image and are left out.
 
     Args:
-      queries: int64 [shown], item rows.
+      chosen: int64 [shown], queries of the protocol.
+      values: {ranker: float64 [q]}, a metric to show beside them.
 
     Returns:
-      [{"query": id, "title", "systems": [{"name", "results": [{"id", "title", "gain"}, ...]}, ...]}, ...].
+      [{"query": id, "title", "systems": [{"name", "results": [{"id", "title", "gain"}, ...]}, ...], and "values"
+      where there are values: {ranker: float}}, ...].
     """
-    if not len(queries):
-        return []
-    own = (np.arange(len(queries)), queries)
-    labels = relevance.labels(queries)
-    found = {}
-    for name, row in rows.items():
-        scores = row.scores(queries)
-        scores[own] = -np.inf
-        found[name] = select_top(scores, min(depth, scores.shape[1] - 1)).columns
 
-    def results(name: str, place: int) -> list[dict[str, Any]]:
-        return [
-            {"id": items.ids[item], "title": items.titles[item], "gain": int(labels[place, item])}
-            for item in found[name][place]
-        ]
+    def results(query: int, ranker: Ranker) -> list[dict[str, Any]]:
+        first = protocol.first_results(query, ranker, depth=depth)
+        return [{"id": items.ids[item], "title": items.titles[item], "gain": gain} for item, gain in first]
 
-    return [
-        {
-            "query": items.ids[query],
-            "title": items.titles[query],
-            "systems": [{"name": name, "results": results(name, place)} for name in rows],
-        }
-        for place, query in enumerate(queries)
-    ]
+    shown: list[dict[str, Any]] = []
+    for query in chosen:
+        item = int(protocol.query_items[query])
+        if item < 0:
+            continue
+        systems = [{"name": name, "results": results(int(query), ranker)} for name, ranker in rankers.items()]
+        shown.append({"query": items.ids[item], "title": items.titles[item], "systems": systems})
+        if values is not None:
+            shown[-1]["values"] = {name: float(value[query]) for name, value in values.items()}
+    return shown

@@ -55,10 +55,10 @@ _SLICES_OPEN, _SLICES_SHOWN = 14, 60  # rows of the slice table before a fold, a
 _EXAMPLE_ROWS = 6  # systems of an example
 
 
-def write_report(path: epath.PathLike, report: dict[str, Any], *, pictures: Callable[[str], bytes]) -> None:
+def write_report(path: epath.PathLike, report: dict[str, Any], *, images: Callable[[str], bytes]) -> None:
     """Write the page to `path` (for example `runs/demo/report.html`) and its data to the same name ending in .json.
 
-    `pictures` gives the encoded image of an item by its id; where it raises KeyError or OSError, or gives no image, the
+    `images` gives the encoded image of an item by its id; where it raises KeyError or OSError, or gives no image, the
     page has an empty frame. In the JSON, numbers that are not finite are null.
 
     Raises:
@@ -73,14 +73,14 @@ def write_report(path: epath.PathLike, report: dict[str, Any], *, pictures: Call
             f"report {target}: its data would overwrite {beside}, which is no earlier report; choose another name"
         )
     data = report_text.plain(report)
-    page = render(data, pictures=pictures)
+    page = render(data, images=images)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     beside.write_text(text + "\n", encoding="utf-8")
 
 
-def render(data: dict[str, Any], *, pictures: Callable[[str], bytes]) -> str:
+def render(data: dict[str, Any], *, images: Callable[[str], bytes]) -> str:
     """The page of a report of JSON's own types."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -131,7 +131,7 @@ def render(data: dict[str, Any], *, pictures: Callable[[str], bytes]) -> str:
         grid=grid,
         hidden_rows=[row["name"] for row in data["rows"] if row["name"] not in shown_rows] if grid else [],
         changes=[("Largest gains", gains), ("Largest losses", losses)] if gains or losses else [],
-        thumbnails=thumbnails(_shown([*gains, *losses, *grid]), pictures),
+        thumbnails=thumbnails(_shown([*gains, *losses, *grid]), images),
     )
 
 

@@ -14,9 +14,7 @@ SIDE = 144  # pixels: twice the width shown, for dense screens
 MAX_BYTES = 12 << 20  # of pictures in a page
 
 
-def thumbnails(
-    shown: Iterable[str], pictures: Callable[[str], bytes], *, most: int = MAX_BYTES
-) -> dict[str, str | None]:
+def thumbnails(shown: Iterable[str], images: Callable[[str], bytes], *, most: int = MAX_BYTES) -> dict[str, str | None]:
     """{item: data: address} for every item shown, in order; an item shown twice counts twice.
 
     None for a picture that cannot be had (KeyError, OSError) or read, and for those beyond `most` bytes.
@@ -24,7 +22,7 @@ def thumbnails(
     left = most
     found: dict[str, str | None] = {}
     for item, times in Counter(shown).items():
-        address = _thumbnail(pictures, item) if left > 0 else None
+        address = _thumbnail(images, item) if left > 0 else None
         if address is not None and times * len(address) > left:
             address = None
         left -= times * len(address or "")
@@ -32,11 +30,11 @@ def thumbnails(
     return found
 
 
-def _thumbnail(pictures: Callable[[str], bytes], item: str) -> str | None:
+def _thumbnail(images: Callable[[str], bytes], item: str) -> str | None:
     from PIL import Image
 
     try:
-        picture = Image.fromarray(decode_image(pictures(item)))
+        picture = Image.fromarray(decode_image(images(item)))
     except (KeyError, OSError, UserError):
         return None
     # Small pictures are enlarged here, not by the browser, which would blur them.

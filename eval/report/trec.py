@@ -71,8 +71,8 @@ class TrecWriter:
         about = {"protocol": self._protocol, "qrels": QRELS, "runs": files, "queries": int(self._relevant.sum())}
         (self._folder / MANIFEST).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def __call__(self, row: str, queries: np.ndarray, candidates: np.ndarray, scores: np.ndarray) -> None:
-        tag, file = self._run(row)
+    def __call__(self, ranker: str, queries: np.ndarray, candidates: np.ndarray, scores: np.ndarray) -> None:
+        tag, file = self._run(ranker)
         order = np.argsort(-scores, axis=1, kind="stable")
         for query, best, listed, values in zip(queries, order, candidates, scores, strict=True):
             if not self._relevant[query]:

@@ -10,10 +10,10 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from eval.comparison.items import Catalogue
+from eval.comparison.items import Items
 from eval.embeddings import read_store, write_store
 from eval.embeddings.store import describe_skipped, read_manifest, write_manifest, write_shard
-from eval.protocols import AttributeRelevance, rank_catalogue
+from eval.protocols import AttributeRelevance, Measures, rank_catalogue
 from eval.rankers.baselines import raw_pixels
 from eval.search import load_index
 from input_pipeline.dataset import Split, attributes, open_split
@@ -212,9 +212,9 @@ def test_rank_says_what_is_missing_and_every_row_ranks_the_same_items(
         "one": one.vectors[[one.ids.index(ids["test"][row]) for row in kept]],
         "raw pixels": raw_pixels(np.stack([pixels.image(rows[int(row)]["image"]) for row in kept])),
     }
-    options = {"metrics": tuple(tiny_config.evaluation.metrics), "gain": tiny_config.evaluation.gain}
+    measures = Measures(tuple(tiny_config.evaluation.metrics), tiny_config.evaluation.gain)
     for row in report["rows"][1:]:
-        for metric, values in rank_catalogue(vectors[row["name"]], relevance, **options).metrics.items():
+        for metric, values in rank_catalogue(vectors[row["name"]], relevance, measures).metrics.items():
             assert row["exact"][metric]["mean"] == pytest.approx(np.nanmean(values), abs=1e-9), (row["name"], metric)
 
 
@@ -252,7 +252,7 @@ def test_many_skipped_rows_are_told_in_one_line():
     assert describe_skipped(skipped) == (
         "row 0, id a: gone; row 1: gone; row 2: gone; row 3: gone; row 4: gone; and 4 more"
     )
-    catalogue = Catalogue([], [], {}, [], {"new": [{**each, "id": f"i{each['row']}"} for each in skipped * 2]})
-    (warning,) = catalogue.warnings()
+    items = Items([], [], {}, [], {"new": [{**each, "id": f"i{each['row']}"} for each in skipped * 2]})
+    (warning,) = items.warnings()
     assert warning.startswith("18 items are missing")
     assert warning.endswith("i8, i0, ...).")

@@ -8,7 +8,7 @@ import pytest
 from eval.comparison.by_attributes import relevance_of
 from eval.embeddings import write_store
 from eval.embeddings.reduction import Spec, fit
-from eval.protocols import rank_catalogue
+from eval.protocols import Measures, rank_catalogue
 from eval.rankers.baselines import TitleRanker
 from input_pipeline.dataset import attributes, dataset_fingerprint
 from siglip_jax import cli
@@ -82,9 +82,9 @@ def test_one_command_makes_the_table(stores, config_file, tiny_config, shop_data
         "new, truncated to 5, int8": fit(Spec("truncate", 5, True), train)(new),
     }
     rows = {row["name"]: row for row in report["rows"]}
-    metrics = tuple(tiny_config.evaluation.metrics)
+    measures = Measures(tuple(tiny_config.evaluation.metrics), tiny_config.evaluation.gain)
     for name, ranker in expected.items():
-        found = rank_catalogue(ranker, relevance, metrics=metrics, gain=tiny_config.evaluation.gain).metrics
+        found = rank_catalogue(ranker, relevance, measures).metrics
         for metric, values in found.items():
             assert rows[name]["exact"][metric]["mean"] == pytest.approx(np.nanmean(values), abs=1e-9), (name, metric)
     sizes = {row["name"]: row["bytes_per_item"] for row in report["rows"]}

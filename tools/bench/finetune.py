@@ -123,13 +123,14 @@ def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, datase
     """`eval.comparison.comparison_table.compare_rows` of the models on the evaluation split: ranking and retrieval,
     paired by query.
     """
-    from eval.comparison.by_attributes import relevance_of
-    from eval.comparison.comparison_table import compare_rows
+    from eval.comparison.by_attributes import attribute_measures, relevance_of
+    from eval.comparison.comparison_table import Bootstrap, compare_rows
     from eval.protocols import rank_catalogue
     from eval.protocols.cross_modal import retrieval_of_queries
     from input_pipeline.loader import iterate_split
 
     evaluation, relevance = config.evaluation, relevance_of(config, dataset)
+    measures = attribute_measures(config, relevance)
     rows, groups = {}, np.zeros(0, np.int64)
     for name, model in models.items():
         batches = iterate_split(dataset, split=evaluation.split, preprocessing=model.preprocessing, batch_size=256)
@@ -138,12 +139,11 @@ def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, datase
             for b in batches
         ]
         image, text, groups = (np.concatenate(part) for part in zip(*parts, strict=True))
-        settings = {key: evaluation[key] for key in ("gain", "relevant_from")} | {"max_grade": relevance.max_grade}
-        ranking = rank_catalogue(image, relevance, metrics=tuple(evaluation.metrics), **settings)
+        ranking = rank_catalogue(image, relevance, measures)
         rows[name] = {**ranking.metrics, **retrieval_of_queries(image, text, groups)}
     tuned = [name for name in models if name != START]
     pairs = [*((name, START) for name in tuned), (DEFAULTS, NAIVELY)]
-    return compare_rows(rows, pairs=pairs, clusters=groups)
+    return compare_rows(rows, pairs=pairs, bootstrap=Bootstrap(groups))
 
 
 def format_table(table: dict[str, Any]) -> str:

@@ -40,32 +40,31 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from eval.comparison import by_attributes
+    from eval.comparison.build_report import build_report
+    from eval.comparison.by_attributes import rank_by_attributes, relevance_over
+    from eval.comparison.choose_rankers import RankersToCompare
+    from eval.comparison.items import read_split
     from eval.rankers import VectorRanker
     from eval.report import format_table
-    from input_pipeline.dataset import attributes
     from tools.workflow import embedding
 
     split = values.config.evaluation.split
-    by_attributes.relevance_of(values.config, values.dataset)  # says at once what is wrong with it
+    items = read_split(values.dataset, split)
+    relevance_over(values.config, items)  # says at once what is wrong with it
     encoder = embedding.load_encoder(values.model)
     kinds = list(dict.fromkeys(values.resize))
     variants = {kind: with_resize(encoder, kind) for kind in kinds}
     if len(kinds) < 2:
         raise UserError(f"--resize={kinds[0]} alone: nothing to compare it with; give two or more")
-    ids, _, _ = attributes(values.dataset, split)
-    rows = {}
+    rankers = {}
     for kind, variant in variants.items():
         parts = embed(variant, values.dataset, split, enlarge=values.enlarge, label=kind)
-        rows[kind] = VectorRanker(kind, np.concatenate(list(parts)), ids=ids)
-    report = by_attributes.rank(
-        rows,
-        config=values.config,
-        dataset=values.dataset,
+        rankers[kind] = VectorRanker(kind, np.concatenate(list(parts)), ids=items.ids)
+    result = rank_by_attributes(rankers.values(), config=values.config, dataset=values.dataset, items=items)
+    report = build_report(
+        result,
+        RankersToCompare(rankers=rankers, items=items, new=kinds[-1], against=kinds[0]),
         title=f"Resizing of {pathlib.Path(values.dataset).name}",
-        new=kinds[-1],
-        against=kinds[0],
-        scann=None,
         provenance={"model": encoder.description, "enlarge": values.enlarge},
     )
     print(format_table(report))

@@ -32,7 +32,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from eval.comparison.by_attributes import relevance_of
+from eval.comparison.by_attributes import attribute_measures, relevance_of
 from eval.metrics import mean_metrics, report_name
 from eval.metrics.metric_names import max_cutoff
 from eval.protocols import AttributeRelevance, rank_catalogue
@@ -126,11 +126,8 @@ def _retrieval(split: EmbeddedSplit) -> dict[str, float]:
 
 
 def _ranking(split: EmbeddedSplit) -> dict[str, float]:
-    options, relevance = split.config.evaluation, split.items.relevance
-    settings = {name: options[name] for name in ("gain", "relevant_from")}
-    ranking = rank_catalogue(
-        split.image, relevance, metrics=tuple(options.metrics), max_grade=relevance.max_grade, **settings
-    )
+    relevance = split.items.relevance
+    ranking = rank_catalogue(split.image, relevance, attribute_measures(split.config, relevance))
     return {f"ranking/{name}": mean["mean"] for name, mean in mean_metrics(ranking.metrics).items()}
 
 

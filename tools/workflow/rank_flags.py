@@ -10,7 +10,8 @@ from eval.comparison.choose_rankers import BASELINES, DEFAULT_BASELINES, OF_LOG,
 from tools import common_flags
 
 if TYPE_CHECKING:  # numpy and more, which --help does not wait for
-    from eval.comparison.items import Catalogue
+    from eval.comparison.index_columns import SearchOptions
+    from eval.comparison.items import Items
 
 
 def define_flags(values: flags.FlagValues, *, store_required: bool = True) -> None:
@@ -57,7 +58,14 @@ def ranker_options(values: flags.FlagValues) -> RankerOptions:
     )
 
 
-def read_items_of(values: flags.FlagValues, *, split: str) -> Catalogue:
+def search_options(values: flags.FlagValues) -> SearchOptions:
+    """How the flags have an approximate index asked."""
+    from eval.comparison.index_columns import SearchOptions
+
+    return SearchOptions(common_flags.scann_options(values.scann), values.allow_low_recall)
+
+
+def read_items_of(values: flags.FlagValues, *, split: str) -> Items:
     """The items of the flags' dataset and stores; see `eval.comparison.items.read_items`."""
     from eval.comparison.items import read_items
 

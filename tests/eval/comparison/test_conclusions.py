@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from eval.comparison.comparison_table import compare_rows
+from eval.comparison.comparison_table import Bootstrap, compare_rows
 from eval.comparison.conclusions import conclude
 from eval.statistics import simultaneous_intervals
 
 CLUSTERS = np.arange(300) // 3
+BOOTSTRAP = Bootstrap(CLUSTERS, seed=2)
 
 
 def concluded(rows):
     pairs = [("new", name) for name in rows if name != "new"]
-    table = compare_rows(rows, pairs=pairs, clusters=CLUSTERS, seed=2)
-    conclude(table, rows, new="new", against=pairs[0][1], clusters=CLUSTERS, seed=2)
+    table = compare_rows(rows, pairs=pairs, bootstrap=BOOTSTRAP)
+    conclude(table, rows, new="new", against=pairs[0][1], bootstrap=BOOTSTRAP)
     return {(cell["b"], cell["metric"]): cell for cell in table["differences"]}
 
 

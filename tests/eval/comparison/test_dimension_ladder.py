@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from eval.comparison.dimension_ladder import ladder_reductions, measure_ladder
+from eval.comparison.comparison_table import Bootstrap
+from eval.comparison.dimension_ladder import Ladder, ladder_reductions, measure_ladder
 from eval.statistics import paired_bootstrap
 
 
@@ -31,7 +32,9 @@ def test_ladder():
     x, train = vectors(400, 0), vectors(900, 1)
     rank = nearest_agree(x)
     reductions = ladder_reductions(train, fitted_on="900 training items")
-    found = measure_ladder(x, reductions, rank, row="trained", metric="hit", options={"seed": 3, "samples": 500})
+    found = measure_ladder(
+        Ladder(x, reductions), rank, ranker="trained", metric="hit", bootstrap=Bootstrap(seed=3, samples=500)
+    )
     rungs = {(r["method"], r["width"], r["precision"]): r for r in found["rungs"]}
     assert set(rungs) == {
         ("full width", 48, "float32"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from eval.comparison.comparison_table import Bootstrap
 from eval.comparison.index_columns import index_columns
 from eval.protocols import Ranked
 from eval.statistics import bootstrap_mean, paired_bootstrap
@@ -22,7 +23,7 @@ def ranked(seed, *, recall=None):
 def test_change_and_refusal(allowed):
     exact = {"a": ranked(0), "b": ranked(1), "titles": ranked(2)}
     found = {"a": ranked(3, recall=np.full(200, 0.99)), "b": ranked(4, recall=np.array([0.9, np.nan] * 100))}
-    columns = index_columns(exact, found, allow_low_recall=allowed, clusters=CLUSTERS, seed=5)
+    columns = index_columns(exact, found, allow_low_recall=allowed, bootstrap=Bootstrap(CLUSTERS, seed=5))
     assert columns.recall == pytest.approx({"a": 0.99, "b": 0.9})
     assert columns.refused == ({} if allowed else pytest.approx({"b": 0.9}))
     assert list(columns.change) == list(columns.metrics) == (["a", "b"] if allowed else ["a"])
@@ -42,5 +43,5 @@ def test_change_and_refusal(allowed):
 
 
 def test_nothing_was_searched():
-    columns = index_columns({"a": ranked(0)}, {}, allow_low_recall=False, clusters=CLUSTERS, seed=0)
+    columns = index_columns({"a": ranked(0)}, {}, allow_low_recall=False, bootstrap=Bootstrap(CLUSTERS))
     assert (columns.metrics, columns.change, columns.refused) == ({}, {}, {})

@@ -3,7 +3,7 @@
 import numpy as np
 
 from eval.logs import Live, Queries
-from eval.protocols import Measures, rank_live
+from eval.protocols import FullCatalogue, Measures
 from eval.protocols.first_lists import FirstLists, Several
 from eval.rankers import VectorRanker
 
@@ -24,14 +24,14 @@ def test_first_lists_are_the_best_allowed_items(monkeypatch):
     )  # fmt: skip
     seen = {}
 
-    def deep(row, at, candidates, scores):
-        seen.setdefault(row, []).append(candidates)
+    def deep(ranker, at, candidates, scores):
+        seen.setdefault(ranker, []).append(candidates)
 
     first = FirstLists(Q, k=28)
     sink = Several((first, 28), (deep, 3))
     assert sink.depth == 28
-    rows = [VectorRanker(name, x) for name, x in vectors.items()]
-    rank_live(queries, rows, live=live, measures=Measures(("MRR",)), sink=sink, sink_depth=sink.depth)
+    protocol = FullCatalogue(queries=queries, live=live, measures=Measures(("MRR",)))
+    protocol.rank([VectorRanker(name, x) for name, x in vectors.items()], sink=sink, sink_depth=sink.depth)
     assert list(first.lists) == ["a", "b"]
     for name, x in vectors.items():
         unit = x / np.linalg.norm(x, axis=1, keepdims=True)

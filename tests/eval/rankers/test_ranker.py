@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.protocols import AttributeRelevance, rank_catalogue
+from eval.protocols import AttributeAgreement, AttributeRelevance, Measures, rank_catalogue
 from eval.rankers import VectorRanker
 from eval.rankers import ranker as rows_module
 from eval.rankers.baselines import PopularityRanker, RandomRanker, TitleRanker
@@ -136,9 +136,7 @@ def test_any_row_ranks_a_catalogue():
         np.fill_diagonal(scores, -np.inf)
         best = scores == scores.max(axis=1, keepdims=True)
         expected = (same & best).sum(axis=1) / best.sum(axis=1)
-        got = rank_catalogue(row, relevance, metrics=("precision@1",), chunk=7)
+        got = AttributeAgreement(relevance, Measures(("precision@1",)), chunk=7).rank([row])[row.name]
         np.testing.assert_allclose(got.metrics["precision@1"], expected)
     with pytest.raises(UserError, match="'random' scores 61 items: expected the 60"):
         rank_catalogue(RandomRanker(61), relevance)
-    with pytest.raises(UserError, match="'random' has no vectors to index"):
-        rank_catalogue(RandomRanker(N), relevance, backend="scann")

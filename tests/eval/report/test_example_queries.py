@@ -1,10 +1,10 @@
-"""Which queries are shown, and what each row ranks first there."""
+"""Which queries are shown, and what each ranker puts first there."""
 
 import numpy as np
 
-from eval.protocols import AttributeRelevance
+from eval.protocols import AttributeAgreement, AttributeRelevance
 from eval.rankers import VectorRanker
-from eval.report.example_queries import Items, catalogue_examples, largest_changes
+from eval.report.example_queries import ShownItems, example_queries, largest_changes
 
 
 def test_largest_changes_by_loops():
@@ -27,17 +27,21 @@ def test_largest_changes_by_loops():
     assert [len(part) for part in same] == [0, 0]
 
 
-def test_catalogue_examples():
+def test_example_queries():
     x = np.random.default_rng(0).standard_normal((30, 4))
     kinds = [str(i % 3) for i in range(30)]
     relevance = AttributeRelevance([{"gain": 2, "agree": ["kind"]}], {"kind": kinds})
-    items = Items([f"i{n}" for n in range(30)], [f"item {n}" for n in range(30)])
-    shown = catalogue_examples(np.array([4, 11]), {"a": VectorRanker("a", x)}, relevance, items, depth=3)
+    items = ShownItems([f"i{n}" for n in range(30)], [f"item {n}" for n in range(30)])
+    protocol, ranker = AttributeAgreement(relevance), {"a": VectorRanker("a", x)}
+    values = {"a": np.arange(30) / 30}
+    shown = example_queries(np.array([4, 11]), protocol, ranker, items, values=values, depth=3)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     for example, query in zip(shown, (4, 11), strict=True):
         assert (example["query"], example["title"]) == (f"i{query}", f"item {query}")
+        assert example["values"] == {"a": query / 30}
         best = [n for n in np.argsort(-unit @ unit[query]) if n != query][:3]
         (system,) = example["systems"]
         assert [result["id"] for result in system["results"]] == [f"i{n}" for n in best]
         assert [result["gain"] for result in system["results"]] == [2 * (n % 3 == query % 3) for n in best]
-    assert catalogue_examples(np.zeros(0, int), {"a": VectorRanker("a", x)}, relevance, items) == []
+    assert example_queries(np.zeros(0, int), protocol, ranker, items) == []
+    assert "values" not in example_queries(np.array([4]), protocol, ranker, items)[0]

@@ -65,8 +65,8 @@ def _jpeg(_: str) -> bytes:
     return buffer.getvalue()
 
 
-def _page(tmp_path: Path, report: dict[str, Any], pictures=_jpeg) -> str:
-    write_report(tmp_path / "out" / "report.html", report, pictures=pictures)
+def _page(tmp_path: Path, report: dict[str, Any], images=_jpeg) -> str:
+    write_report(tmp_path / "out" / "report.html", report, images=images)
     return (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
@@ -160,10 +160,10 @@ def test_numpy_and_not_a_number(tmp_path: Path):
 
 @pytest.mark.parametrize("content", [b"no picture", None])
 def test_a_missing_picture_leaves_an_empty_frame(tmp_path: Path, content: bytes | None):
-    def pictures(item: str) -> bytes:
+    def images(item: str) -> bytes:
         return content if content is not None else {}[item]
 
-    assert _page(tmp_path, _report(), pictures).count("no picture</span>") == 6
+    assert _page(tmp_path, _report(), images).count("no picture</span>") == 6
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_json_that_is_no_report_is_not_overwritten(tmp_path: Path, content: st
     config.write_bytes(content.encode("utf-8", "surrogateescape"))
     before = config.read_bytes()
     with pytest.raises(UserError, match=r"config\.json, which is no earlier report"):
-        write_report(tmp_path / "config.html", _report(), pictures=_jpeg)
+        write_report(tmp_path / "config.html", _report(), images=_jpeg)
     assert config.read_bytes() == before
     assert not (tmp_path / "config.html").exists()
 
@@ -205,7 +205,7 @@ def test_a_report_replaces_an_earlier_one_and_needs_a_page_name(tmp_path: Path):
     _page(tmp_path, _report(title="Second"))
     assert json.loads((tmp_path / "out" / "report.json").read_text())["title"] == "Second"
     with pytest.raises(UserError, match=r"such as report\.html"):
-        write_report(tmp_path / "out" / "report.json", _report(), pictures=_jpeg)
+        write_report(tmp_path / "out" / "report.json", _report(), images=_jpeg)
 
 
 def test_no_comparison_is_said_so():

@@ -86,7 +86,7 @@ def jpeg(_):
 
 
 def page_of(tmp_path, report):
-    write_report(tmp_path / "report.html", report, pictures=jpeg)
+    write_report(tmp_path / "report.html", report, images=jpeg)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     return page, html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)))
 

@@ -10,7 +10,7 @@ import pytest
 
 from eval.comparison.by_attributes import relevance_of
 from eval.metrics import mean_metrics
-from eval.protocols import rank_catalogue
+from eval.protocols import Measures, rank_catalogue
 from eval.protocols.cross_modal import cross_modal_retrieval
 from input_pipeline.dataset import open_split
 from input_pipeline.duplicates.normalised_titles import title_groups
@@ -55,7 +55,7 @@ def test_figures_are_those_of_the_model(figures, both, tiny_model, shop_dataset,
     text = tiny_model.encode_text([row["title"] for row in rows])
     groups = title_groups([row["title"] for row in rows])
     expected = cross_modal_retrieval(image, text, groups)
-    ranking = rank_catalogue(image, relevance_of(both, shop_dataset), metrics=("nDCG@5", "precision@1"))
+    ranking = rank_catalogue(image, relevance_of(both, shop_dataset), Measures(("nDCG@5", "precision@1")))
     expected |= {f"ranking/{name}": mean["mean"] for name, mean in mean_metrics(ranking.metrics).items()}
     assert figures.keys() == {name for name, value in expected.items() if math.isfinite(value)}
     assert {"image_to_text/recall@1", "text_to_image/MRR", "ranking/nDCG_exp@5"} <= figures.keys()

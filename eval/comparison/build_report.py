@@ -1,0 +1,181 @@
+"""The report of a comparison, whatever the protocol: the dict that `eval.report` writes as page, table and JSON."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.comparison import log_notes
+from eval.comparison.choose_rankers import RankersToCompare
+from eval.comparison.comparison_table import Bootstrap, compare_rows
+from eval.comparison.conclusions import beyond_table, conclude
+from eval.comparison.dimension_ladder import measure_ladder
+from eval.comparison.index_columns import IndexColumns, index_columns
+from eval.comparison.protocol_result import LISTED, ProtocolResult
+from eval.rankers import VectorRanker
+from eval.report.example_queries import ShownItems, example_queries, largest_changes
+from eval.statistics import measure_slices
+from siglip_jax import __version__
+
+
+def build_report(
+    result: ProtocolResult,
+    compared: RankersToCompare,
+    *,
+    title: str,
+    loss_curve: Sequence[Mapping[str, float]] = (),
+    provenance: Mapping[str, Any] | None = None,
+    grid: int = 8,
+    changes: int = 6,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The report, as `eval.report.report_page` describes it.
+
+    Args:
+      result: of these rankers; it may have more, such as the logged order.
+      loss_curve: metrics of the training steps of `compared.new`.
+      provenance: more of where the numbers come from.
+      grid: how many queries, drawn by `seed`, to show with what every ranker puts first.
+      changes: how many of the largest gains, and of the largest losses, to show.
+    """
+    protocol, new, against = result.protocol, compared.new, compared.against
+    bootstrap = Bootstrap(result.queries.clusters, seed=seed)
+    table = compare_rows(result.metrics, pairs=_pairs(result, compared), tied=result.tied, bootstrap=bootstrap)
+    conclusion = conclude(table, result.metrics, new=new, against=against, bootstrap=bootstrap)
+    indexed = index_columns(
+        result.exact, result.indexed, allow_low_recall=result.search.allow_low_recall, bootstrap=bootstrap
+    )
+    gains, losses = _largest_changes(result, compared, count=changes, seed=seed)
+    report = {
+        "title": title,
+        "protocol": protocol.name,
+        "gain": protocol.measures.gain,
+        **result.parts.head,
+        "primary_metric": protocol.measures.primary,
+        **conclusion,
+        "new": new,
+        "against": against,
+        "resampled": f"{result.queries.cluster}s",
+        "rows": _rows(table, result, compared, indexed),
+        "differences": table["differences"],
+        "ladders": _ladders(result, compared, bootstrap),
+        "slices": _slices(result, compared, bootstrap),
+        "beyond": _beyond(result, compared, bootstrap),
+        "loss_curve": [{"step": line["step"], "loss": line["loss"]} for line in loss_curve if "loss" in line],
+        "gains": gains,
+        "losses": losses,
+        "grid": _grid(result, compared, count=grid, seed=seed),
+        **result.parts.tail,
+        "provenance": {
+            **result.parts.source,
+            "bootstrap": {
+                "samples": bootstrap.samples, "clusters": result.queries.cluster, "confidence": bootstrap.confidence
+            },
+            "ScaNN": "not run" if result.search.scann is None else dict(result.search.scann),
+            **(provenance or {}),
+        },
+    }  # fmt: skip
+    refused = log_notes.of_refused(indexed.refused, k=protocol.measures.deepest)
+    report["warnings"] = [*report["warnings"], *refused]
+    return report
+
+
+def _pairs(result: ProtocolResult, compared: RankersToCompare) -> list[tuple[str, str]]:
+    """`new` with each other ranker: `against` first, then from the last to the first, its own reductions last."""
+    new, against = compared.new, compared.against
+    others = [name for name in reversed(list(result.exact)) if name not in (new, against)]
+    return [(new, other) for other in (against, *sorted(others, key=lambda name: name.startswith(f"{new}, ")))]
+
+
+def _rows(
+    table: Mapping[str, Any], result: ProtocolResult, compared: RankersToCompare, indexed: IndexColumns
+) -> list[dict[str, Any]]:
+    """A line for each ranker."""
+    return [
+        {
+            "name": row["name"],
+            "exact": row["metrics"],
+            **indexed.of(row["name"], k=result.protocol.measures.deepest),
+            "tie_rate": row["tie_rate"],
+            "bytes_per_item": compared.bytes_per_item.get(row["name"]),
+            **result.parts.of_ranker.get(row["name"], {}),
+        }
+        for row in table["rows"]
+    ]
+
+
+def _ladders(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> list[dict[str, Any]]:
+    primary = result.protocol.measures.primary
+
+    def rank(vectors: np.ndarray) -> np.ndarray:
+        return result.protocol.metrics_of(VectorRanker("", vectors))[primary]
+
+    return [
+        measure_ladder(ladder, rank, ranker=name, metric=primary, full=result.values[name], bootstrap=bootstrap)
+        for name, ladder in compared.ladders.items()
+    ]
+
+
+def _slices(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> dict[str, Any] | None:
+    """`new` against `against` in parts of the queries; None where nothing tells the queries apart."""
+    if not result.queries.slicings:
+        return None
+    new, against = (result.values[name] for name in (compared.new, compared.against))
+    sliced = measure_slices(
+        result.queries.slicings, new, against, clusters=bootstrap.clusters, confidence=bootstrap.confidence
+    )
+    return {**sliced, "new": compared.new, "base": compared.against, "metric": result.protocol.measures.primary}
+
+
+def _beyond(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> dict[str, Any] | None:
+    """What the first lists are like; None where candidates are given, since their variety is not the ranker's doing."""
+    if not result.first_lists:
+        return None
+    return beyond_table(
+        result.first_lists,
+        items=len(compared.items.ids),
+        k=LISTED,
+        attributes=result.attributes,
+        popularity=result.popularity,
+        bootstrap=bootstrap,
+    )
+
+
+def _largest_changes(
+    result: ProtocolResult, compared: RankersToCompare, *, count: int, seed: int
+) -> list[list[dict[str, Any]]]:
+    """Examples of the largest gains, and of the largest losses, of `new` against `against`."""
+    names = (compared.against, compared.new)
+    values = {name: result.values[name] for name in names}
+    rankers = {name: compared.rankers[name] for name in names if name in compared.rankers}
+    shown = ShownItems(compared.items.ids, compared.items.titles)
+    return [
+        example_queries(chosen, result.protocol, rankers, shown, values=values)
+        for chosen in largest_changes(
+            values[compared.new], values[compared.against], groups=result.queries.clusters, count=count, seed=seed
+        )
+    ]
+
+
+def _grid(result: ProtocolResult, compared: RankersToCompare, *, count: int, seed: int) -> list[dict[str, Any]]:
+    """Examples that were not chosen by how any ranker did."""
+    values = result.values[compared.new]
+    drawn = np.random.default_rng(seed).permutation(len(values))
+    chosen = drawn[~np.isnan(values[drawn])][:count]
+    shown = ShownItems(compared.items.ids, compared.items.titles)
+    return example_queries(chosen, result.protocol, compared.rankers, shown)
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    found = {"siglip-jax": __version__, "python": platform.python_version()}
+    for package in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scann"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
