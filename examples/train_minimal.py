@@ -21,20 +21,18 @@ from siglip_jax.models.towers import TwoTowers
 SIDE = 16  # pixels
 COLOURS = np.array(list(itertools.product((-0.8, 0.8), repeat=3)), np.float32)  # RGB in [-1, 1]
 SHAPES = 2  # square, frame
-TOWER = TowerSize(width=32, depth=2, mlp_dim=64, heads=2)
+TOWER = TowerSize(width=32, depth=1, mlp_dim=64, heads=2)
 ARCHITECTURE = Architecture(
-    image_size=(SIDE, SIDE), patch_size=4, image=TOWER, text=TOWER, vocab_size=SHAPES + len(COLOURS), text_length=2
+    image_size=(SIDE, SIDE), patch_size=8, image=TOWER, text=TOWER, vocab_size=SHAPES + len(COLOURS), text_length=2
 )
 
 
 def draw(shape: int, colour: int, rng: np.random.Generator) -> np.ndarray:
-    """float32 [SIDE, SIDE, 3] in [-1, 1]: the shape at a random place, on a noisy grey ground."""
-    image = rng.normal(0, 0.1, (SIDE, SIDE, 3)).astype(np.float32)
-    top, left = rng.integers(0, SIDE - 8, 2)
-    image[top : top + 8, left : left + 8] = COLOURS[colour]
-    if shape == 1:  # a frame
-        image[top + 2 : top + 6, left + 2 : left + 6] = 0
-    return image.clip(-1, 1)
+    """float32 [SIDE, SIDE, 3] in [-1, 1]: a noisy image of one colour, with a grey hole where it is a frame."""
+    image = np.broadcast_to(COLOURS[colour], (SIDE, SIDE, 3)).copy()
+    if shape == 1:
+        image[4:-4, 4:-4] = 0
+    return (image + rng.normal(0, 0.2, image.shape)).clip(-1, 1).astype(np.float32)
 
 
 def batches(batch_size: int, rng: np.random.Generator):

@@ -47,7 +47,7 @@ def default_config() -> ml_collections.ConfigDict:
     # Keeps decoded, resized pictures and token ids in memory: right for small pictures, not for millions of them.
     config.data.cache = False
     config.data.num_threads = 0  # that decode; 0 for as many as cores
-    config.data.num_workers = 0  # processes that prepare batches; 0 leaves it to the threads (docs/input.md)
+    config.data.num_workers = 0  # processes that prepare batches; 0 leaves it to the threads (docs/guide/input.md)
     # Of the rows: so many unreadable ones are replaced by others and counted, more stop the run.
     config.data.max_bad_fraction = 0.01
 
@@ -126,7 +126,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.evaluation.relevant_from = 1  # smallest gain that precision, hit and recall count
     config.evaluation.gain = "exponential"
     config.evaluation.metrics = ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10")
-    # Of interaction logs (docs/ranking.md). Every action of the log has a gain; being shown ("impression") is worth 0.
+    # Of logs (docs/guide/ranking.md). Every action of the log has a gain; being shown ("impression") is worth 0.
     config.evaluation.actions = ml_collections.ConfigDict(dict(tap=1.0, like=2.0, purchase=3.0))
     config.evaluation.log_columns = ml_collections.ConfigDict()  # {our column: the log's}, where its name is another
     config.evaluation.like_from = 0.0  # where the log has ratings: "like" from this one on, "rated" below; 0 for none
@@ -141,7 +141,7 @@ def default_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-# What a model that already knows something starts with instead (docs/finetuning.md has the reasons and the figures).
+# What a loaded model starts with instead (docs/guide/finetuning.md has the reasons and the figures).
 FINETUNE_DEFAULTS: dict[str, Any] = {
     "optimizer.learning_rate": 1e-4,  # measured on towers of 2 M parameters; configs/finetune.py lowers it
     "optimizer.weight_decay": 0.0,  # decay pulls to zero, not to what was learned
