@@ -50,7 +50,7 @@ def main(steps: int, batch_size: int, seed: int) -> None:
     module = TwoTowers(ARCHITECTURE)
     data = batches(batch_size, np.random.default_rng(seed))
     first = next(data)
-    params = module.init(jax.random.key(seed), first["image"], first["text"])["params"]
+    params = jax.jit(module.init)(jax.random.key(seed), first["image"], first["text"])["params"]
     # One of 16 titles is the right one, so b begins near log(1 / 15).
     params = {**params, "b": jnp.full_like(params["b"], -2.7)}
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(3e-3, steps)))
@@ -75,8 +75,8 @@ def main(steps: int, batch_size: int, seed: int) -> None:
     # Every image against all 16 titles.
     titles = np.array(list(itertools.product(range(SHAPES), range(SHAPES, ARCHITECTURE.vocab_size))), np.int32)
     test = next(batches(256, np.random.default_rng(seed + 1)))
-    image = module.apply({"params": params}, test["image"], method="encode_image")
-    text = module.apply({"params": params}, titles, method="encode_text")
+    encode = jax.jit(lambda params, x, method: module.apply({"params": params}, x, method=method), static_argnums=2)
+    image, text = encode(params, test["image"], "encode_image"), encode(params, titles, "encode_text")
     print(f"accuracy {np.mean(np.argmax(image @ text.T, axis=1) == test['group']):.3f} of {len(titles)} titles")
 
 
