@@ -11,7 +11,8 @@ CATALOG ?=
 LAYOUT ?= catalog
 CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
-.PHONY: demo finetune-start finetune-compare test test-slow test-tpu docs lint lock clean
+# `make help` shows the text behind ##.
+.PHONY: help demo finetune-start finetune-compare test test-slow test-tpu docs lint lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml uv.lock
@@ -20,22 +21,25 @@ $(READY): pyproject.toml uv.lock
 	@$(UV) sync --frozen --inexact --no-progress --python .venv/bin/python $(EXTRAS)
 	@touch $(READY)
 
-demo: $(READY)  ## CATALOG=folder-or-zip does the same job on a real catalogue, CONFIG=file.py names its relevance
+help:  ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## the whole workflow on a synthetic catalogue; CATALOG=folder-or-zip CONFIG=file.py for your own
 	$(RUN) demo $(if $(CATALOG),--catalog="$(CATALOG)") --layout=$(LAYOUT) --config=$(CONFIG)
 
-# Gain and forgetting of fine-tuning (docs/finetuning.md): the catalogue's two halves, by FIELD.
+# Gain and forgetting of fine-tuning (docs/guide/finetuning.md): the catalogue's two halves, by FIELD.
 HALVES := runs/finetuning
 FIELD ?= masterCategory
 FIRST ?= Apparel
 SECOND ?= Accessories Footwear
 SPLITS := --split=train=0.72 --split=validation=0.08 --split=test=0.2  # defaults are chosen on validation
 
-finetune-start: $(READY)  ## CATALOG=archive.zip LAYOUT=fashion
+finetune-start: $(READY)  ## datasets and first model of the fine-tuning measurement: CATALOG=archive.zip LAYOUT=fashion
 	$(RUN) data --catalog="$(CATALOG)" --layout=$(LAYOUT) --output=$(HALVES)/first $(SPLITS) $(FIRST:%=--only=$(FIELD)=%)
 	$(RUN) data --catalog="$(CATALOG)" --layout=$(LAYOUT) --output=$(HALVES)/second $(SPLITS) $(SECOND:%=--only=$(FIELD)=%)
 	$(RUN) train --config=$(CONFIG) --dataset=$(HALVES)/first --workdir=$(HALVES)/start
 
-finetune-compare: $(READY)
+finetune-compare: $(READY)  ## gain and forgetting of two ways of fine-tuning, as a table
 	$(RUN) bench finetune --config=configs/fashion.py:from=$(HALVES)/start \
 	  --learned=$(HALVES)/first --new=$(HALVES)/second --workdir=$(HALVES)/compared
 
@@ -48,25 +52,25 @@ $(LIBTPU)/ready: pyproject.toml uv.lock | $(READY)
 
 test test-tpu: export SIGLIP_JAX_LIBTPU := $(LIBTPU)
 
-test: $(READY) $(LIBTPU)/ready lint
+test: $(READY) $(LIBTPU)/ready lint  ## lint and all tests but the slow ones
 	.venv/bin/python -m pytest -q -n 2 -m "not slow and not tpu_compile and not gpu"
 
-test-slow: $(READY)
+test-slow: $(READY)  ## runs that are killed and resumed many times
 	.venv/bin/python -m pytest -q -n 2 -m "slow"
 
-test-tpu: $(READY) $(LIBTPU)/ready  ## compiles for TPU slices, on any Linux machine: no TPU
+test-tpu: $(READY) $(LIBTPU)/ready  ## compiles the loss and the configs for TPU slices, on any Linux machine without a TPU
 	.venv/bin/python -m pytest -q -rP -m tpu_compile tests
 
 docs: $(READY)  ## the pages that are made from the code
 	.venv/bin/python -m siglip_jax.training.config_reference > docs/reference/config.md
 
-lint: $(READY)
+lint: $(READY)  ## ruff and mypy
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/mypy
 
-lock:
+lock:  ## uv.lock again, after a change of pyproject.toml
 	$(UV) lock
 
-clean:
+clean:  ## removes runs, builds and caches
 	rm -rf runs dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""A published SigLIP, or a model of your own, fine-tuned with the defaults of docs/finetuning.md.
+"""A published SigLIP, or a model of your own, fine-tuned with the defaults of docs/guide/finetuning.md.
 
   siglip-jax train --config=configs/finetune.py --dataset=data/shop --workdir=runs/shop
   siglip-jax train --config=configs/finetune.py:runs/earlier --config.optimizer.freeze=image ...

@@ -3,7 +3,7 @@
   siglip-jax compile --config=configs/siglip2_b16_256.py
   siglip-jax train --config=configs/siglip2_b16_256.py --dataset=gs://BUCKET/data --workdir=gs://BUCKET/runs/b16
 
-on every worker of the slice (docs/launch.md).
+on every worker of the slice (docs/guide/launch.md).
 """
 
 from siglip_jax.training.config import default_config

@@ -3,7 +3,7 @@
   siglip-jax compile --config=configs/so400m_14_384.py
   siglip-jax train --config=configs/so400m_14_384.py --dataset=gs://BUCKET/data --workdir=gs://BUCKET/runs/so400m
 
-on every worker of the slice (docs/launch.md).
+on every worker of the slice (docs/guide/launch.md).
 """
 
 from siglip_jax.training.config import default_config

@@ -1,9 +1,9 @@
 """siglip-jax data: a catalogue becomes a TFDS dataset in ArrayRecord files, with an audit.
 
 The catalogue is a folder or .zip with items.tsv, .csv, .jsonl or .parquet (columns id, title, image, and any
-attributes) and the pictures, or a parquet with the pictures inside, or WebDataset tars, or a TFDS dataset; docs/data.md
-has them all. Splits are made by title and picture, so that no duplicate is on both sides. A build that was stopped goes
-on with the same command.
+attributes) and the pictures, or a parquet with the pictures inside, or WebDataset tars, or a TFDS dataset;
+docs/guide/data.md has them all. Splits are made by title and picture, so that no duplicate is on both sides. A build
+that was stopped goes on with the same command.
 
   siglip-jax data --catalog=shop.zip --output=data/shop
   siglip-jax data --catalog=archive.zip --layout=fashion --output=data/fashion

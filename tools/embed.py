@@ -9,7 +9,8 @@ siglip-jax embed --embeddings=mine.npy --dataset=data/fashion --output=runs/mine
 A row that cannot be read is an error; with --on_error=skip it is left out, named, and recorded in the store, so that
 ranking and search know that the item is missing.
 
-Started again after a stop it continues, finished shards kept. Several processes (docs/launch.md) share out the shards.
+Started again after a stop it continues, finished shards kept. Several processes share out the shards
+(docs/guide/launch.md).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from siglip_jax.errors import UserError
 
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
-        "format", "text", ["text", "markdown"], "markdown: the table of docs/models.md.", flag_values=values
+        "format", "text", ["text", "markdown"], "markdown: the table of docs/guide/models.md.", flag_values=values
     )
     flags.DEFINE_string("verify", "", "Preset whose weights to load and compare.", flag_values=values)
     flags.DEFINE_string("weights", None, "Its Hugging Face folder or .npz; downloaded when absent.", flag_values=values)

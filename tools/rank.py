@@ -4,7 +4,8 @@
     --store=old=runs/old/embeddings --store=new=runs/new/embeddings
 
 Without --logs each item of a split is ranked against the others, and attributes tell what is relevant
-(--protocol=attribute_agreement). With --logs, interaction logs do; docs/ranking.md has their format and the protocols:
+(--protocol=attribute_agreement). With --logs, interaction logs do; docs/guide/ranking.md has the format
+and the protocols:
 
   siglip-jax rank --logs=logs/ --protocol=logged_lists --from=2024-07-01 --dataset=data/shop --output=runs/lists.html \\
     --store=old=... --store=new=... --trec=runs/trec --per_query=runs/queries.parquet

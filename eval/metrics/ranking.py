@@ -2,7 +2,7 @@
 
 Library after library gives another number to a tied ranking (candidate order, docid order, silence), so the rule is an
 argument here and its default is the expectation over a random order of the equal scores (`eval.metrics.ties`). Names
-are those of `eval.metrics.metric_names`; docs/metrics.md defines each.
+are those of `eval.metrics.metric_names`; docs/guide/metrics.md defines each.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -63,7 +63,7 @@ def default_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-# What a model that already knows something starts with instead, and why. docs/finetuning.md has the measurements.
+# What a model that already knows something starts with instead, and why. docs/guide/finetuning.md has the measurements.
 FINETUNE_REASONS: dict[str, tuple[Any, str]] = {
     "optimizer.learning_rate": (1e-4, "Measured on towers of 2 M parameters; `configs/finetune.py` has 1e-5."),
     "optimizer.weight_decay": (0.0, "Decay pulls to zero, not to what was learned."),

@@ -24,7 +24,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 def test_the_table_of_the_docs_is_what_the_program_prints(capsys):
     code, table, _ = run(capsys, "models", "--format=markdown")
     assert code == 0
-    assert table in (DOCS / "models.md").read_text()
+    assert table in (DOCS / "guide" / "models.md").read_text()
     code, text, _ = run(capsys, "models")
     assert code == 0
     assert len(text.splitlines()) == 28

@@ -9,7 +9,7 @@ _SHARE = Values("0 to 1")  # checked by `input_pipeline.augment.Augmentation`, a
 DATA = Table(
     "Data",
     "data",
-    "How examples are read and changed; docs/input.md has the order of the changes and their costs.",
+    "How examples are read and changed; docs/guide/input.md has the order of the changes and their costs.",
     {
         "train_split": Field("train", "Split of the dataset to train on.", Values("a split of the dataset")),
         "flip": Field(True, "Mirror half of the images."),

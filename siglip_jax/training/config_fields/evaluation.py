@@ -38,7 +38,7 @@ EVALUATION = Table(
         "metrics": Field(
             ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10"),
             "What is reported, the first one foremost.",
-            Values("names of docs/metrics.md"),
+            Values("names of docs/guide/metrics.md"),
         ),
     },
 )
@@ -46,7 +46,7 @@ EVALUATION = Table(
 LOGS = Table(
     "Interaction logs",
     "evaluation",
-    "How `siglip-jax rank --log` reads a log (docs/ranking.md). Read by `eval.logs` and `eval.protocols`.",
+    "How `siglip-jax rank --log` reads a log (docs/guide/ranking.md). Read by `eval.logs` and `eval.protocols`.",
     {
         "actions": Field(
             dict(tap=1.0, like=2.0, purchase=3.0),

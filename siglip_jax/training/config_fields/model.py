@@ -13,7 +13,7 @@ PREPROCESSING = Table(
     "Preprocessing",
     "preprocessing",
     "How images become pixels and titles become tokens, for a model from random weights. A loaded model keeps its own. "
-    "docs/preprocessing.md explains the choices.",
+    "docs/guide/preprocessing.md explains the choices.",
     {
         "image_size": Field((224, 224), "Height and width in pixels.", Values("multiples of `model.patch_size`")),
         "resize": Field(

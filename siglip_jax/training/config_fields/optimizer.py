@@ -10,7 +10,7 @@ OPTIMIZER = Table(
     "Optimizer",
     "optimizer",
     "AdamW with a linear warm-up and a cosine. A rule is a pair of a regular expression over the whole path of a "
-    "parameter and a value; the first that matches wins (docs/finetuning.md).",
+    "parameter and a value; the first that matches wins (docs/guide/finetuning.md).",
     {
         "learning_rate": Field(1e-3, "The largest rate, after the warm-up.", above(0)),
         "warmup_steps": Field(100, "Steps up to it.", at_least(0, "0 or more, below `steps`")),

@@ -14,7 +14,7 @@ def _is_span(steps: Any) -> bool:
 RUN = Table(
     "Run",
     "",
-    "What a run keeps, shows and stops for (docs/training.md).",
+    "What a run keeps, shows and stops for (docs/guide/training.md).",
     {
         "topology": Field("", "TPU slice that this config is for.", Values('such as "v5e:16x16"; empty for none')),
         "checkpoint_every": Field(500, "Steps from one checkpoint to the next.", at_least(1), free=True),

@@ -44,7 +44,7 @@ STEPS = Table(
 AVERAGING = Table(
     "Running mean, temperature and bias",
     "",
-    "docs/finetuning.md has the reasons.",
+    "docs/guide/finetuning.md has the reasons.",
     {
         "ema_decay": Field(
             0.0,
@@ -65,7 +65,7 @@ _AXIS = Values("a number of devices; -1, on one axis, for those left over")
 MESH = Table(
     "Mesh",
     "mesh",
-    "How devices are laid out; docs/launch.md has examples. The sizes multiply to the number of devices.",
+    "How devices are laid out; docs/guide/launch.md has examples. The sizes multiply to the number of devices.",
     {
         "data": Field(-1, "Devices with a whole copy of the parameters each: they share the rows.", _AXIS, free=True),
         "fsdp": Field(1, "Devices that share the rows and the parameters.", _AXIS, free=True),

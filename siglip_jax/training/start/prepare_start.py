@@ -77,7 +77,7 @@ def prepare(
         if unsuited := unsuited_to_loaded_weights(config):
             messages.append(
                 f"config.init is set with {', '.join(unsuited)}, which is for random weights and makes a loaded model "
-                "forget; in brackets the value of training.config.finetune_config (docs/finetuning.md)"
+                "forget; in brackets the value of training.config.finetune_config (docs/guide/finetuning.md)"
             )
         if ignored := not_of_the_loaded_model(config, model):
             messages.append(
@@ -130,13 +130,13 @@ def complaints(record: dict[str, Any], *, refit: str) -> list[str]:
         found.append(
             f"the start looks broken: its loss is {loss:.3f} over {record['rows']} pairs of picture and title, and "
             f"{shuffled:.3f} when the titles are shuffled, so what it sees and reads hardly belongs together; check "
-            "that config.init is the model you mean, its tokenizer and its preprocessing (docs/finetuning.md)"
+            "that config.init is the model you mean, its tokenizer and its preprocessing (docs/guide/finetuning.md)"
         )
     elif loss > record["constant_loss"] and refit != "both":
         better = "bias or both" if refit == "none" else "both"
         found.append(
             f"t and b do not fit this batch size: the loss is {loss:.3f}, and {record['constant_loss']:.3f} for a "
             f"model that gives every pair the same logit; set config.refit_temperature to {better} "
-            "(docs/finetuning.md)"
+            "(docs/guide/finetuning.md)"
         )
     return found

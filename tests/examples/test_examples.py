@@ -1,0 +1,45 @@
+"""The programs of examples/, run as a user runs them, with tiny sizes."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def example(process_environment, tmp_path):
+    """example(file, *arguments) -> what it prints, run outside the repository."""
+
+    def run(name: str, *arguments: str) -> str:
+        command = [sys.executable, str(EXAMPLES / name), *arguments]
+        environment = process_environment(1) | {"PYTHONPATH": str(EXAMPLES.parent)}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_quickstart_without_arguments_searches_a_tiny_model(example):
+    lines = example("quickstart.py").splitlines()
+    assert len(lines) == 2
+    assert all(re.fullmatch(r"a \w+ \w+: (\w+ -?\d\.\d{3}(, )?){3}", line) for line in lines)
+
+
+def test_quickstart_takes_a_model_and_images(example, trained_workdir, shop):
+    images = sorted(map(str, (shop / "images").glob("*.jpg")))[:2]
+    lines = example("quickstart.py", str(trained_workdir), *images).splitlines()
+    assert [image in line for line in lines for image in images] == [True] * 4
+
+
+def test_the_minimal_loop_learns(example):
+    printed = example("train_minimal.py", "--steps=100")
+    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", printed)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert float(re.search(r"accuracy (\d\.\d+) of 16", printed)[1]) > 0.5  # a guess is right once in 16
