@@ -11,7 +11,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 import siglip_jax
-from eval.comparison.by_attributes import rank
+from eval.comparison.build_report import build_report
+from eval.comparison.by_attributes import rank_by_attributes
+from eval.comparison.choose_rankers import RankersToCompare
 from eval.comparison.items import read_split
 from eval.embeddings import write_store
 from eval.embeddings.sharded_writer import write_manifest, write_shard
@@ -100,10 +102,12 @@ def test_model_folder(tiny_model, tmp_path):
 
 
 def test_report(shop_dataset, tiny_config):
-    count = len(read_split(shop_dataset, "test").ids)
+    items = read_split(shop_dataset, "test")
     random = np.random.default_rng(0)
-    rankers = {name: VectorRanker(name, random.normal(size=(count, 4))) for name in ("old", "new")}
-    report = rank(rankers, config=tiny_config, dataset=shop_dataset, title="t", new="new", against="old")
+    rankers = {name: VectorRanker(name, random.normal(size=(len(items.ids), 4))) for name in ("old", "new")}
+    result = rank_by_attributes(list(rankers.values()), config=tiny_config, dataset=shop_dataset, items=items)
+    compared = RankersToCompare(rankers=rankers, items=items, new="new", against="old")
+    report = build_report(result, compared, title="t")
     assert report.keys() == documented("Report")
     for key in ("rows", "differences"):
         names = set().union(*report[key])

@@ -46,7 +46,7 @@ EVALUATION = Table(
 LOGS = Table(
     "Interaction logs",
     "evaluation",
-    "How `siglip-jax rank --log` reads a log (docs/guide/ranking.md). Read by `eval.logs` and `eval.protocols`.",
+    "How `siglip-jax rank --logs` reads a log (docs/guide/ranking.md). Read by `eval.logs` and `eval.protocols`.",
     {
         "actions": Field(
             dict(tap=1.0, like=2.0, purchase=3.0),
