@@ -217,7 +217,10 @@ WRONG = {
     "bench of nothing": ("bench loss --only=theirs", "theirs"),
     "bench of no rows": ("bench loss --batch=0", "batch"),
     # export
-    "export of no model": ("export --model={root}/empty --dataset={data} --output={new}", "no model.json"),
+    "export of no model": (
+        "export --model={root}/empty --dataset={data} --output={new}",
+        "a folder of no known format",
+    ),
 }
 
 

@@ -8,6 +8,8 @@ import pytest
 from eval.comparison.by_attributes import relevance_of
 from eval.embeddings import write_store
 from eval.embeddings.reduction import Spec, fit
+from eval.metrics import rank_metrics
+from eval.metrics.metric_table import METRICS, Definition
 from eval.protocols import Measures, rank_catalogue
 from eval.rankers.baselines import TitleRanker
 from input_pipeline.dataset import attributes, dataset_fingerprint
@@ -171,3 +173,24 @@ def test_refusals(stores, config_file, shop_dataset, capsys, flags, message):
     assert cli.main(["rank", *line]) == 2
     assert message in capsys.readouterr().err
     assert not (stores / "no.html").exists()
+
+
+def test_a_metric_added_to_the_table_is_in_the_report(monkeypatch, stores, config_file, shop_dataset):
+    """F1@3 of each query against precision and recall: 2 P R / (P + R)."""
+    f1 = Definition(
+        forms={"@k": None},
+        from_ranking=lambda ranking, metric: (
+            2 * ranking.total(ranking.relevant, metric.k) / (metric.cutoff + ranking.relevant_count)
+        ),
+        reference=lambda query, metric: 2 * sum(query.hits[: metric.k]) / (metric.cutoff + query.relevant_count),
+    )
+    monkeypatch.setitem(METRICS, "F1", f1)
+    names = ("F1@3", "precision@3", "recall@3")
+    report = rank(
+        stores, config_file, shop_dataset, f"--store=new={stores / 'new'}", f"--config.evaluation.metrics={names}"
+    )
+    assert "F1@3" in (stores / "report.html").read_text()
+    per_query = rank_metrics([[3.0, 2.0, 2.0, 1.0]], [[0, 1, 0, 1]], metrics=names)
+    f, p, r = (per_query[name][0] for name in names)
+    assert f == pytest.approx(2 * p * r / (p + r))
+    assert "F1@3" in json.dumps(report)
