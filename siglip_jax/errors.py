@@ -24,6 +24,21 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
         raise UserError(f"{name}={value!r}; expected one of {', '.join(map(str, known))}")
 
 
+ON_ERROR = ("error", "skip")  # what bad input does: stop the work, or be left out and counted
+_EARLIER_WORDS = {"refuse": "error", "raise": "error", "drop": "skip"}
+
+
+def checked_on_error(name: str, value: str) -> str:
+    """ "error" or "skip"; the words that versions before this one had for them are understood.
+
+    Raises:
+      UserError: any other word.
+    """
+    word = _EARLIER_WORDS.get(value, value)
+    check_choice(name, word, ON_ERROR)
+    return word
+
+
 class Stopped(Exception):
     """Work that was asked to stop has saved what it did; the message says how to go on.
 

@@ -8,6 +8,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from siglip_jax.errors import UserError, checked_on_error
+
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
@@ -19,6 +21,21 @@ def define_config(values: flags.FlagValues, *, default: str) -> None:
         "Config file, with :argument where it takes one; --config.field=value changes a field.",
         flag_values=values,
     )
+
+
+class _OnErrorParser(flags.ArgumentParser[str]):
+    """ "error" or "skip", and the words that earlier versions had for them."""
+
+    def parse(self, argument: str) -> str:
+        try:
+            return checked_on_error("value", argument)
+        except UserError as error:
+            raise ValueError(str(error).removeprefix("value=")) from error
+
+
+def define_on_error(values: flags.FlagValues, default: str, text: str, *, name: str = "on_error") -> None:
+    """--on_error: what bad input does, "error" or "skip"."""
+    flags.DEFINE(_OnErrorParser(), name, default, text, flag_values=values)
 
 
 def define_tokenizer(values: flags.FlagValues) -> None:
@@ -97,8 +114,6 @@ def scann_options(mode: str) -> dict[str, str] | None:
 
 def pairs(entries: list[str], *, flag: str) -> list[tuple[str, str]]:
     """["trained=pca:128", ...] -> [("trained", "pca:128"), ...]; a UserError where an entry is not name=value."""
-    from siglip_jax.errors import UserError
-
     found = []
     for entry in entries:
         name, sign, value = entry.rpartition("=")
@@ -110,8 +125,6 @@ def pairs(entries: list[str], *, flag: str) -> list[tuple[str, str]]:
 
 def named_paths(entries: list[str], *, flag: str, expected: str = "name=folder") -> dict[str, str]:
     """["trained=runs/a", ...] -> {"trained": "runs/a"}; a UserError where an entry is not name=path or repeats."""
-    from siglip_jax.errors import UserError
-
     named: dict[str, str] = {}
     for entry in entries:
         name, sign, path = entry.partition("=")

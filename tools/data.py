@@ -52,9 +52,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "Of the split.", flag_values=values)
-    flags.DEFINE_enum(
-        "on_error", "skip", ["skip", "refuse"], "What a bad row does; both list it in the audit.", flag_values=values
-    )
+    common_flags.define_on_error(values, "skip", "Bad rows: skip leaves them out, error stops; both list them.")
     flags.DEFINE_boolean("overwrite", False, "Replace a dataset that is there.", flag_values=values)
 
 

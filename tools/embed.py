@@ -39,10 +39,9 @@ def define_flags(values: flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
-    flags.DEFINE_enum(
-        "on_error", "raise", ["raise", "skip"], "What a row does whose record or picture cannot be read.",
-        flag_values=values,
-    )  # fmt: skip
+    common_flags.define_on_error(
+        values, "error", "Rows whose record or image cannot be read: error stops, skip leaves them out and names them."
+    )
     flags.DEFINE_boolean("overwrite", False, "Replace a store of another model or dataset.", flag_values=values)
     common_flags.define_distributed(values)
 
@@ -55,7 +54,7 @@ def main(values: flags.FlagValues) -> None:
     if (values.model is None) == (values.embeddings is None):
         raise UserError("expected either --model to embed with, or --embeddings that are made already")
     where = {"dataset": values.dataset, "split": values.split, "output": values.output}
-    if values.embeddings is not None and (values.most is not None or values.on_error != "raise"):
+    if values.embeddings is not None and (values.most is not None or values.on_error != "error"):
         flag = "most" if values.most is not None else "on_error"
         raise UserError(f"--{flag} is of --model: embeddings that are made already are taken as they are")
     if values.embeddings is not None:

@@ -70,9 +70,12 @@ def define_flags(values: flags.FlagValues) -> None:
     text("until", None, "Queries before this time.")
     text("train_from", None, "Popularity and item-to-item count from this time on.")
     text("train_until", None, "They count up to this time; --from when absent, and never later.")
-    flags.DEFINE_enum("on_error", "skip", ["skip", "refuse"], "What an impossible row of a log does; both count it.",
-                      flag_values=values)  # fmt: skip
-    flags.DEFINE_enum("leakage", "refuse", ["refuse", "drop"], "What items do that training saw.", flag_values=values)
+    common_flags.define_on_error(
+        values, "skip", "Impossible rows of a log: skip leaves them out, error stops; both count."
+    )
+    common_flags.define_on_error(
+        values, "error", "Items that training saw: error stops, skip leaves them out.", name="leakage"
+    )
     text("train_dataset", None, "Dataset that the encoders were trained on; --dataset when absent.")
     text("trec", "", "Folder for qrels.txt and a run for each row.")
     flags.DEFINE_integer("trec_depth", 1000, "Items of each ranking in a run.", flag_values=values)

@@ -28,7 +28,7 @@ def pixel_vectors(dataset: epath.PathLike, split: str, *, items: Items, side: in
     total = len(open_split(dataset, split))
     wanted = np.zeros(total, bool)
     wanted[items.rows] = True
-    on_error = "raise" if wanted.all() else "skip"
+    on_error = "error" if wanted.all() else "skip"
     batches = iterate_split(dataset, split=split, preprocessing=preprocessing, batch_size=BATCH, on_error=on_error)
     watched = progress(batches, total=total, label="raw pixels", unit="images", step=BATCH)
     images = np.concatenate([batch["image"][wanted[batch["index"]]] for batch in watched])

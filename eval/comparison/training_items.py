@@ -12,7 +12,7 @@ from etils import epath
 from input_pipeline.audit import Leakage, check_log, find_leakage, find_log_leakage
 from input_pipeline.dataset import has_split
 from input_pipeline.dataset.item_table import item_table, split_names
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, checked_on_error
 
 KINDS = {"title": "title", "image": "picture", "id": "id"}  # the last that holds is told
 
@@ -24,21 +24,21 @@ class LeakedItems:
     Attributes:
       found: {id: what of it is in the training split}; None where nobody looked.
       by: what of the items was looked for, in words.
-      drop: leave them out, as queries and candidates; otherwise they are an error.
+      skip: leave them out, as queries and candidates; otherwise they are an error.
     """
 
     found: Mapping[str, str] | None = None
     by: str = "id, picture or title"
-    drop: bool = False
+    skip: bool = False
 
     def check(self) -> None:
         """Raises a UserError where there are such items, unless they are to be left out."""
-        if not self.found or self.drop:
+        if not self.found or self.skip:
             return
         shown = ", ".join(f"{item!r} ({why})" for item, why in list(self.found.items())[:10])
         raise UserError(
             f"{len(self.found)} evaluation items are in the training split by id, picture or title: {shown}"
-            f"{', ...' if len(self.found) > 10 else ''}; leave them out with --leakage=drop"
+            f"{', ...' if len(self.found) > 10 else ''}; leave them out with --leakage=skip"
         )
 
 
@@ -70,25 +70,25 @@ def training_items(
 
     Args:
       ids: of the items, which alone are known of them without a dataset; the training dataset may know more.
-      leakage: "refuse" or "drop". Without a dataset this refuses; otherwise `LeakedItems.check` does.
-      output: a .csv file for the list of what is refused here.
+      leakage: "error" or "skip". Without a dataset the error is raised here, otherwise by `LeakedItems.check`.
+      output: a .csv file for the list of what is an error here.
 
     Raises:
-      UserError: no such split; leakage without a dataset, unless it is to be dropped.
+      UserError: no such split; leakage without a dataset, unless it is to be skipped.
     """
-    drop = leakage == "drop"
+    skip = checked_on_error("leakage", leakage) == "skip"
     if not dataset:
         if not train_dataset:
-            return LeakedItems(by="id", drop=drop)
-        if drop:
+            return LeakedItems(by="id", skip=skip)
+        if skip:
             found = _by_item(find_log_leakage(train_dataset, ids, train_split=train_split))
         else:
             found = _by_item(check_log(train_dataset, ids, train_split=train_split, output=output))
-        return LeakedItems(found, by="id", drop=drop)
+        return LeakedItems(found, by="id", skip=skip)
     if not train_dataset and (split == train_split or not has_split(dataset, train_split)):
-        return LeakedItems(drop=drop)
+        return LeakedItems(skip=skip)
     found = in_training(dataset, split, train_dataset=train_dataset or dataset, train_split=train_split)
-    return LeakedItems(found, drop=drop)
+    return LeakedItems(found, skip=skip)
 
 
 def _items(dataset: epath.PathLike, split: str) -> pa.Table:

@@ -23,7 +23,7 @@ from eval.logs.log_files import RAW, insert_file, log_files
 from eval.logs.log_format import COLUMNS, LogFormat
 from eval.logs.log_times import iso
 from input_pipeline.progress import progress
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, checked_on_error
 
 __all__ = ["Log", "LogFormat", "read_log"]
 
@@ -90,11 +90,10 @@ def read_log(paths: Sequence[str], *, items: Sequence[str], form: LogFormat, sho
 
     Raises:
       UserError: no such file, columns missing, a file that does not parse, an action without a gain (naming it and how
-        often it occurs), impossible rows with on_error="refuse", or no usable row.
+        often it occurs), impossible rows with on_error="error", or no usable row.
     """
     gains = form.gains()
-    if form.on_error not in ("skip", "refuse"):
-        raise UserError(f"on_error={form.on_error!r}; expected skip or refuse")
+    checked_on_error("on_error", form.on_error)
     if unknown := sorted(form.columns.keys() - set(COLUMNS)):
         raise UserError(f"config.evaluation.log_columns: {unknown[0]!r}; expected some of {', '.join(COLUMNS)}")
     files = log_files(paths)
@@ -158,7 +157,7 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
     if good > kept:
         skipped["duplicate row"] = good - kept
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-    if skipped and form.on_error == "refuse":
+    if skipped and checked_on_error("on_error", form.on_error) == "error":
         raise UserError(f"log: {listed} among {rows} rows; fix them, or leave them out with --on_error=skip")
     if not kept:
         raise UserError(f"log: no usable row among {rows}" + (f" ({listed})" if listed else ""))

@@ -23,7 +23,7 @@ class LogFormat:
       columns: {our column: the log's}, for those of another name.
       like_from: instead of an action the log has a rating, "like" from this number and "rated" below it; 0 for none.
       first_position: the position of the first item in a list.
-      on_error: what an impossible row does, "skip" (left out and counted) or "refuse".
+      on_error: what an impossible row does, "skip" (left out and counted) or "error".
     """
 
     actions: Mapping[str, float]

@@ -13,7 +13,7 @@ import numpy as np
 
 from eval.checks import duplicates
 from eval.logs.log import Log
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, checked_on_error
 
 QUERY_ITEMS = ("query_item_id", "query_id", "first:<action>")
 
@@ -222,18 +222,17 @@ def known_items(queries: Queries, *, items: int, rule: str) -> Queries:
     """Without the candidates that the catalogue (of `items` items) lacks.
 
     Args:
-      rule: "drop", counted, or "refuse".
+      rule: "skip", counted, or "error".
 
     Raises:
-      UserError: rule="refuse" and an item not in the catalogue, or an unknown rule.
+      UserError: rule="error" and an item not in the catalogue, or an unknown rule.
     """
-    if rule not in ("drop", "refuse"):
-        raise UserError(f"config.evaluation.missing_items={rule!r}; expected drop or refuse")
+    rule = checked_on_error("config.evaluation.missing_items", rule)
     unknown = queries.candidates >= items
-    if rule == "refuse" and unknown.any():
+    if rule == "error" and unknown.any():
         raise UserError(
             f"{int(unknown.sum())} candidates of {len(np.unique(queries.owner[unknown]))} queries are not in the "
-            "catalogue; embed them too, or leave them out with --config.evaluation.missing_items=drop"
+            "catalogue; embed them too, or leave them out with --config.evaluation.missing_items=skip"
         )
     return queries.drop(unknown, reason="not in the catalogue")
 

@@ -52,7 +52,7 @@ from input_pipeline.catalogue.filter import ChosenItems, choose_items
 from input_pipeline.dataset.problem_rows import FILE as PROBLEMS_FILE
 from input_pipeline.folder_or_zip import local_path
 from input_pipeline.progress import progress as show_progress
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, checked_on_error
 
 ROWS_FILE = "rows.parquet"
 _CONTENTS = ("images", "titles", "sizes", "formats", "attributes")  # of the rows kept, as on the page
@@ -90,7 +90,7 @@ def build_dataset(
       fractions, seed, split_by, time_column, split_times: how rows are divided, see `SplitRule`; 80 % train and 20 %
         test by title and picture when absent. What a split by time leaves out is a problem of kind "no time" or "in an
         earlier split".
-      on_error: "skip" leaves problem rows out and lists them in the audit; "refuse" raises if there is any, but for
+      on_error: "skip" leaves problem rows out and lists them in the audit; "error" raises if there is any, but for
         "in an earlier split", which is not the catalogue's fault.
       only: {attribute: values}; rows with other values are not looked at, see `choose_items`.
       min_image_size: pixels of the shorter side.
@@ -107,7 +107,7 @@ def build_dataset(
       `audit_table`). Beside it `audit.html` shows the same with pictures, and `rows.parquet` has a line for every row.
 
     Raises:
-      UserError: problems with on_error="refuse" (the audit is then in `<out_dir>.audit.json`, every row in
+      UserError: problems with on_error="error" (the audit is then in `<out_dir>.audit.json`, every row in
         `<out_dir>.problems.csv`), no good row, a split that would be empty, an `out_dir` that must not be written, or
         work in progress of another source or options.
     """
@@ -117,8 +117,7 @@ def build_dataset(
         fractions=fractions, seed=seed, by=tuple(split_by), time_column=time_column, times=dict(split_times or {})
     )
     rule.check(catalogue.attribute_names)
-    if on_error not in ("skip", "refuse"):
-        raise UserError(f"on_error={on_error!r}; expected skip or refuse")
+    on_error = checked_on_error("on_error", on_error)
     out_dir = pathlib.Path(os.path.realpath(local_path(out_dir)))
     stage = Stage(out_dir)
     with _telling_what_cannot_be_written(out_dir):

@@ -84,7 +84,7 @@ def refuse(audit: dict[str, Any], listed: Iterator[pa.Table], out_dir: pathlib.P
     empty = [name for name, count in audit["splits"].items() if not count]
     if not audit["kept"]:
         message = f"no usable row among {audit['rows']} ({found})"
-    elif on_error == "refuse" and problems.keys() - {facts.SEEN}:
+    elif on_error == "error" and problems.keys() - {facts.SEEN}:
         message = f"{found} among {audit['rows']} rows; fix them or leave them out (--on_error=skip)"
     elif empty:
         message = (

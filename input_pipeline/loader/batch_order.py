@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.loader.settings import DataShare
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -18,17 +20,17 @@ class Plan:
     Attributes:
       order: row numbers by position, each epoch of `len(order)` in another order; a Grain `MapDataset`.
       batch_size: of each of the processes.
+      share: which of them this one is.
     """
 
     order: Any
     seed: int
     batch_size: int
-    process_index: int
-    process_count: int
+    share: DataShare
 
     @property
     def global_size(self) -> int:
-        return self.batch_size * self.process_count
+        return self.batch_size * self.share.process_count
 
     @property
     def batches_per_epoch(self) -> int:
@@ -37,6 +39,6 @@ class Plan:
     def batch(self, number: int) -> tuple[int, np.ndarray]:
         """(epoch, int64 [batch_size] rows) of this process's part of a batch."""
         epoch, within = divmod(number, self.batches_per_epoch)
-        start = epoch * len(self.order) + within * self.global_size + self.process_index * self.batch_size
+        start = epoch * len(self.order) + within * self.global_size + self.share.process_index * self.batch_size
         rows = [self.order[position] for position in range(start, start + self.batch_size)]
         return epoch, np.array(rows, np.int64)

@@ -25,10 +25,11 @@ from input_pipeline.dataset import Split, open_split
 from input_pipeline.loader.bad_rows import Budget, Replacement
 from input_pipeline.loader.batch_order import Plan
 from input_pipeline.loader.buffers import Recycler
-from input_pipeline.loader.evaluation_pass import ON_ERROR, Pass, pass_batch
+from input_pipeline.loader.evaluation_pass import Pass, pass_batch
 from input_pipeline.loader.examples import Disk, Memory, Recipe, Source, training_batch, tree_map
+from input_pipeline.loader.settings import DEFAULT_SPEED, WHOLE, DataShare, Speed
 from input_pipeline.loader.workers import begin_worker, parse_absl_flags, signals_blocked
-from siglip_jax.errors import UserError, check_choice
+from siglip_jax.errors import UserError, checked_on_error
 from siglip_jax.preprocessing import Preprocessing
 
 __all__ = ["Batches", "check_batches", "iterate_split", "make_loader"]
@@ -47,11 +48,8 @@ def make_loader(
     shuffle: bool = True,
     epochs: int | None = None,
     augmentation: Augmentation = NO_AUGMENTATION,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_threads: int | None = None,
-    num_workers: int = 0,
-    cache: bool | None = None,
+    share: DataShare = WHOLE,
+    speed: Speed = DEFAULT_SPEED,
     max_bad_fraction: float = 0.01,
     show_progress: bool = True,
 ) -> Batches:
@@ -59,9 +57,9 @@ def make_loader(
 
     Each batch is {"image": uint8 [b, h, w, 3] or, for NaFlex, `Patches` of uint8, "text": int32 [b, L], "group": int32
     [b] (equal titles, equal number), "index": int64 [b] (row in the split)}. Batch k of all processes together, one
-    after the other, is one stretch of the epoch's order, so that only the product of `batch_size` and `process_count`
-    matters to a run. A row is in an epoch at most once; what does not fill a batch is left out of that epoch.
-    Everything follows from `seed`: threads, workers and `cache` change speed alone.
+    after the other, is one stretch of the epoch's order, so that only the product of `batch_size` and the number of
+    processes matters to a run. A row is in an epoch at most once; what does not fill a batch is left out of that epoch.
+    Everything follows from `seed`.
 
     A row that cannot be read or decoded is replaced by another, drawn for (seed, epoch, row), and counted
     (`Batches.replaced`); "index" tells the row that is in the batch.
@@ -73,10 +71,8 @@ def make_loader(
       seed: 0 ... 2**32 - 1; of the order and the augmentation.
       epochs: None goes on for ever.
       augmentation: of pictures and titles, drawn anew each epoch.
-      num_threads: for decoding; the machine's cores, shared out over the workers, when absent.
-      num_workers: processes that prepare batches; 0 stays in this one, whose threads decode.
-      cache: keep decoded, resized pictures and ids in memory, by one pass at the start. None: where they take less than
-        AUTO_CACHE_BYTES, `num_workers` is 0 and the augmentation works on resized pictures.
+      share: which part of each global batch this process has; the whole of it when absent.
+      speed: threads, workers and memory. `cache=None` keeps rows that take less than AUTO_CACHE_BYTES.
       max_bad_fraction: of the rows; more replacements than that, over the epochs so far, stop the run.
 
     Raises:
@@ -91,29 +87,26 @@ def make_loader(
         recipe,
         batch_size=batch_size,
         epochs=epochs,
-        process_index=process_index,
-        process_count=process_count,
-        num_workers=num_workers,
-        cache=cache,
+        share=share,
+        speed=speed,
         max_bad_fraction=max_bad_fraction,
     )
     if preprocessing.tokenizer is None:
         raise UserError("the preprocessing has no tokenizer; training on titles needs one")
-    disk = Disk(rows, recipe, num_threads or max(1, (os.cpu_count() or 1) // max(1, num_workers)))
+    disk = Disk(rows, recipe, speed.threads)
     order = grain.MapDataset.range(len(rows)).seed(seed)
     plan = Plan(
         order=order.shuffle() if shuffle else order,
         seed=seed,
         batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
+        share=share,
     )
     return Batches(
         preprocessing=preprocessing,
         _plan=plan,
         _source=Memory.load(disk, show_progress) if cached else disk,
         _stop=sys.maxsize // 2 if epochs is None else epochs * plan.batches_per_epoch,
-        _num_workers=num_workers,
+        _num_workers=speed.num_workers,
         _max_bad_fraction=max_bad_fraction,
     )
 
@@ -124,21 +117,24 @@ def check_batches(
     *,
     batch_size: int,
     epochs: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_workers: int = 0,
-    cache: bool | None = None,
+    share: DataShare = WHOLE,
+    speed: Speed = DEFAULT_SPEED,
     max_bad_fraction: float = 0.01,
 ) -> bool:
     """Whether the rows are kept in memory; raises what `make_loader` raises of these arguments, before any work."""
-    _check(batch_size, recipe.seed, epochs, process_index, process_count, num_workers, max_bad_fraction)
+    _check_positive(batch_size=batch_size, epochs=1 if epochs is None else epochs)
+    if not 0 <= recipe.seed < 2**32:
+        raise UserError(f"seed={recipe.seed}; expected 0 to {2**32 - 1}")
+    if not 0 <= max_bad_fraction <= 1:
+        raise UserError(f"max_bad_fraction={max_bad_fraction}; expected 0 to 1")
+    process_count = share.process_count
     recipe.augmentation.check(recipe.preprocessing, rows.attribute_names)
     if len(rows) // process_count < batch_size:
         raise UserError(
             f"batch_size={batch_size} on {process_count} process{'es' * (process_count > 1)} needs "
             f"{batch_size * process_count} rows; split {rows.name} has {len(rows)}; give a smaller batch"
         )
-    return _wants_cache(cache, len(rows), recipe, num_workers)
+    return _is_cached(speed, len(rows), recipe)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -267,7 +263,7 @@ class Batches(Iterator[dict[str, Any]]):
         return copy
 
     def _new_budget(self, *, before: int) -> Budget:
-        processes = self._plan.process_count
+        processes = self._plan.share.process_count
         share = len(self._plan.order) / processes
         return Budget(fraction=self._max_bad_fraction, share=share, processes=processes, before=before)
 
@@ -293,7 +289,7 @@ def iterate_split(
     batch_size: int,
     rows: range | None = None,
     num_threads: int | None = None,
-    on_error: str = "raise",
+    on_error: str = "error",
 ) -> Pass:
     """Every row once, in order, the last batch short; the next batch is prepared while one is used.
 
@@ -302,14 +298,14 @@ def iterate_split(
 
     Args:
       rows: which rows of the split, all of them when absent: a process's share, or what is left after a stop.
-      on_error: what to do about a row that cannot be read or decoded: "raise", or "skip" it, which makes its batch
+      on_error: what to do about a row that cannot be read or decoded: "error", or "skip" it, which makes its batch
         shorter, and list it in `Pass.skipped`. No row is ever replaced.
 
     Raises:
       UserError: arguments out of range. While iterating: a bad row, by its id, or a damaged file.
     """
     _check_positive(batch_size=batch_size)
-    check_choice("on_error", on_error, ON_ERROR)
+    on_error = checked_on_error("on_error", on_error)
     disk = Disk(open_split(dataset_dir, split), Recipe(preprocessing=preprocessing), num_threads or os.cpu_count() or 1)
     count = len(disk.rows)
     rows = range(count) if rows is None else rows
@@ -325,34 +321,15 @@ def iterate_split(
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def _check(
-    batch_size: int,
-    seed: int,
-    epochs: int | None,
-    process_index: int,
-    process_count: int,
-    num_workers: int,
-    max_bad_fraction: float,
-) -> None:
-    _check_positive(batch_size=batch_size, process_count=process_count, epochs=1 if epochs is None else epochs)
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed}; expected 0 to {2**32 - 1}")
-    if not 0 <= process_index < process_count:
-        raise UserError(f"process_index={process_index}; expected 0 to {process_count - 1}")
-    if num_workers < 0:
-        raise UserError(f"num_workers={num_workers}; expected 0 or more")
-    if not 0 <= max_bad_fraction <= 1:
-        raise UserError(f"max_bad_fraction={max_bad_fraction}; expected 0 to 1")
-
-
 def _check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise UserError(f"{name}={value}; expected 1 or more")
 
 
-def _wants_cache(cache: bool | None, count: int, recipe: Recipe, num_workers: int) -> bool:
+def _is_cached(speed: Speed, count: int, recipe: Recipe) -> bool:
     preprocessing, needs_files = recipe.preprocessing, recipe.augmentation.needs_files
+    cache, num_workers = speed.cache, speed.num_workers
     needed = count * (math.prod(preprocessing.row_shape) + preprocessing.text_length * 4 + 4)
     if cache is None:
         return needed <= AUTO_CACHE_BYTES and not num_workers and not needs_files

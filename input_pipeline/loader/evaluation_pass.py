@@ -12,8 +12,6 @@ from input_pipeline.loader.bad_rows import BadRow
 from input_pipeline.loader.examples import Disk, tree_map
 from siglip_jax.errors import UserError
 
-ON_ERROR = ("raise", "skip")
-
 
 @dataclasses.dataclass
 class Pass(Iterator[dict[str, Any]]):
@@ -42,7 +40,7 @@ def pass_batch(disk: Disk, rows: np.ndarray, *, on_error: str) -> tuple[dict[str
     """
     arrays, bad, records = disk.examples(rows)
     bad.sort(key=lambda each: each.row)
-    if bad and on_error == "raise":
+    if bad and on_error == "error":
         more = f" (and {len(bad) - 1} more of {len(rows)} rows)" if len(bad) > 1 else ""
         raise UserError(
             f"{disk.rows.dataset_dir}: split {disk.rows.name}: {bad[0]}{more}; build the dataset again, or leave out "

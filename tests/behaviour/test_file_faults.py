@@ -157,7 +157,7 @@ def test_titles_that_are_not_utf8(tmp_path, suffix):
     titles = pq.read_table(tmp_path / "out/rows.parquet")["title"].to_pylist()
     assert titles[0].startswith("caf\ufffd")
     with pytest.raises(UserError, match="1 NUL byte, 1 not UTF-8 among 3 rows"):
-        build(folder, tmp_path / "no", on_error="refuse")
+        build(folder, tmp_path / "no", on_error="error")
 
 
 def test_parquet_text_that_is_not_utf8(tmp_path):

@@ -5,6 +5,7 @@ left to right, so that a crop shows.
 """
 
 import collections
+import dataclasses
 
 import numpy as np
 import PIL.Image
@@ -15,7 +16,7 @@ from input_pipeline.augment.row_random import Purpose, draws, unit
 from input_pipeline.building import build_dataset
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import open_split
-from input_pipeline.loader import make_loader
+from input_pipeline.loader import DataShare, Speed, make_loader
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import SCALED_DECODE, Preprocessing
@@ -61,6 +62,17 @@ def dataset(tmp_path_factory):
     return folder / "built"
 
 
+def bundled(options):
+    """Arguments of `make_loader`, from the fields of its bundles and its other arguments alike."""
+    fields = {bundle: {field.name for field in dataclasses.fields(bundle)} for bundle in (DataShare, Speed)}
+    share, speed = (
+        bundle(**{name: options[name] for name in names & options.keys()}) for bundle, names in fields.items()
+    )
+    return {"share": share, "speed": speed} | {
+        name: value for name, value in options.items() if name not in set().union(*fields.values())
+    }
+
+
 def loader(dataset, **options):
     arguments = {
         "split": "train",
@@ -69,10 +81,9 @@ def loader(dataset, **options):
         "seed": 3,
         "augmentation": CHOICE,
         "epochs": EPOCHS,
-        "cache": False,
         "show_progress": False,
     }
-    return make_loader(dataset, **(arguments | options))
+    return make_loader(dataset, **(arguments | bundled({"cache": False} | options)))
 
 
 def identified(batches, *, preprocessing=PREPROCESSING):

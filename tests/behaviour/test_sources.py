@@ -209,7 +209,7 @@ def test_a_bad_further_picture_is_left_out_and_told(tmp_path):
     told = pq.read_table(tmp_path / "out/rows.parquet")["more_problems"].to_pylist()[0]
     assert [text.split(".png")[0] for text in told] == ["corrupt image: bad", "missing image: none"]
     with pytest.raises(UserError, match="1 further picture: corrupt image, 1 further picture: missing image"):
-        build_dataset(catalogue, tmp_path / "no", fractions={"all_": 1.0}, on_error="refuse", progress=False)
+        build_dataset(catalogue, tmp_path / "no", fractions={"all_": 1.0}, on_error="error", progress=False)
 
 
 def test_bytes_where_text_is_expected(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from input_pipeline.dataset import open_split
-from input_pipeline.loader import make_loader
+from input_pipeline.loader import Speed, make_loader
 from siglip_jax.analysis import mfu
 from siglip_jax.analysis.mfu import peak_flops
 from siglip_jax.checkpoints import Checkpoints
@@ -191,7 +191,12 @@ def test_the_profile_of_chosen_steps(tiny_config, shop_dataset, tmp_path):
 
 def batches_of(model, dataset, config):
     return make_loader(
-        dataset, split="train", preprocessing=model.preprocessing, batch_size=config.batch_size, seed=0, cache=True
+        dataset,
+        split="train",
+        preprocessing=model.preprocessing,
+        batch_size=config.batch_size,
+        seed=0,
+        speed=Speed(cache=True),
     )
 
 

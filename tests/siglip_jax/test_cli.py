@@ -138,7 +138,7 @@ WRONG = {
         "data --catalog={catalog} --output={new} --split=train=1.5 --split=test=-0.5",
         "between 0 and 1",
     ),
-    "bad rows refused": ("data --catalog={catalog} --output={new} --on_error=refuse", "every row is listed"),
+    "bad rows refused": ("data --catalog={catalog} --output={new} --on_error=error", "every row is listed"),
     "dataset there already": ("data --catalog={catalog} --output={data}", "overwrite"),
     # train
     "no dataset": ("train {config} --dataset={root}/none --workdir={new}", "no such folder"),

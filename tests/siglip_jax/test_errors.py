@@ -19,3 +19,16 @@ def test_choices_pass():
 
 def test_examples():
     assert doctest.testmod(errors).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [("error", "error"), ("skip", "skip"), ("refuse", "error"), ("raise", "error"), ("drop", "skip")],
+)
+def test_earlier_words_for_bad_input_are_understood(given, word):
+    assert errors.checked_on_error("--on_error", given) == word
+
+
+def test_other_words_for_bad_input():
+    with pytest.raises(errors.UserError, match=r"--on_error='ignore'; expected one of error, skip"):
+        errors.checked_on_error("--on_error", "ignore")

@@ -202,7 +202,7 @@ def test_a_leaked_item_is_found(rank, shop_dataset, made, tmp_path, capsys):
     assert "in the training split" in said
     assert all(f"'{item}' (picture)" in said for item in leaked)
     code, report = rank(
-        *flags, "--leakage=drop", f"--per_query={tmp_path / 'queries.parquet'}", f"--trec={tmp_path / 'trec'}"
+        *flags, "--leakage=skip", f"--per_query={tmp_path / 'queries.parquet'}", f"--trec={tmp_path / 'trec'}"
     )
     assert code == 0
     assert report["log"]["leaked"] == len(leaked)

@@ -247,22 +247,22 @@ def _preprocessing(records: Any, kind: str, size: int, fill: str) -> Any:
 
 
 def _loader(dataset: Any, preprocessing: Any, values: flags.FlagValues, stack: Any, **options: Any) -> Steady:
-    from input_pipeline.loader import make_loader
+    from input_pipeline.loader import Speed, make_loader
 
     if not flags.FLAGS.is_parsed():  # Grain's workers look into absl's own flags
         flags.FLAGS.mark_as_parsed()
+    speed = Speed(cache=False, **options)
     batches = make_loader(
         dataset,
         split="train",
         preprocessing=preprocessing,
         batch_size=values.batch,
         seed=0,
-        cache=False,
+        speed=speed,
         show_progress=False,
-        **options,
     )
     stack.callback(batches.close)
-    return Steady(batches, values.count // values.batch, ahead=6 + 8 * options.get("num_workers", 0))
+    return Steady(batches, values.count // values.batch, ahead=6 + 8 * speed.num_workers)
 
 
 class Steady:

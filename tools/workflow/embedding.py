@@ -73,7 +73,7 @@ def embed(
     output: epath.PathLike,
     most: int | None = None,
     rows_per_shard: int = SHARD_ROWS,
-    on_error: str = "raise",
+    on_error: str = "error",
     overwrite: bool = False,
 ) -> EmbeddingStore:
     """Embeds the pictures of a split into a store; continues one that was stopped, and keeps one that is complete.

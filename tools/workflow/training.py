@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ml_collections
 import numpy as np
@@ -12,7 +12,7 @@ from etils import epath
 
 from input_pipeline.augment import Augmentation
 from input_pipeline.dataset import dataset_fingerprint, open_split
-from input_pipeline.loader import make_loader
+from input_pipeline.loader import DataShare, Speed, make_loader
 from input_pipeline.loader.bad_rows import readable_titles
 from input_pipeline.loader.batches import check_batches
 from input_pipeline.loader.examples import Recipe
@@ -98,10 +98,9 @@ def train_on_dataset(config: ml_collections.ConfigDict, *, dataset: epath.PathLi
         batch_size=config.batch_size // shares,
         seed=config.seed,
         augmentation=augmentation,
-        process_index=share,
-        process_count=shares,
-        num_threads=config.data.num_threads or None,
-        **_options(config, "num_workers", "cache", "max_bad_fraction"),
+        share=DataShare(share, shares),
+        speed=_speed(config),
+        max_bad_fraction=config.data.max_bad_fraction,
     )
 
     def item_ids(index: np.ndarray) -> list[str]:
@@ -138,11 +137,12 @@ def _count_parameters(config: ml_collections.ConfigDict, model: Model) -> str:
 
 
 def _augmentation(config: ml_collections.ConfigDict) -> Augmentation:
-    return Augmentation(**_options(config, *(field.name for field in dataclasses.fields(Augmentation))))
+    return Augmentation(**{field.name: config.data[field.name] for field in dataclasses.fields(Augmentation)})
 
 
-def _options(config: ml_collections.ConfigDict, *names: str) -> dict[str, Any]:
-    return {name: config.data[name] for name in names}
+def _speed(config: ml_collections.ConfigDict) -> Speed:
+    options = config.data
+    return Speed(num_threads=options.num_threads or None, num_workers=options.num_workers, cache=options.cache)
 
 
 def dry_run(config: ml_collections.ConfigDict, *, dataset: epath.PathLike) -> None:
@@ -160,7 +160,7 @@ def dry_run(config: ml_collections.ConfigDict, *, dataset: epath.PathLike) -> No
     _, shares = data_share(step.mesh)
     recipe = Recipe(preprocessing=outline(config)[1], augmentation=_augmentation(config), seed=config.seed)
     batch_size = config.batch_size // shares
-    check_batches(rows, recipe, batch_size=batch_size, process_count=shares, **_options(config, "num_workers", "cache"))
+    check_batches(rows, recipe, batch_size=batch_size, share=DataShare(0, shares), speed=_speed(config))
     per_epoch = len(rows) // config.batch_size
     print(sharding_table(step.state, step.mesh), flush=True)
     report, compiled = aot.compile_step(config, step, capacity=aot.device_memory())

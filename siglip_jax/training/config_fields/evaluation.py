@@ -68,7 +68,7 @@ LOGS = Table(
             Values("query_item_id, query_id, or first:<action>"),
         ),
         "missing_items": Field(
-            "drop", "What happens to items of lists that the catalogue lacks.", Values("one of drop, refuse")
+            "skip", "What happens to items of lists that the catalogue lacks.", Values("one of skip, error")
         ),
         "live_from": Field(
             "",

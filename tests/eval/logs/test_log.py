@@ -172,7 +172,7 @@ def test_impossible_rows_are_counted_by_kind_or_refused(read):
         "no user": 1,
     }
     with pytest.raises(UserError, match=r"1 duplicate row, 3 impossible position.*among 12 rows"):
-        read([*good, *bad], LogFormat(ACTIONS, on_error="refuse"), suffix=".jsonl")
+        read([*good, *bad], LogFormat(ACTIONS, on_error="error"), suffix=".jsonl")
     with pytest.raises(UserError, match="no usable row among 2"):
         read(bad[:2], suffix=".jsonl")
     one_based = [event(position=1), event(item="i2", position=0)]
@@ -353,11 +353,11 @@ def test_items_that_the_catalogue_lacks(read):
     log = read([event(item="i1"), event(item="new", action="tap"), event(item="newer"), event(item="i2", action="tap")])
     queries = read_queries(log, query_item="query_item_id", lists=True)
     assert log.counts["unknown_items"] == 2
-    known = known_items(queries, items=len(IDS), rule="drop")
+    known = known_items(queries, items=len(IDS), rule="skip")
     assert as_dict(log, known)["q1", ""][2] == {"i1": (0, -1), "i2": (1, -1)}
     assert known.dropped == {"not in the catalogue": {"candidates": 2, "relevant": 1}}
     with pytest.raises(UserError, match="2 candidates of 1 queries are not in the catalogue"):
-        known_items(queries, items=len(IDS), rule="refuse")
+        known_items(queries, items=len(IDS), rule="error")
 
 
 def test_a_query_written_twice_is_found(read):

@@ -148,7 +148,7 @@ def test_problems_are_counted_and_listed(faulty, tmp_path):
 
 def test_refusal_writes_the_audit_and_no_dataset(faulty, tmp_path):
     with pytest.raises(UserError, match=r"2 corrupt image, 1 duplicate id.* among 12 rows.*out\.audit\.json") as error:
-        build(faulty, tmp_path / "out", on_error="refuse")
+        build(faulty, tmp_path / "out", on_error="error")
     assert "\n" not in str(error.value)
     assert len(json.loads((tmp_path / "out.audit.json").read_text())["problem_rows"]) == 8
     assert not (tmp_path / "out").exists()

@@ -80,7 +80,7 @@ def test_a_refusal_lists_all_and_a_build_that_succeeds_takes_the_list_away(shop,
     with pytest.raises(
         UserError, match=r"1500 missing image.*out\.audit\.json, every row is listed in .*problems\.csv"
     ):
-        build_dataset(read_catalogue(shop), out, on_error="refuse", progress=False)
+        build_dataset(read_catalogue(shop), out, on_error="error", progress=False)
     assert [row[:3] for row in listed(full_list)] == expected()
     assert len(json.loads(counts.read_text())["problem_rows"]) == LISTED + 50
     build_dataset(read_catalogue(shop), out, fractions={"train": 1.0}, progress=False)

@@ -184,7 +184,7 @@ def test_changed_pictures_after_shards_were_written(shop, tmp_path, checked, mon
 
 def refused(checked, source, out, **options):
     with pytest.raises(UserError, match=r"1 missing image.*checked of 60 rows is kept in .*\.partial") as error:
-        checked.build(source, out, on_error="refuse", **options)
+        checked.build(source, out, on_error="error", **options)
     assert "\n" not in str(error.value)
 
 
@@ -219,7 +219,7 @@ def test_a_table_mended_after_a_refusal(shop, tmp_path, checked, change, again):
 def test_rows_chosen_by_other_values_begin_anew(shop, tmp_path, checked, capsys):
     only = {"colour": ["red"]}
     with pytest.raises(UserError, match="1 missing image among 30 rows"):
-        checked.build(shop, tmp_path / "out", on_error="refuse", only=only)
+        checked.build(shop, tmp_path / "out", on_error="error", only=only)
     edit(shop, lambda lines: lines.__setitem__(slice(9, 13), [line.replace("blue", "red") for line in lines[9:13]]))
     rows = checked.build(shop, tmp_path / "out", only=only)
     assert {8, 9, 10, 11} <= set(rows)
@@ -236,7 +236,7 @@ def test_changes_at_random(shop, tmp_path, checked, seed):
     chance = random.Random(seed)
     only = {"colour": ["red"]} if seed % 2 else {}
     with pytest.raises(UserError):
-        checked.build(shop, tmp_path / "out", on_error="refuse", only=only)
+        checked.build(shop, tmp_path / "out", on_error="error", only=only)
     for _ in range(3):
         for _ in range(chance.randrange(4)):
             row = chance.randrange(ROWS)
@@ -254,7 +254,7 @@ def test_changes_at_random(shop, tmp_path, checked, seed):
             )
             edit(shop, how)
         with pytest.raises(UserError):  # fails again, or where no picture is missing, for want of rows
-            checked.build(shop, tmp_path / "out", on_error="refuse", only=only, split_by=["title"],
+            checked.build(shop, tmp_path / "out", on_error="error", only=only, split_by=["title"],
                           fractions={"train": 1 - 1e-9, "test": 1e-9})  # fmt: skip
     checked.build(shop, tmp_path / "out", only=only)
     check_equal_to_a_new_build(checked, shop, tmp_path / "out", only=only)
@@ -286,10 +286,10 @@ def test_a_tar_packed_again_is_read_again(tmp_path, checked, capsys):
 
     pack(40)
     with pytest.raises(UserError, match=r"1 corrupt image among 60 rows.*is kept in"):
-        checked.build(tmp_path / "shop.tar", tmp_path / "out", on_error="refuse")
+        checked.build(tmp_path / "shop.tar", tmp_path / "out", on_error="error")
     os.utime(tmp_path / "shop.tar", (1, 1))
     pack(None)
-    assert checked.build(tmp_path / "shop.tar", tmp_path / "out", on_error="refuse") == list(range(ROWS))
+    assert checked.build(tmp_path / "shop.tar", tmp_path / "out", on_error="error") == list(range(ROWS))
     assert "so that checking starts again" in capsys.readouterr().err
     check_equal_to_a_new_build(checked, tmp_path / "shop.tar", tmp_path / "out")
 

@@ -154,7 +154,7 @@ def test_a_build_by_time(shop, tmp_path):
     assert [row["id"] for row in open_split(tmp_path / "near", "test")] == ["i4", "i5"]
     # What the rule leaves out is no fault of the catalogue; a time that cannot be read is.
     with pytest.raises(UserError, match="1 in an earlier split, 1 no time among 8 rows"):
-        build_dataset(shop, tmp_path / "no", on_error="refuse", **options)
+        build_dataset(shop, tmp_path / "no", on_error="error", **options)
     listed = json.loads((tmp_path / "no.audit.json").read_text())["problem_rows"]
     assert [row["id"] for row in listed] == ["i3", "i6"]
 

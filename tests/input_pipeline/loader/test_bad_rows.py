@@ -1,5 +1,6 @@
 """Damage that comes after a dataset was built: replaced and counted in training, an error in a pass."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -15,7 +16,7 @@ from input_pipeline.augment.row_random import Purpose, draws
 from input_pipeline.building import build_dataset, records
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import Split, open_split
-from input_pipeline.loader import examples, iterate_split, make_loader
+from input_pipeline.loader import DataShare, Speed, examples, iterate_split, make_loader
 from input_pipeline.loader.bad_rows import BadRow, Budget, Replacement, readable_titles
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
@@ -59,18 +60,28 @@ def rotten(dataset, monkeypatch):
     return dataset
 
 
+def bundled(options):
+    """Arguments of `make_loader`, from the fields of its bundles and its other arguments alike."""
+    fields = {bundle: {field.name for field in dataclasses.fields(bundle)} for bundle in (DataShare, Speed)}
+    share, speed = (
+        bundle(**{name: options[name] for name in names & options.keys()}) for bundle, names in fields.items()
+    )
+    return {"share": share, "speed": speed} | {
+        name: value for name, value in options.items() if name not in set().union(*fields.values())
+    }
+
+
 def loader(dataset, **kwargs):
     arguments = {
         "split": "train",
         "preprocessing": PREPROCESSING,
         "batch_size": 10,
         "seed": 7,
-        "cache": False,
         "max_bad_fraction": 1.0,
         "augmentation": Augmentation(),
         "show_progress": False,
     }
-    return make_loader(dataset, **(arguments | kwargs))
+    return make_loader(dataset, **(arguments | bundled({"cache": False} | kwargs)))
 
 
 def with_replaced(batches, count):
@@ -300,8 +311,8 @@ def a_pass(dataset, **options):
 def test_a_pass_raises_with_the_id(rotten):
     with pytest.raises(UserError, match=r"split train: row 3, id id3: not a readable .* \(and 1 more of 25 rows\)"):
         next(a_pass(rotten))
-    with pytest.raises(UserError, match=r"on_error='drop'; expected one of raise, skip"):
-        a_pass(rotten, on_error="drop")
+    with pytest.raises(UserError, match=r"on_error='leave'; expected one of error, skip"):
+        a_pass(rotten, on_error="leave")
 
 
 def test_a_pass_skips_and_counts_when_asked(rotten, dataset, monkeypatch):

@@ -24,7 +24,7 @@ from input_pipeline.augment.row_random import Purpose, draws, unit
 from input_pipeline.building import build_dataset
 from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import Split, open_split
-from input_pipeline.loader import iterate_split, make_loader
+from input_pipeline.loader import DataShare, Speed, iterate_split, make_loader
 from input_pipeline.loader.examples import tree_map
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
@@ -49,9 +49,20 @@ def dataset(tmp_path_factory):
     return folder / "dataset"
 
 
+def bundled(options):
+    """Arguments of `make_loader`, from the fields of its bundles and its other arguments alike."""
+    fields = {bundle: {field.name for field in dataclasses.fields(bundle)} for bundle in (DataShare, Speed)}
+    share, speed = (
+        bundle(**{name: options[name] for name in names & options.keys()}) for bundle, names in fields.items()
+    )
+    return {"share": share, "speed": speed} | {
+        name: value for name, value in options.items() if name not in set().union(*fields.values())
+    }
+
+
 def loader(dataset, **kwargs):
     arguments = {"split": "train", "preprocessing": PREPROCESSING, "batch_size": 8, "seed": 7, "show_progress": False}
-    return make_loader(dataset, **(arguments | kwargs))
+    return make_loader(dataset, **(arguments | bundled(kwargs)))
 
 
 def assert_same(a, b):
@@ -547,14 +558,14 @@ WORKERS = """
 import json, os, signal, sys, threading, time
 import numpy as np
 from input_pipeline.augment import Augmentation
-from input_pipeline.loader import make_loader
+from input_pipeline.loader import Speed, make_loader
 from siglip_jax.preprocessing import Preprocessing
 
-def loader(**kwargs):
+def loader(**speed):
     preprocessing = Preprocessing.load({folder!r})
-    arguments = dict(split="train", preprocessing=preprocessing, batch_size=8, seed=7, epochs=2, cache=False)
+    arguments = dict(split="train", preprocessing=preprocessing, batch_size=8, seed=7, epochs=2)
     augmentation = Augmentation(crop_area=(0.5, 1.0), hue=0.1, title_dropout=0.2)
-    return make_loader({dataset!r}, augmentation=augmentation, **arguments, **kwargs)
+    return make_loader({dataset!r}, augmentation=augmentation, speed=Speed(cache=False, **speed), **arguments)
 
 def leftovers():
     import multiprocessing

@@ -13,7 +13,7 @@ from eval.logs import log_format, queries
 from eval.protocols import user_profiles
 from eval.protocols.exposure import Propensity
 from input_pipeline.augment import Augmentation
-from input_pipeline.loader import make_loader
+from input_pipeline.loader import Speed, make_loader
 from siglip_jax.errors import UserError
 from siglip_jax.losses.sigmoid import SAME_GROUP
 from siglip_jax.models.transformer import REMAT_POLICIES
@@ -114,8 +114,9 @@ def test_data_fields_are_the_options_of_the_loader():
     data = default_config().data
     augmentation = {field.name: field.default for field in dataclasses.fields(Augmentation)}
     loader = {name: parameter.default for name, parameter in inspect.signature(make_loader).parameters.items()}
-    own = {name: loader[name] for name in ("num_workers", "max_bad_fraction")}
-    assert {"cache", "num_threads"} < loader.keys()
+    speed = {field.name: field.default for field in dataclasses.fields(Speed)}
+    own = {"num_workers": speed["num_workers"], "max_bad_fraction": loader["max_bad_fraction"]}
+    assert {"cache", "num_threads"} < speed.keys()
     assert data.to_dict() == {**augmentation, **own, "train_split": "train", "num_threads": 0, "cache": False}
 
 
