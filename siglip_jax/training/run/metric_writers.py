@@ -65,12 +65,12 @@ def make_writers(
     """
     if not is_first_process():
         return Writers()
+    writers: list[Writer] = []
+    if wandb_project:  # first, since it may not be installed, and then no file is opened
+        writers.append(WeightsAndBiases(workdir, project=wandb_project, config=config or {}))
     file = MetricsFile(workdir / "metrics.jsonl")
     file.drop_after(start)
-    writers: list[Writer] = [file, TensorBoardFile(workdir / "tensorboard", start=start)]
-    if wandb_project:
-        writers.append(WeightsAndBiases(workdir, project=wandb_project, config=config or {}))
-    return Writers(*writers)
+    return Writers(file, TensorBoardFile(workdir / "tensorboard", start=start), *writers)
 
 
 class MetricsFile:

@@ -113,6 +113,7 @@ def test_what_a_loaded_model_does_not_take_from_the_config_is_said(tiny_model, t
     assert len(said) == 3
 
 
+@pytest.mark.filterwarnings("ignore::siglip_jax.training.start.prepare_start.StartWarning")  # others than the one below
 def test_a_run_says_so(tiny_model, tiny_config, tmp_path, RandomBatches):
     tiny_config.init, tiny_config.steps = "somewhere", 3
     tiny_config.preprocessing.image_size = (24, 24)
