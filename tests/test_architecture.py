@@ -138,6 +138,20 @@ def test_folders_and_files_stay_small():
     assert (crowded, long) == ({}, {})
 
 
+def test_no_two_files_and_no_two_classes_have_one_name():
+    """A name says one thing. The programs in tools/ are named after what they run."""
+    files: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
+    for path, source in SOURCES.items():
+        stem = pathlib.PurePath(path).stem
+        if stem != "__init__" and not path.startswith(("tools/", "configs/")):
+            files.setdefault(stem, []).append(path)
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in {**files, **classes}.items() if len(paths) > 1} == {}
+
+
 def violations(package: str, allowed) -> list[str]:
     return [
         f"{path} imports {name}"

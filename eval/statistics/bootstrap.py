@@ -96,7 +96,7 @@ def bootstrap_columns(
     seed: int = 0,
 ) -> list[Interval]:
     """`bootstrap_mean` of every column of [query, column], sharing the draws: far cheaper than one call per column."""
-    columns = _Columns.of(values, clusters, samples, confidence)
+    columns = _ColumnClusters.of(values, clusters, samples, confidence)
     out: list[Interval] = [None] * columns.values.shape[1]  # type: ignore[list-item]
     for index, sums, counts in columns.groups():
         for column, interval in zip(
@@ -115,7 +115,7 @@ def difference_columns(
     seed: int = 0,
 ) -> list[Difference]:
     """`paired_bootstrap` of every column of differences [query, column], sharing draws and sign flips."""
-    columns = _Columns.of(differences, clusters, samples, confidence)
+    columns = _ColumnClusters.of(differences, clusters, samples, confidence)
     out: list[Difference] = [None] * columns.values.shape[1]  # type: ignore[list-item]
     for index, sums, counts in columns.groups():
         p = np.full(len(index), np.nan)
@@ -147,7 +147,7 @@ def simultaneous_intervals(
     differences = np.array(differences, np.float64)
     if differences.ndim == 2:
         differences[np.isnan(differences).any(axis=1)] = np.nan
-    columns = _Columns.of(differences, clusters, samples, confidence)
+    columns = _ColumnClusters.of(differences, clusters, samples, confidence)
     out: list[Interval] = []
     for _, sums, counts in columns.groups():
         out = columns.intervals(sums, counts, samples=samples, confidence=confidence, seed=seed)
@@ -164,12 +164,12 @@ def simultaneous_intervals(
 
 
 @dataclass(frozen=True)
-class _Columns:
+class _ColumnClusters:
     values: np.ndarray  # float64 [query, column]
     clusters: np.ndarray  # int64 [query]
 
     @classmethod
-    def of(cls, values: np.ndarray, clusters: np.ndarray | None, samples: int, confidence: float) -> "_Columns":
+    def of(cls, values: np.ndarray, clusters: np.ndarray | None, samples: int, confidence: float) -> "_ColumnClusters":
         values = np.asarray(values, np.float64)
         if values.ndim != 2:
             raise UserError(f"values of shape {values.shape}: expected one number per query")

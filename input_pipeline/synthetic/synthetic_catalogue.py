@@ -40,7 +40,7 @@ class _Product:
 
 
 @dataclass
-class _Item:
+class _CatalogueRow:
     """One row of items.tsv, in the order of COLUMNS."""
 
     id: str
@@ -80,7 +80,7 @@ def write_synthetic_catalogue(
     shelf = list(itertools.islice(_products(rng), items))
     products = (shelf[i] for i in rng.permutation(items))  # so that a product's variants do not lie side by side
 
-    rows: list[_Item] = []
+    rows: list[_CatalogueRow] = []
     pictures: dict[str, bytes] = {}
     photographed: list[_Product] = []
     relists = 0
@@ -168,13 +168,13 @@ def _products(rng: np.random.Generator) -> Iterator[_Product]:
             yield _Product(variant, brand, line, audience)
 
 
-def _list_item(rng: np.random.Generator, product: _Product, name: str, size: int) -> tuple[_Item, bytes]:
+def _list_item(rng: np.random.Generator, product: _Product, name: str, size: int) -> tuple[_CatalogueRow, bytes]:
     """A new title and a new photograph of the product."""
     look = product.look
     said = {"type": look.type, "colour": look.colour, "pattern": look.pattern}
     said |= {"brand": product.brand, "line": product.line, "audience": product.audience}
     suffix = "png" if rng.random() < 0.05 else "jpg"
-    row = _Item(
+    row = _CatalogueRow(
         id=name,
         title=write_title(rng, **said),
         image=f"images/{name}.{suffix}",
@@ -185,8 +185,8 @@ def _list_item(rng: np.random.Generator, product: _Product, name: str, size: int
 
 
 def _relist(
-    rng: np.random.Generator, row: _Item, picture: bytes, product: _Product, name: str, size: int
-) -> tuple[_Item, bytes]:
+    rng: np.random.Generator, row: _CatalogueRow, picture: bytes, product: _Product, name: str, size: int
+) -> tuple[_CatalogueRow, bytes]:
     """The same product offered again by another seller, who copies the title, the picture or both."""
     fresh, photo = _list_item(rng, product, name, size)
     copied = str(rng.choice(["title", "picture", "both"]))
@@ -213,7 +213,7 @@ def _faults_of_each_kind(items: int) -> int:
     return max(1, round(items / 500))
 
 
-def _spoil(rng: np.random.Generator, rows: list[_Item], pictures: dict[str, bytes]) -> dict[str, int]:
+def _spoil(rng: np.random.Generator, rows: list[_CatalogueRow], pictures: dict[str, bytes]) -> dict[str, int]:
     """Put each kind of fault into its own rows, in place; one of each for every 500 rows."""
     each = _faults_of_each_kind(len(rows))
     jpegs = [i for i, row in enumerate(rows) if row.image.endswith(".jpg")]

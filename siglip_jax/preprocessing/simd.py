@@ -39,7 +39,7 @@ class Lanes(Type):
 
 
 @register_model(Lanes)
-class _Model(models.PrimitiveModel):
+class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Lanes):
         super().__init__(manager, kind, kind.vector)
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 
 from siglip_jax.errors import UserError
-from siglip_jax.training.config_fields.data import DATA
-from siglip_jax.training.config_fields.evaluation import EVALUATION, LOGS
-from siglip_jax.training.config_fields.field import Field, Table
-from siglip_jax.training.config_fields.model import MODEL, PREPROCESSING
-from siglip_jax.training.config_fields.optimizer import OPTIMIZER
-from siglip_jax.training.config_fields.run import RUN
-from siglip_jax.training.config_fields.steps import AVERAGING, MESH, START, STEPS
+from siglip_jax.training.config_fields.data_fields import DATA
+from siglip_jax.training.config_fields.evaluation_fields import EVALUATION, LOGS
+from siglip_jax.training.config_fields.field import Field, FieldTable
+from siglip_jax.training.config_fields.model_fields import MODEL, PREPROCESSING
+from siglip_jax.training.config_fields.optimizer_fields import OPTIMIZER
+from siglip_jax.training.config_fields.run_fields import RUN
+from siglip_jax.training.config_fields.steps_fields import AVERAGING, MESH, START, STEPS
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-TABLES: tuple[Table, ...] = (
+TABLES: tuple[FieldTable, ...] = (
     START,
     DATA,
     PREPROCESSING,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from siglip_jax.training.config import FINETUNE_REASONS, TABLES, fields
-from siglip_jax.training.config_fields.field import Field, Table
+from siglip_jax.training.config_fields.field import Field, FieldTable
 
 HEAD = """\
 # Config fields
@@ -39,7 +39,7 @@ def reference() -> str:
     return "\n".join([HEAD, *map(_section, TABLES), _finetuning()])
 
 
-def _section(table: Table) -> str:
+def _section(table: FieldTable) -> str:
     rows = [_row(name, field) for name, field in table.fields.items()]
     title = f"{table.title}: `config.{table.group}`" if table.group else table.title
     head = ["| field | default | what it does | values |", "| --- | --- | --- | --- |"]

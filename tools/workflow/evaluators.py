@@ -107,7 +107,7 @@ class EmbeddedSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class EvaluatorEntry:
     """One evaluator.
 
     Attributes:
@@ -138,9 +138,9 @@ def _ranking_names(items: SplitItems) -> list[str]:
     return [f"ranking/{report_name(metric, gain=options.gain)}" for metric in options.metrics]
 
 
-EVALUATORS: dict[str, Entry] = {
-    "retrieval": Entry(measure=_retrieval, names=lambda items: retrieval_names()),
-    "ranking": Entry(measure=_ranking, names=_ranking_names),
+EVALUATORS: dict[str, EvaluatorEntry] = {
+    "retrieval": EvaluatorEntry(measure=_retrieval, names=lambda items: retrieval_names()),
+    "ranking": EvaluatorEntry(measure=_ranking, names=_ranking_names),
 }
 
 
@@ -185,7 +185,7 @@ def make_evaluators(config: ml_collections.ConfigDict, *, model: Model, dataset:
     return [evaluate]
 
 
-def _entry(name: str) -> Entry:
+def _entry(name: str) -> EvaluatorEntry:
     if name in EVALUATORS:
         return EVALUATORS[name]
     module, colon, function = name.partition(":")
@@ -211,7 +211,7 @@ def _entry(name: str) -> Entry:
     def with_prefix(split: EmbeddedSplit) -> dict[str, float]:
         return {f"{function}/{metric}": value for metric, value in _checked(name, measure(split)).items()}
 
-    return Entry(measure=with_prefix)
+    return EvaluatorEntry(measure=with_prefix)
 
 
 def _checked(name: str, metrics: Any) -> dict[str, float]:

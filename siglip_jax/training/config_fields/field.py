@@ -53,7 +53,7 @@ class Field:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class FieldTable:
     """Fields of one subject.
 
     Attributes:

@@ -16,7 +16,7 @@ from input_pipeline.dataset import open_split
 from input_pipeline.duplicates.normalised_titles import title_groups
 from siglip_jax.errors import UserError
 from tools.workflow import split_embedder
-from tools.workflow.evaluators import EVALUATORS, Entry, make_evaluators
+from tools.workflow.evaluators import EVALUATORS, EvaluatorEntry, make_evaluators
 from tools.workflow.training import train_on_dataset
 
 FIGURES = """
@@ -224,7 +224,7 @@ def test_a_function_that_does_not_fit_is_said_before_training(
 
 
 def test_one_entry_adds_an_evaluator(monkeypatch, tiny_config, tiny_model, shop_dataset):
-    entry = Entry(measure=lambda split: {"spread/image": float(split.image.std())})
+    entry = EvaluatorEntry(measure=lambda split: {"spread/image": float(split.image.std())})
     monkeypatch.setitem(EVALUATORS, "spread", entry)
     tiny_config.evaluation.while_training = ("spread",)
     tiny_config.evaluation.best_metric = "spread/image"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from siglip_jax.training.config_fields.field import Field, Table, Values, at_least, one_of
+from siglip_jax.training.config_fields.field import Field, FieldTable, Values, at_least, one_of
 
-EVALUATION = Table(
+EVALUATION = FieldTable(
     "Evaluation",
     "evaluation",
     "What is measured, while a model trains and by `siglip-jax rank`.",
@@ -43,7 +43,7 @@ EVALUATION = Table(
     },
 )
 
-LOGS = Table(
+LOGS = FieldTable(
     "Interaction logs",
     "evaluation",
     "How `siglip-jax rank --logs` reads a log (docs/guide/ranking.md). Read by `eval.logs` and `eval.protocols`.",

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from siglip_jax.training.config_fields.field import Field, Table, Values, at_least, between, one_of
+from siglip_jax.training.config_fields.field import Field, FieldTable, Values, at_least, between, one_of
 
-START = Table(
+START = FieldTable(
     "Start",
     "",
     "What a run starts from.",
@@ -19,7 +19,7 @@ START = Table(
     },
 )
 
-STEPS = Table(
+STEPS = FieldTable(
     "Steps",
     "",
     "What one step computes, and how many there are.",
@@ -41,7 +41,7 @@ STEPS = Table(
     },
 )
 
-AVERAGING = Table(
+AVERAGING = FieldTable(
     "Running mean, temperature and bias",
     "",
     "docs/guide/finetuning.md has the reasons.",
@@ -62,7 +62,7 @@ AVERAGING = Table(
 
 _AXIS = Values("a number of devices; -1, on one axis, for those left over")
 
-MESH = Table(
+MESH = FieldTable(
     "Mesh",
     "mesh",
     "How devices are laid out; docs/guide/launch.md has examples. The sizes multiply to the number of devices.",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from siglip_jax.training.config_fields.field import Field, Table, Values, at_least, between
+from siglip_jax.training.config_fields.field import Field, FieldTable, Values, at_least, between
 
 _SHARE = Values("0 to 1")  # checked by `input_pipeline.augment.Augmentation`, as everything random below
 
-DATA = Table(
+DATA = FieldTable(
     "Data",
     "data",
     "How examples are read and changed; docs/guide/input.md has the order of the changes and their costs.",

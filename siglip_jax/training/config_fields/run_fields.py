@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from siglip_jax.training.config_fields.field import Field, Table, Values, at_least
+from siglip_jax.training.config_fields.field import Field, FieldTable, Values, at_least
 
 
 def _is_span(steps: Any) -> bool:
     return len(steps) == 2 and (not any(steps) or 1 <= steps[0] <= steps[1])
 
 
-RUN = Table(
+RUN = FieldTable(
     "Run",
     "",
     "What a run keeps, shows and stops for (docs/guide/training.md).",

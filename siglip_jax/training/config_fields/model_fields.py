@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from siglip_jax.models.architecture import DTYPES
-from siglip_jax.training.config_fields.field import Field, Table, Values, above, at_least, one_of
+from siglip_jax.training.config_fields.field import Field, FieldTable, Values, above, at_least, one_of
 
 _DTYPES = one_of(*DTYPES)
 _TOWER = dict(width=768, depth=12, mlp_dim=3072, heads=12)
 _SIZES = Values("width, depth, mlp_dim and heads, each at least 1; heads divides width")
 
-PREPROCESSING = Table(
+PREPROCESSING = FieldTable(
     "Preprocessing",
     "preprocessing",
     "How images become pixels and titles become tokens, for a model from random weights. A loaded model keeps its own. "
@@ -36,7 +36,7 @@ PREPROCESSING = Table(
     },
 )
 
-MODEL = Table(
+MODEL = FieldTable(
     "Model",
     "model",
     "The two towers. A loaded model keeps its sizes, its temperature and its bias; `dtype`, `param_dtype`, `remat` and "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from siglip_jax.training.config_fields.field import Field, Table, Values, above, at_least, between
+from siglip_jax.training.config_fields.field import Field, FieldTable, Values, above, at_least, between
 
 _MOMENT = between(0, 1, open_high=True)
 
-OPTIMIZER = Table(
+OPTIMIZER = FieldTable(
     "Optimizer",
     "optimizer",
     "AdamW with a linear warm-up and a cosine. A rule is a pair of a regular expression over the whole path of a "
