@@ -17,7 +17,7 @@ from input_pipeline.duplicates.normalised_titles import title_groups
 from siglip_jax.errors import UserError
 from tools.workflow import split_embedder
 from tools.workflow.evaluators import EVALUATORS, Entry, make_evaluators
-from tools.workflow.training import train
+from tools.workflow.training import train_on_dataset
 
 FIGURES = """
 import json, runpy, sys
@@ -179,7 +179,7 @@ def test_a_function_of_the_users_measures_a_run_and_chooses_its_best_checkpoint(
     config.steps = 10
     config.evaluation.while_training = ("retrieval", f"{own_module}:pairs")
     config.evaluation.best_metric = "pairs/of_first_colour"
-    trained = train(config, dataset=shop_dataset, workdir=tmp_path / "run")
+    trained = train_on_dataset(config, dataset=shop_dataset, workdir=tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     measured = {line["step"]: line for line in lines if "pairs/cosine" in line}
     assert sorted(measured) == [5, 10]
