@@ -1,6 +1,6 @@
 """The formats of model files: one entry each in FORMATS. To add one, write a file that makes a `Format`, and its entry.
 
-`siglip_jax.load`, `Model.save` and `siglip-jax convert` read the table.
+docs/adding.md has an example. `siglip_jax.load`, `Model.save` and `siglip-jax convert` read the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Which encoder reads which network: one entry each in ENCODERS. To add one, write a file and its entry here."""
+"""Which encoder reads which network: one entry each in ENCODERS.
+
+To add one, write a file and its entry here (docs/adding.md).
+"""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ EVALUATION = FieldTable(
         "split": Field("test", "Split of the dataset to evaluate on.", Values("a split of the dataset")),
         "while_training": Field(
             ("retrieval", "ranking"),
-            "Evaluations of a run, at each checkpoint: retrieval between images and titles; ranking as below.",
-            Values("some of retrieval, ranking"),
+            "Evaluations of a run, at each checkpoint: retrieval between images and titles; ranking as below; or a "
+            "function of your own as `module:function` (docs/adding.md).",
+            Values("names of evaluators (docs/guide/finetuning.md), or module:function"),
         ),
         "every": Field(
             0,

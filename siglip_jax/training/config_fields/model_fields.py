@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from siglip_jax.models.architecture import DTYPES
+from siglip_jax.preprocessing.resize_table import RESIZES
 from siglip_jax.training.config_fields.field import Field, FieldTable, Values, above, at_least, one_of
 
 _DTYPES = one_of(*DTYPES)
@@ -20,7 +21,7 @@ PREPROCESSING = FieldTable(
             "bilinear",
             "How an image gets that size. With naflex it keeps its aspect ratio, and the size is that of the position "
             "grid.",
-            Values("one of bilinear, bicubic, bilinear_no_antialias, bilinear_scaled_decode, bilinear_pad, naflex"),
+            Values(f"one of {', '.join(RESIZES)}"),
         ),
         "fill": Field("", "What bilinear_pad fills the rest with.", Values("white, grey or edge; empty for others")),
         "max_patches": Field(0, "Patches of an image, for naflex: each is resized to fit them.", Values("0 or more")),
