@@ -1,13 +1,15 @@
 """The metrics of one block of queries."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from eval.metrics.formulas import Candidates, Ranking, Rules
 from eval.metrics.metric_table import METRICS, Metric
 from eval.metrics.sorting import ranked_pieces
+from siglip_jax.errors import UserError
 
 
 def block_metrics(
@@ -31,12 +33,30 @@ def block_metrics(
         for piece in ranked_pieces(scores, labels, depth, groups=rules.expected):
             ranking = Ranking(piece, candidates, rules, depth=depth)
             for name, metric, formula in in_order:
-                out[name][piece.rows] = formula(ranking, metric)
+                rows = len(out[name][piece.rows])
+                out[name][piece.rows] = _computed(name, formula, ranking, metric, rows=rows)
     nothing = candidates.relevant_count == 0
     for name, metric in metrics.items():
         definition = METRICS[metric.kind]
         if definition.from_candidates is not None:
-            out[name] = definition.from_candidates(candidates, metric)
+            out[name] = _computed(name, definition.from_candidates, candidates, metric, rows=len(scores))
         if definition.undefined_without_relevant:
             out[name][nothing] = np.nan
     return out, candidates.relevant_count
+
+
+def _computed(
+    name: str, formula: Callable[[Any, Metric], np.ndarray], source: Candidates | Ranking, metric: Metric, *, rows: int
+) -> np.ndarray:
+    """What a formula gives: a number for each query, or an error that names the metric."""
+    try:
+        values = np.asarray(formula(source, metric))
+    except Exception as error:
+        error.add_note(f"while computing the metric {name}")
+        raise
+    if values.shape != (rows,) or values.dtype.kind not in "fiub":
+        raise UserError(
+            f"metric {name}: its formula gave {values.dtype} {list(values.shape)}; expected a number for each of the "
+            f"{rows} queries, [{rows}]"
+        )
+    return values

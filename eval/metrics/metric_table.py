@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.metrics.formulas import Candidates, Ranking
+from siglip_jax.errors import UserError
+
+FORMS = ("", "@k", "(p)", "(p)@k")  # how the name of a metric goes on
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,15 @@ class Metric:
     @property
     def cutoff(self) -> int:
         """k of a name that has one."""
-        assert self.k is not None
+        if self.k is None:
+            raise UserError(f"metric {self.kind} without @k has no cutoff")
         return self.k
 
     @property
     def parameter(self) -> float:
         """p of a name that has one."""
-        assert self.p is not None
+        if self.p is None:
+            raise UserError(f"metric {self.kind} without (p) has no parameter")
         return self.p
 
 
@@ -68,6 +73,9 @@ class OneQuery:
 class Definition:
     """All that is known of a metric. It has `from_ranking`, or `from_candidates` where no order is needed.
 
+    Higher is better: comparisons call an encoder better whose metric is higher. Turn a distance or a number of steps
+    round before you add it, as MRR does with the rank of the first hit.
+
     Attributes:
       forms: {how the name goes on: trec_eval's name, None where it has none}. "" is the whole ranking, "@k" cut off at
         k, "(p)" and "(p)@k" have a number between 0 and 1. trec_eval's name of a form with "@k" gets _k behind it.
@@ -86,6 +94,12 @@ class Definition:
     uses_gain: bool = False
     needs_max_grade: bool = False
     undefined_without_relevant: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.from_ranking is None) == (self.from_candidates is None):
+            raise UserError("a metric's Definition: expected either from_ranking or from_candidates")
+        if wrong := [form for form in self.forms if form not in FORMS]:
+            raise UserError(f"a metric's Definition: form {wrong[0]!r}; expected some of {', '.join(map(repr, FORMS))}")
 
 
 def _ndcg(ranking: Ranking, metric: Metric) -> np.ndarray:

@@ -16,9 +16,10 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 
 MAX_IMAGE_PIXELS = 64_000_000  # larger pictures are refused before they are decoded
+RESIZE_METHODS = ("bilinear", "bicubic", "bilinear_no_antialias")  # of resize_image
 FILLS = ("white", "grey", "edge")  # of what a picture leaves free, see pad_image
 
 _JPEG = b"\xff\xd8\xff"
@@ -126,6 +127,9 @@ def resize_image(image: np.ndarray, size: tuple[int, int], *, method: str, out: 
       method: "bilinear" or "bicubic" (both PIL's, antialiased) or "bilinear_no_antialias" (big_vision's).
       out: where to write, uint8 [h, w, 3] in row-major order, such as a row of a batch; returned.
     """
+    check_choice("resize_image: method", method, RESIZE_METHODS)
+    if not image.size:
+        raise UserError(f"resize_image: an image of shape {list(image.shape)}; expected at least one pixel")
     if out is None:
         if image.shape[:2] == tuple(size):
             return np.array(image, order="C")

@@ -165,7 +165,7 @@ def make_evaluators(config: ml_collections.ConfigDict, *, model: Model, dataset:
         return []
     items = SplitItems(config, dataset)
     reported = {
-        name: list(entry.names(items) if entry.names else _checked(name, entry.measure(_random_split(model, items))))
+        name: list(entry.names(items) if entry.names else _measured(name, entry, _random_split(model, items)))
         for name, entry in entries.items()
     }
     _check_distinct(reported)
@@ -177,12 +177,22 @@ def make_evaluators(config: ml_collections.ConfigDict, *, model: Model, dataset:
     def evaluate(step: int, params: Any) -> dict[str, float]:
         image, text, group = embed(params)
         split = EmbeddedSplit(step=step, image=image, text=text, group=group, params=params, model=model, items=items)
-        measured = {name: _checked(name, entry.measure(split)) for name, entry in entries.items()}
+        for array in (image, text, group):  # the next evaluator sees the same
+            array.setflags(write=False)
+        measured = {name: _measured(name, entry, split) for name, entry in entries.items()}
         _check_distinct(measured)
         metrics = {metric: value for values in measured.values() for metric, value in values.items()}
         return {metric: value for metric, value in metrics.items() if math.isfinite(value)}
 
     return [evaluate]
+
+
+def _measured(name: str, entry: EvaluatorEntry, split: EmbeddedSplit) -> dict[str, float]:
+    try:
+        return _checked(name, entry.measure(split))
+    except Exception as error:
+        error.add_note(f"while {_FIELD}: {name!r} was measured at step {split.step}")
+        raise
 
 
 def _entry(name: str) -> EvaluatorEntry:

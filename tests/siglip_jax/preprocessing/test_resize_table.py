@@ -64,7 +64,7 @@ def test_one_entry_adds_a_resize(monkeypatch, tmp_path, shape):
     assert Preprocessing.load(tmp_path) == preprocessing
     (note,) = write_processor(preprocessing, tmp_path / "hf")
     assert note.startswith("resize: centre_square is unknown to transformers; it will squash the whole image, which")
-    with pytest.raises(UserError, match=r"expected one of bilinear, .*, naflex, centre_square"):
+    with pytest.raises(UserError, match=r"expected one of bilinear, .*centre_square"):
         preprocessing.replace(resize="centre")
 
 
@@ -117,5 +117,7 @@ def test_the_export_has_it_or_refuses(monkeypatch, tiny_model, tmp_path):
         np.testing.assert_allclose(found, by_pil(data, (16, 12)), atol=1)
     monkeypatch.setitem(RESIZES, "centre_square", Resize(apply=centre_square))
     model = tiny_model.replace(preprocessing=tiny_model.preprocessing.replace(resize="centre_square"))
-    with pytest.raises(UserError, match="resize='centre_square' cannot be written in a graph; expected one of bilin"):
+    with pytest.raises(
+        UserError, match=r"resize='centre_square' cannot be written in a graph; expected one of .*bilin"
+    ):
         savedmodel.export_saved_model(model, tmp_path / "export")
