@@ -122,7 +122,7 @@ class EmbeddingPlan:
         *,
         skipped: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Writes one shard; see `embeddings.write_shard`.
+        """Writes one shard; see `eval.embeddings.store.write_shard`.
 
         Args:
           vectors: None where every row was skipped.

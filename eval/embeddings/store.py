@@ -24,7 +24,7 @@ import siglip_jax
 from siglip_jax.errors import UserError
 
 MANIFEST = "manifest.json"
-PLAN = "plan.json"  # of a store that is being written shard by shard (embedding_plan.py)
+PLAN = "plan.json"  # of a store that is being written shard by shard (sharded_writer.py)
 FORMAT = "siglip-jax embeddings 1"
 NEEDED_KEYS = ("format", "library_version", "dimension", "count", "shards")
 OWN_KEYS = (*NEEDED_KEYS, "skipped")  # absent where nothing was

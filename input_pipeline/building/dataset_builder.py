@@ -3,7 +3,7 @@
 Any TFDS user reads it: `tfds.builder_from_directory(folder).as_data_source("train")`. Pictures are stored byte for byte
 as they came, in whatever mode and size; TensorFlow is not needed for writing or reading.
 
-One pass over the source checks every row and stages what is kept (`staging`), since a split without leaks needs to know
+One pass over the source checks every row and stages what is kept (`stage`), since a split without leaks needs to know
 all rows. Then small columns of facts decide who goes where, and the staged records are copied, not decoded again.
 """
 

@@ -31,7 +31,7 @@ _SUPERSAMPLE = 3  # drawn this many times larger, then averaged: smooth edges wi
 
 @dataclass(frozen=True)
 class Look:
-    """What stays the same in every photograph of a product; cut in [0, 1] as in `synthetic_shapes.py`."""
+    """What stays the same in every photograph of a product; cut in [0, 1] as in `product_shapes.py`."""
 
     type: str
     colour: str

@@ -1,7 +1,7 @@
 """Silhouettes of the synthetic catalogue: what each product type looks like, as vector layers.
 
 Coordinates are the product's own: the origin in its middle, x to the right, y down, all within about [-0.5, 0.5].
-A layer names a material, not a colour: `synthetic_pictures.py` paints it.
+A layer names a material, not a colour: `product_images.py` paints it.
 """
 
 from __future__ import annotations

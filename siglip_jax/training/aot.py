@@ -6,8 +6,8 @@ from the compiled text (`siglip_jax.analysis.collectives`), both with the trip c
 `cost_analysis` counts a loop's body once.
 
 The bound on MFU: a step can be no shorter than its FLOPs at the chip's peak, recomputation included, nor than its bytes
-at the chip's wires; MFU counts the FLOPs of the model alone, without recomputation. `mfu_bound` takes the longer of
-the two, as if all transfers were hidden behind products; `mfu_exposed` their sum, as if none were.
+at the chip's wires; MFU counts the FLOPs of the model alone, without recomputation. `describe` prints it twice:
+over the longer of the two times, as if all transfers were hidden behind products, and over their sum, as if none were.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def config_of(values: flags.FlagValues, *, batch: int, microbatch: int) -> Any:
 
 
 def compiled_step(values: flags.FlagValues, *, batch: int, microbatch: int, capacity: float | None = None) -> Any:
-    """(step, report, compiled) of `training.ahead`."""
+    """(step, report, compiled) of `siglip_jax.training.aot`."""
     import jax
 
     from siglip_jax.training import aot

@@ -23,7 +23,7 @@ _ERRORS = (pa.ArrowException, OSError, EOFError)
 
 
 class ParquetTable:
-    """A parquet file as a `tables.Table`."""
+    """A parquet file as a `table.Table`."""
 
     def __init__(self, open_file: Callable[[], IO[bytes]], *, name: str):
         self.name, self._open_file = name, open_file

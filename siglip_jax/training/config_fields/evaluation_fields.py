@@ -35,7 +35,9 @@ EVALUATION = FieldTable(
             Values('rules such as {"gain": 2, "agree": ("type", "colour")}'),
         ),
         "relevant_from": Field(1, "Smallest gain that precision, hit and recall count as relevant."),
-        "gain": Field("exponential", "What nDCG makes of a grade.", one_of("linear", "exponential")),
+        "gain": Field(
+            "exponential", "How nDCG counts a grade g: as g, or as 2^g - 1.", one_of("linear", "exponential")
+        ),
         "metrics": Field(
             ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10"),
             "What is reported, the first one foremost.",
@@ -65,7 +67,7 @@ LOGS = FieldTable(
         "first_position": Field(0, "Position of the first item in a list."),
         "query_item": Field(
             "query_item_id",
-            "Which item a query asks from.",
+            "Where the query item, the one that the user looked at, is found.",
             Values("query_item_id, query_id, or first:<action>"),
         ),
         "missing_items": Field(
@@ -78,7 +80,9 @@ LOGS = FieldTable(
         ),
         "live_until": Field("", "Attribute that tells when an item left.", Values("an attribute; empty for never")),
         "profile": Field(
-            "mean", "What a user is made of: the mean or the last of the liked items.", Values("one of mean, last")
+            "mean",
+            "What stands for a user: the mean of the liked items, or the last of them.",
+            Values("one of mean, last"),
         ),
         "propensity_power": Field(
             1.0,

@@ -26,7 +26,9 @@ PREPROCESSING = FieldTable(
         "fill": Field("", "What bilinear_pad fills the rest with.", Values("white, grey or edge; empty for others")),
         "max_patches": Field(0, "Patches of an image, for naflex: each is resized to fit them.", Values("0 or more")),
         "text_length": Field(64, "Tokens of a title, padding included.", Values("1 to 65536")),
-        "vocab_size": Field(32_000, "Of the tokenizer that is trained on the titles, unless one is given."),
+        "vocab_size": Field(
+            32_000, "Size of the vocabulary that is learned from the titles, unless a tokenizer is given."
+        ),
         "tokenizer": Field(
             "",
             "Path of a tokenizer.",
@@ -46,7 +48,7 @@ MODEL = FieldTable(
         "patch_size": Field(16, "Pixels of a patch's side.", Values("at least 1")),
         "image": Field(_TOWER, "Sizes of the image tower.", _SIZES),
         "text": Field(_TOWER, "Sizes of the text tower.", _SIZES),
-        "dtype": Field("float32", "Type that is computed in.", _DTYPES),
+        "dtype": Field("float32", "Type of the computation.", _DTYPES),
         "param_dtype": Field("float32", "Type that parameters are stored in.", _DTYPES),
         "remat": Field(
             "none",

@@ -13,7 +13,7 @@ OPTIMIZER = FieldTable(
     "parameter and a value; the first that matches wins (docs/guide/finetuning.md).",
     {
         "learning_rate": Field(1e-3, "The largest rate, after the warm-up.", above(0)),
-        "warmup_steps": Field(100, "Steps up to it.", at_least(0, "0 or more, below `steps`")),
+        "warmup_steps": Field(100, "Steps until the rate is reached.", at_least(0, "0 or more, below `steps`")),
         "final_fraction": Field(0.01, "Share of the largest rate that the cosine ends at.", between(0, 1)),
         "weight_decay": Field(0.1, "Decay of matrices, times the rate as in AdamW.", at_least(0, "0 or more")),
         "b1": Field(0.9, "Decay of the mean of gradients.", _MOMENT),

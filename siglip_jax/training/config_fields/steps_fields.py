@@ -10,7 +10,7 @@ START = FieldTable(
     "",
     "What a run starts from.",
     {
-        "seed": Field(0, "Of the random weights, the order of the rows and the changes to examples."),
+        "seed": Field(0, "Seed of the random weights, the order of the rows and the changes to examples."),
         "init": Field(
             "",
             "The model to start from, with its preprocessing. Give it to `finetune_config`, whose defaults suit it.",
@@ -48,7 +48,7 @@ AVERAGING = FieldTable(
     {
         "ema_decay": Field(
             0.0,
-            "Share of the old in the running mean of the parameters, which then is the trained model.",
+            "Share of the old value in the running mean of the parameters. That mean is then the trained model.",
             between(0, 1, "0 for off, or less than 1, such as 0.999", open_high=True),
         ),
         "refit_temperature": Field(
