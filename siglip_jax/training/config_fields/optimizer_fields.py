@@ -6,6 +6,14 @@ from siglip_jax.training.config_fields.field import Field, FieldTable, Values, a
 
 _MOMENT = between(0, 1, open_high=True)
 
+
+def _rules(example: str) -> Values:
+    """Pairs; whether the expressions fit the parameters is checked where the parameters are."""
+    return Values(
+        f"such as {example}", lambda rules: all(isinstance(rule, tuple | list) and len(rule) == 2 for rule in rules)
+    )
+
+
 OPTIMIZER = FieldTable(
     "Optimizer",
     "optimizer",
@@ -27,11 +35,11 @@ OPTIMIZER = FieldTable(
             between(0, 1, open_low=True),
         ),
         "rate_rules": Field(
-            (), "Rules with multipliers, before those of the towers.", Values('such as (("txt/head/.*", 10.0),)')
+            (), "Rules with multipliers, before those of the towers.", _rules('(("txt/head/.*", 10.0),)')
         ),
         "freeze": Field("none", "Which parameters do not learn.", Values("one of none, image, embeddings, heads")),
         "freeze_rules": Field(
-            (), "Rules with True for frozen, before `freeze`.", Values('such as (("img/MAPHead_0/.*", False),)')
+            (), "Rules with True for frozen, before `freeze`.", _rules('(("img/MAPHead_0/.*", False),)')
         ),
     },
 )

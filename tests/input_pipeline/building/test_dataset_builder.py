@@ -152,7 +152,7 @@ def test_refusal_writes_the_audit_and_no_dataset(faulty, tmp_path):
     assert "\n" not in str(error.value)
     assert len(json.loads((tmp_path / "out.audit.json").read_text())["problem_rows"]) == 8
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="on_error='ignore'; expected skip or refuse"):
+    with pytest.raises(UserError, match="on_error='ignore'; expected one of error, skip"):
         build(faulty, tmp_path / "out", on_error="ignore")
 
 

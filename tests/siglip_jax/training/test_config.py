@@ -173,6 +173,8 @@ def test_examples_of_rules_are_rules():
         ({"evaluation.every": -1}, "0 for none, or more"),
         ({"data.num_threads": -1}, "0 for as many as cores, or more"),
         ({"data.num_workers": -1}, "0 for none, or more"),
+        ({"optimizer.freeze_rules": ("img",)}, "such as"),
+        ({"optimizer.rate_rules": ("img", 2)}, "such as"),
         ({"data.max_bad_fraction": 1.5}, "0 to 1"),
         ({"profile_steps": (3, 2)}, "(first, last) step, or (0, 0) for none"),
         ({"profile_steps": (0, 2)}, "(first, last) step, or (0, 0) for none"),
