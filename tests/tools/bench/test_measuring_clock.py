@@ -1,5 +1,6 @@
 """What a bench prints as a time is one: work that takes 50 ms is read as 50 ms, through the bench's own path."""
 
+import importlib
 import pathlib
 import time
 import types
@@ -178,9 +179,23 @@ def test_a_run_of_50_ms_is_read_as_50_ms(bench, monkeypatch, capsys):
 
 
 def test_every_bench_that_prints_times_is_read_above():
-    """finetune and resize compare models, and print no time."""
+    """finetune and resize compare models, and print no time. The parts of gpu are below."""
     read = {name.partition(",")[0] for name in READ}
-    assert set(tools.bench.COMMANDS) - read == {"finetune", "resize"}
+    assert set(tools.bench.COMMANDS) - read == {"finetune", "resize", "gpu"}
+
+
+@pytest.mark.parametrize("part", ["loss", "encode", "search"])
+def test_a_part_of_the_gpu_bench_reads_50_ms(part, monkeypatch, tmp_path):
+    """Its rows' ms, with the wait for the device asleep."""
+    import jax
+
+    from tools.bench.gpu_parts.budget import Budget
+
+    monkeypatch.setattr(jax, "block_until_ready", nap)
+    module = importlib.import_module(f"tools.bench.gpu_parts.{part}")
+    rows = module.rows(Budget(tiny=True, folder=tmp_path, deadline=time.monotonic() + 600))
+    row = next(row for row in rows if "ms" in row)
+    assert SLEEP <= row["ms"] / 1e3 < 2 * SLEEP
 
 
 @pytest.mark.parametrize("result", [0.7, np.float64(0.7), 3, None, (0.1, 0.2)])
