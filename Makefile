@@ -12,7 +12,7 @@ LAYOUT ?= catalog
 CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
 # `make help` shows the text behind ##.
-.PHONY: help demo finetune-start finetune-compare test test-slow test-tpu docs lint lock clean
+.PHONY: help demo finetune-start finetune-compare test test-slow test-tpu gpu-wheels docs lint lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml uv.lock
@@ -60,6 +60,26 @@ test-slow: $(READY)  ## runs that are killed and resumed many times
 
 test-tpu: $(READY) $(LIBTPU)/ready  ## compiles the loss and the configs for TPU slices, on any Linux machine without a TPU
 	.venv/bin/python -m pytest -q -rP -m tpu_compile tests
+
+# What a GPU machine without a network lacks, for Python 3.12 on x86_64: JAX, flax, optax, orbax, torch, transformers,
+# numba, pyarrow and Pillow are taken for installed there (llvmlite and pyarrow alone would be 90 MiB).
+WHEELS := .whl
+WHEEL_NAMES := ml-collections absl-py etils lazy-loader safetensors sentencepiece simplejpeg grain array-record \
+  tensorflow-datasets tensorflow-metadata googleapis-common-protos immutabledict simple-parsing docstring-parser toml \
+  wrapt dm-tree portpicker psutil importlib-resources zipp tensorboard
+WHEEL_TAGS := $(foreach tag,2_28 2_27 2_24 2_17 2_12 2_5,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64
+WHEELS_MIB := 40
+
+gpu-wheels: $(READY)  ## the packages that `siglip-jax bench gpu` needs on a GPU machine without a network, in .whl/
+	@rm -rf $(WHEELS) && mkdir -p $(WHEELS)
+	@$(UV) export --frozen --quiet --no-hashes --no-emit-project --no-dev --output-file $(WHEELS)/lock.txt >/dev/null
+	@.venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --implementation cp \
+	  --python-version 3.12 $(WHEEL_TAGS) --dest $(WHEELS) --constraint $(WHEELS)/lock.txt $(WHEEL_NAMES)
+	@.venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEELS) \
+	  --constraint $(WHEELS)/lock.txt promise
+	@rm $(WHEELS)/lock.txt
+	@test $$(du -sm $(WHEELS) | cut -f1) -le $(WHEELS_MIB) || { echo "$(WHEELS) exceeds $(WHEELS_MIB) MiB"; exit 1; }
+	@echo "$$(ls $(WHEELS) | wc -l) wheels, $$(du -sm $(WHEELS) | cut -f1) MiB, in $(WHEELS)/; docs/benchmarks/gpu.md says how to install them"
 
 docs: $(READY)  ## the pages that are made from the code
 	.venv/bin/python -m siglip_jax.training.config_reference > docs/reference/config.md

@@ -77,13 +77,11 @@ def _audit(dataset: str, output: str) -> str:
 
 def _audited(dataset: str, output: str) -> tuple[float, float, float, int, str]:
     import pathlib
-    import time
 
     from input_pipeline.audit import audit_dataset
     from input_pipeline.audit.audit_page import headline
-    from tools.bench import repeated_catalogue
+    from tools.bench import measuring, repeated_catalogue
 
-    before, start = repeated_catalogue.resident()[1], time.perf_counter()
-    audit = audit_dataset(dataset, output)
-    seconds = time.perf_counter() - start
+    before = repeated_catalogue.resident()[1]
+    audit, seconds = measuring.timed(lambda: audit_dataset(dataset, output))
     return seconds, before, repeated_catalogue.resident()[1], pathlib.Path(output).stat().st_size, headline(audit)

@@ -171,9 +171,9 @@ def _taken(known: np.ndarray, labels: np.ndarray | None, attribute: str) -> tupl
 def _search(known: np.ndarray, rows: int) -> str:
     """Seconds and memory of `near_groups`. Every copy of the dataset has other bits turned, so that no two are near."""
     import resource
-    import time
 
     from input_pipeline.duplicates.near_images import near_groups
+    from tools.bench import measuring
 
     rng = np.random.default_rng(0)
     copies = []
@@ -182,9 +182,8 @@ def _search(known: np.ndarray, rows: int) -> str:
         copy[:, :32] ^= rng.integers(0, 256, 32, dtype=np.uint8)
         copies.append(copy)
     many = np.concatenate(copies)
-    before, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    groups = near_groups(many)
-    seconds = time.perf_counter() - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    groups, seconds = measuring.timed(lambda: near_groups(many))
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
     linked = np.bincount(groups)
     return (

@@ -15,6 +15,7 @@ looks fast because other threads help it shows what it takes, and one that waits
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import multiprocessing
@@ -25,12 +26,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
 
 from siglip_jax.errors import UserError
+from tools.bench.measuring import Timed
 
 COPIES = 16  # of each file in the dataset that the loader reads, so that it has the rows of a small shop
 SLACK = 1.25  # of the steps whose waiting is measured: they take so many times as long as the loader's batches
@@ -49,7 +51,7 @@ def decode(encoded):
 
 print("ready", flush=True)
 for line in sys.stdin:
-    threads = int(line)
+    threads, start = int(line), time.perf_counter()
     data = tf.data.Dataset.from_tensor_slices(pictures)
     data = data.map(decode, num_parallel_calls=threads).batch(batch).prefetch(2)
     options = tf.data.Options()
@@ -57,10 +59,8 @@ for line in sys.stdin:
     begin, processor = time.perf_counter(), time.process_time()
     for images in data.with_options(options).as_numpy_iterator():
         pass
-    print(time.perf_counter() - begin, time.process_time() - processor, flush=True)
+    print(begin - start, time.perf_counter() - begin, time.process_time() - processor, flush=True)
 """
-
-Seconds = tuple[float, float]  # by the clock, and of the processor
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -113,7 +113,7 @@ def compare(values: flags.FlagValues, folder: pathlib.Path, dataset: pathlib.Pat
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pictures = [record["image"] for record in records]
-    runs: dict[str, Callable[[], Seconds]] = {
+    runs: dict[str, Callable[[], Timed]] = {
         "libjpeg-turbo, decoding alone": timed(decoding_alone(pictures, stack, threads=1)),
         "PIL loop, bilinear": timed(functools.partial(pil_loop, pictures, values.batch, values.size)),
     }
@@ -134,14 +134,14 @@ def compare(values: flags.FlagValues, folder: pathlib.Path, dataset: pathlib.Pat
         if values.workers:
             title = f"loader, {kind}, {values.workers} workers"
             runs[title] = open_loader(num_threads=1, num_workers=values.workers)
-    seconds = interleaved(runs, repetitions=values.repetitions)
+    times = measuring.timings(runs, repetitions=values.repetitions)
 
     def processor(title: str) -> list[float]:
-        return [processor for _, processor in seconds[title]]
+        return [one.processor / one.passes for one in times[title]]
 
     table = []
     for title in runs:
-        clock, used = (statistics.median(column) for column in zip(*seconds[title], strict=True))
+        clock, used = statistics.median(one.each for one in times[title]), statistics.median(processor(title))
         kind = next((kind for kind in values.resize if f", {kind}," in title), None)
         floors = ["libjpeg-turbo, decoding alone", *([f"decode + resize, {kind}"] if kind else [])]
         ratios = [f"{measuring.ratio(processor(floor), processor(title)):.2f}" for floor in floors]
@@ -153,7 +153,7 @@ def compare(values: flags.FlagValues, folder: pathlib.Path, dataset: pathlib.Pat
     print(measuring.table(["", "images/s", "cores", "a core", "x decoding", "x decode + resize"], table))
     print(f"waiting for batches of {values.batch}, with steps that take {SLACK} times as long as the loader's median:")
     for title, loader in loaders.items():
-        step = SLACK * statistics.median(clock for clock, _ in seconds[title]) / loader.batches
+        step = SLACK * statistics.median(one.each for one in times[title]) / loader.batches
         print(f"  {title}: {100 * loader.waiting(step):.1f} % of a step of {step * 1e3:.0f} ms")
 
 
@@ -164,22 +164,11 @@ def _threads(number: int) -> str:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def interleaved(runs: Mapping[str, Callable[[], Seconds]], *, repetitions: int) -> dict[str, list[Seconds]]:
-    """All in turn in every repetition, once more before, uncounted."""
-    seconds: dict[str, list[Seconds]] = {title: [] for title in runs}
-    for repetition in range(repetitions + 1):
-        for title, run in runs.items():
-            found = run()
-            if repetition:
-                seconds[title].append(found)
-    return seconds
-
-
-def timed(run: Callable[[], Any]) -> Callable[[], Seconds]:
-    def timing() -> Seconds:
+def timed(run: Callable[[], Any]) -> Callable[[], Timed]:
+    def timing() -> Timed:
         begin, processor = time.perf_counter(), processor_seconds()
         run()
-        return time.perf_counter() - begin, processor_seconds() - processor
+        return Timed(seconds=time.perf_counter() - begin, processor=processor_seconds() - processor)
 
     return timing
 
@@ -271,14 +260,15 @@ class Steady:
     def __init__(self, iterator: Iterator[Any], batches: int, *, ahead: int):
         self.iterator, self.batches, self.ahead = iterator, batches, ahead
 
-    def __call__(self) -> Seconds:
-        """Of `batches` batches, from at least twice as many as may lie ready."""
-        count = max(self.batches, 2 * self.ahead)
+    def __call__(self) -> Timed:
+        """Of `batches` batches a pass, from at least twice as many as may lie ready."""
+        count, begin = max(self.batches, 2 * self.ahead), time.perf_counter()
         for _ in range(self.ahead):
             next(self.iterator)
-        clock, processor = timed(lambda: [None for _ in range(count) if next(self.iterator) is None])()
-        time.sleep(2 * self.ahead * clock / count)  # it prepares the next ones: not at another's expense
-        return clock / count * self.batches, processor / count * self.batches
+        found = timed(lambda: [None for _ in range(count) if next(self.iterator) is None])()
+        time.sleep(2 * self.ahead * found.seconds / count)  # it prepares the next ones: not at another's expense
+        outside = time.perf_counter() - begin - found.seconds
+        return dataclasses.replace(found, passes=count / self.batches, outside=outside)
 
     def waiting(self, step: float) -> float:
         """The share of an epoch's time that steps of so many seconds wait for their batches."""
@@ -292,7 +282,7 @@ class Steady:
 
 
 @contextlib.contextmanager
-def _tf_data(folder: pathlib.Path, batch: int, size: int) -> Iterator[Callable[[int], Seconds]]:
+def _tf_data(folder: pathlib.Path, batch: int, size: int) -> Iterator[Callable[[int], Timed]]:
     """threads -> the time of a pass in another process, where TensorFlow stays."""
     command = [sys.executable, "-c", TF_DATA, str(folder), str(batch), str(size)]
     with subprocess.Popen(
@@ -304,10 +294,10 @@ def _tf_data(folder: pathlib.Path, batch: int, size: int) -> Iterator[Callable[[
         if stdout.readline().strip() != "ready":
             raise UserError("tf.data: TensorFlow does not start; leave it out with --notf_data")
 
-        def run(threads: int) -> Seconds:
+        def run(threads: int) -> Timed:
             print(threads, file=stdin, flush=True)
-            clock, processor = map(float, stdout.readline().split())
-            return clock, processor
+            setup, clock, processor = map(float, stdout.readline().split())
+            return Timed(seconds=clock, processor=processor, outside=setup)
 
         try:
             yield run

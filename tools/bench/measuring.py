@@ -1,7 +1,9 @@
-"""What the benches share: architectures, timing in turn, the largest size that fits, the machine's name, a table."""
+"""What the benches share: architectures, the clock, the largest size that fits, the machine's name, a table."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import pathlib
 import statistics
@@ -46,21 +48,81 @@ def largest(fits: Callable[[int], bool], *, step: int) -> int:
     return low * step
 
 
-def interleaved(runs: Mapping[str, Callable[[], Any]], *, repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each run, all in turn in every repetition, so that what else the machine does falls on all alike.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timed:
+    """What a run that times itself returns. Nothing else that a run returns is taken for a time.
 
-    A run returns when its work is done; one that returns a float has timed itself. Each is called once more before,
-    uncounted, to compile and to warm up.
+    Attributes:
+      seconds: of the work, by the clock.
+      processor: seconds of the processor in them, where they are known.
+      passes: how often the work was done in them.
+      outside: seconds of the call that are not of the work, such as filling a queue before it.
+    """
+
+    seconds: float
+    processor: float = math.nan
+    passes: float = 1.0
+    outside: float = 0.0
+
+    @property
+    def each(self) -> float:
+        """Seconds of one pass."""
+        return self.seconds / self.passes
+
+
+class ClockError(RuntimeError):
+    """Measured times contradict the wall clock. No figure can be made of them."""
+
+
+def timings(runs: Mapping[str, Callable[[], Any]], *, repetitions: int) -> dict[str, list[Timed]]:
+    """Times of each run, all in turn in every repetition, so that what else the machine does falls on all alike.
+
+    A run returns when its work is done. Its call is timed here, unless it returns a `Timed`. Each is called once more
+    before, uncounted, to compile and to warm up.
+
+    Raises:
+      ClockError: a run's own times are more or less than its calls took.
     """
     for run in runs.values():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[Timed]] = {name: [] for name in runs}
+    walls = dict.fromkeys(runs, 0.0)
+    begin = time.perf_counter()
     for _ in range(repetitions):
         for name, run in runs.items():
             before = time.perf_counter()
             own = run()
-            seconds[name].append(own if isinstance(own, float) else time.perf_counter() - before)
-    return seconds
+            wall = time.perf_counter() - before
+            walls[name] += wall
+            times[name].append(own if isinstance(own, Timed) else Timed(seconds=wall))
+    whole = time.perf_counter() - begin
+    for name in runs:
+        check_wall_clock(name, times[name], wall=walls[name])
+    check_wall_clock("all runs", [each for name in runs for each in times[name]], wall=whole)
+    return times
+
+
+def interleaved(runs: Mapping[str, Callable[[], Any]], *, repetitions: int) -> dict[str, list[float]]:
+    """Seconds of one pass of each run, from `timings`."""
+    return {name: [one.each for one in times] for name, times in timings(runs, repetitions=repetitions).items()}
+
+
+def check_wall_clock(name: str, times: Sequence[Timed], *, wall: float) -> None:
+    """Raises a ClockError where times do not add up to the `wall` seconds that the calls took.
+
+    They may be less by a tenth, and by 20 ms a call, which is what taking a time may cost on a busy machine.
+    """
+    told = sum(one.seconds + one.outside for one in times)
+    least = 0.9 * wall - 0.02 * len(times)
+    if not least <= told <= 1.001 * wall + 1e-3:
+        raise ClockError(f"{name}: times of {told:.3g} s in all, but the wall clock says {wall:.3g} s; nothing printed")
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    """(what run() returns, seconds that it took)."""
+    before = time.perf_counter()
+    out = run()
+    return out, time.perf_counter() - before
 
 
 def ratio(seconds: Sequence[float], others: Sequence[float]) -> float:

@@ -21,6 +21,8 @@ from typing import Any
 
 from absl import flags
 
+from tools.bench.measuring import Timed
+
 Function = Callable[[Any], Any]
 
 
@@ -63,7 +65,8 @@ def compare(functions: dict[str, Function], inputs: list[Any], *, repetitions: i
     """A row of the table each; the first is PIL."""
     import numpy as np
 
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    from tools.bench import measuring
+
     reference = next(iter(functions.values()))
     expected = [np.asarray(reference(one)).astype(int) for one in inputs]
     rows = []
@@ -71,19 +74,23 @@ def compare(functions: dict[str, Function], inputs: list[Any], *, repetitions: i
     for name, function in functions.items():
         found = [np.abs(np.asarray(function(one)) - e) for one, e in zip(inputs, expected, strict=True)]
         differences[name] = max(int(d.max()) for d in found), statistics.fmean(float(d.mean()) for d in found)
-    for _ in range(repetitions):
-        for name, function in functions.items():
-            begin = time.process_time()
-            for one in inputs:
-                function(one)
-            seconds[name].append(time.process_time() - begin)
+    runs = {name: functools.partial(_timed_pass, function, inputs) for name, function in functions.items()}
+    times = measuring.timings(runs, repetitions=repetitions)
+    seconds = {name: [one.processor for one in times[name]] for name in runs}
     first = next(iter(seconds.values()))
-    for name, times in seconds.items():
-        share = statistics.median(a / b for a, b in zip(times, first, strict=True))
+    for name, each_pass in seconds.items():
+        share = measuring.ratio(each_pass, first)
         largest, mean = differences[name]
-        each = statistics.median(times) / len(inputs)
+        each = statistics.median(each_pass) / len(inputs)
         rows.append([name, f"{each * 1e3:.3f}", f"{share:.2f}", f"{largest}", f"{mean:.3f}"])
     return rows
+
+
+def _timed_pass(function: Function, inputs: list[Any]) -> Timed:
+    begin, processor = time.perf_counter(), time.process_time()
+    for one in inputs:
+        function(one)
+    return Timed(seconds=time.perf_counter() - begin, processor=time.process_time() - processor)
 
 
 def decoders() -> dict[str, Function]:

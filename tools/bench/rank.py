@@ -15,7 +15,6 @@ import functools
 import importlib.util
 import resource
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -61,15 +60,16 @@ def main(values: flags.FlagValues) -> None:
     tied = float(has_ties(scores, k=values.candidates).mean())
     print(f"{100 * tied:.1f} % of the queries have ties; rule {values.ties}; arrays {_peak_mib():.0f} MiB resident")
 
-    ours, seconds = _timed(lambda: rank_metrics(scores, labels, metrics=values.metrics, ties=values.ties, docids=ranks))
+    options = dict(metrics=values.metrics, ties=values.ties, docids=ranks)
+    ours, seconds = measuring.timed(lambda: rank_metrics(scores, labels, **options))
     peak = f"{_peak_mib():.0f}"
-    other = rank_metrics(scores[:, ::-1], labels, metrics=values.metrics, ties=values.ties, docids=ranks)
+    other = rank_metrics(scores[:, ::-1], labels, **options)
     users = random.integers(0, max(1, values.queries // 4), values.queries)
     columns = np.stack([ours[name] - other[name] for name in values.metrics], axis=1)
     print(f"paired difference to another ranking, {values.samples:,} bootstrap samples and as many sign flips:")
     for clusters, title in ((None, "queries"), (users, "users, 4 queries each")):
         compare = functools.partial(difference_columns, columns, clusters=clusters, samples=values.samples)
-        print(f"  by {title}: {_timed(compare)[1]:.2f} s")
+        print(f"  by {title}: {measuring.timed(compare)[1]:.2f} s")
     rows = [["rank_metrics", f"{seconds:.2f}", "1.0", f"{values.queries / seconds:,.0f}", peak]]
     peers: dict[str, Callable[..., tuple[dict[str, Any], float, float]]] = {
         "pytrec_eval": _pytrec_eval,
@@ -99,12 +99,6 @@ def _figures(taken: float, ours: float, queries: int) -> list[str]:
     return [f"{taken:.2f}", f"{taken / ours:.1f}", f"{queries / taken:,.0f}"]
 
 
-def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    before = time.perf_counter()
-    out = run()
-    return out, time.perf_counter() - before
-
-
 def _peak_mib() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
@@ -123,6 +117,7 @@ def _pytrec_eval(scores: Any, labels: Any, docids: list[str], metrics: list[str]
     import pytrec_eval
 
     from eval.metrics.metric_names import trec_name
+    from tools.bench import measuring
 
     names = {metric: trec_name(metric) or "" for metric in metrics}
 
@@ -130,8 +125,8 @@ def _pytrec_eval(scores: Any, labels: Any, docids: list[str], metrics: list[str]
         qrels, run = _dicts(scores, labels, docids)
         return pytrec_eval.RelevanceEvaluator(qrels, set(names.values())), run
 
-    (evaluator, run), building = _timed(build)
-    found, computing = _timed(lambda: evaluator.evaluate(run))
+    (evaluator, run), building = measuring.timed(build)
+    found, computing = measuring.timed(lambda: evaluator.evaluate(run))
     values = {m: np.array([found[f"q{q}"][key] for q in range(len(scores))]) for m, key in names.items()}
     return values, building, computing
 
@@ -139,23 +134,27 @@ def _pytrec_eval(scores: Any, labels: Any, docids: list[str], metrics: list[str]
 def _ir_measures(scores: Any, labels: Any, docids: list[str], metrics: list[str]) -> tuple[dict, float, float]:
     import ir_measures
 
+    from tools.bench import measuring
+
     measures = [ir_measures.parse_measure(_renamed(metric, _IR_MEASURES)) for metric in metrics]
-    (qrels, run), building = _timed(lambda: _dicts(scores, labels, docids))
-    _, computing = _timed(lambda: list(ir_measures.iter_calc(measures, qrels, run)))
+    (qrels, run), building = measuring.timed(lambda: _dicts(scores, labels, docids))
+    _, computing = measuring.timed(lambda: list(ir_measures.iter_calc(measures, qrels, run)))
     return {}, building, computing
 
 
 def _ranx(scores: Any, labels: Any, docids: list[str], metrics: list[str]) -> tuple[dict, float, float]:
     import ranx
 
+    from tools.bench import measuring
+
     def build() -> tuple[Any, Any]:
         qrels, run = _dicts(scores, labels, docids)
         return ranx.Qrels(qrels), ranx.Run(run)
 
-    (qrels, run), building = _timed(build)
+    (qrels, run), building = measuring.timed(build)
     names = [_renamed(metric, _RANX) for metric in metrics]
     ranx.evaluate(qrels, run, names)  # compiles
-    _, computing = _timed(lambda: ranx.evaluate(qrels, run, names))
+    _, computing = measuring.timed(lambda: ranx.evaluate(qrels, run, names))
     return {}, building, computing
 
 
