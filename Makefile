@@ -6,13 +6,21 @@ RUN := .venv/bin/siglip-jax
 READY := .venv/ready
 LIBTPU := .libtpu
 EXTRAS := --extra search --extra export --extra huggingface
+QUICK := not slow and not tpu_compile and not gpu
+
+# The newest jax needs Python 3.12 or later; TensorFlow and ScaNN end at 3.13. pyenv's shims answer to no version that is
+# not switched on, so its folders are looked into as well.
+NEWEST := .venv-newest
+NEWEST_PYTHON ?= $(shell for python in python3.13 ~/.pyenv/versions/3.13.*/bin/python \
+  python3.12 ~/.pyenv/versions/3.12.*/bin/python; do "$$python" -c '' 2>/dev/null && command -v "$$python" && break; done)
 
 CATALOG ?=
 LAYOUT ?= catalog
 CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
 # `make help` shows the text behind ##.
-.PHONY: help demo finetune-start finetune-compare test test-slow test-tpu gpu-wheels docs lint lock clean
+.PHONY: help demo finetune-start finetune-compare test test-newest test-newest-smoke test-slow test-tpu gpu-wheels \
+  docs lint lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml uv.lock
@@ -53,7 +61,23 @@ $(LIBTPU)/ready: pyproject.toml uv.lock | $(READY)
 test test-tpu: export SIGLIP_JAX_LIBTPU := $(LIBTPU)
 
 test: $(READY) $(LIBTPU)/ready lint  ## lint and all tests but the slow ones
-	.venv/bin/python -m pytest -q -n 2 -m "not slow and not tpu_compile and not gpu"
+	.venv/bin/python -m pytest -q -n 2 -m "$(QUICK)"
+
+$(NEWEST)/ready: pyproject.toml uv.lock | $(READY)
+	@test -n "$(NEWEST_PYTHON)" || { echo "test-newest: no Python 3.12 or 3.13 found; pass NEWEST_PYTHON=path"; exit 1; }
+	@echo "setting up $(NEWEST) with $(NEWEST_PYTHON)"
+	@UV_PROJECT_ENVIRONMENT=$(NEWEST) $(UV) sync --quiet --frozen --inexact --no-progress --python "$(NEWEST_PYTHON)" $(EXTRAS)
+	@touch $@
+
+test-newest: $(NEWEST)/ready  ## the tests of `make test` with the newest jax of the lock, on Python 3.12 or 3.13
+	$(NEWEST)/bin/python -m pytest -q -n 2 -m "$(QUICK)"
+
+# A part of it under a minute: the loss, the towers, the step, and a SavedModel for TensorFlow 2.20 in .venv.
+SMOKE := losses/test_sigmoid.py models/test_towers.py training/test_step.py export/test_stablehlo.py
+test-newest-smoke:
+	$(if $(NEWEST_PYTHON),$(MAKE) --no-print-directory $(NEWEST)/ready,@echo "no Python 3.12 or 3.13, so not the newest jax")
+	$(if $(NEWEST_PYTHON),$(NEWEST)/bin/python -m pytest -q -n 2 -m "$(QUICK)" \
+	  $(addprefix tests/siglip_jax/,$(SMOKE)) tests/behaviour/test_newest_jax.py)
 
 test-slow: $(READY)  ## runs that are killed and resumed many times
 	.venv/bin/python -m pytest -q -n 2 -m "slow"

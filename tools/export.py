@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from absl import flags
 
+from siglip_jax.export.stablehlo import OLDEST, READERS
 from tools import common_flags
 
 
@@ -15,10 +16,24 @@ def define_flags(values: flags.FlagValues) -> None:
     common_flags.define_output(values, "Folder of the SavedModel.")
     flags.DEFINE_string("dataset", None, "Dataset whose pictures check the export.", required=True, flag_values=values)
     flags.DEFINE_string("split", "test", "Split that the pictures are from.", flag_values=values)
+    flags.DEFINE_enum(
+        "target_tensorflow",
+        OLDEST,
+        list(READERS),
+        "The oldest TensorFlow that will read the SavedModel. A later one is needed for models with operations that "
+        "the earlier lacks.",
+        flag_values=values,
+    )
 
 
 def main(values: flags.FlagValues) -> None:
     from siglip_jax.loading import load
     from tools.workflow import export
 
-    export.export(load(values.model), values.output, dataset=values.dataset, split=values.split)
+    export.export(
+        load(values.model),
+        values.output,
+        dataset=values.dataset,
+        split=values.split,
+        target_tensorflow=values.target_tensorflow,
+    )

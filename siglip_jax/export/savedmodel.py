@@ -20,28 +20,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siglip_jax import __version__
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
+from siglip_jax.export.stablehlo import OLDEST, PLATFORMS, READERS, StablehloModule, lower_for
 from siglip_jax.preprocessing import NAFLEX, Preprocessing
 from siglip_jax.preprocessing.resize_table import RESIZES
 
 if TYPE_CHECKING:  # a process that only serves has no JAX
     from siglip_jax.model import Model
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 MANIFEST = "siglip_jax.json"
 
 
-def export_saved_model(model: Model, folder: str | pathlib.Path) -> None:
+def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tensorflow: str = OLDEST) -> None:
     """Writes the image encoder to `folder`, complete or not at all.
 
     The batch is dynamic, from 1 row on. Parameters are variables, since a graph's constants are limited to 2 GB.
+
+    Args:
+      model: what is exported.
+      folder: where to; it must not exist.
+      target_tensorflow: the oldest TensorFlow that will read it, one of `READERS`.
 
     Raises:
       UserError: TensorFlow is not installed, the folder exists, the model has no known preprocessing or one of
         NaFlex pictures, or its resize cannot be written in a graph.
     """
+    check_choice("--target_tensorflow", target_tensorflow, READERS)
     tf = _tensorflow()
-    from jax.experimental import jax2tf
+    import jax
 
     folder = pathlib.Path(folder)
     if folder.exists():
@@ -64,21 +70,27 @@ def export_saved_model(model: Model, folder: str | pathlib.Path) -> None:
     def encode(params: Any, pixels: Any) -> Any:
         return model.module.apply({"params": params}, pixels, method="encode_image")
 
-    convert = jax2tf.convert(
-        encode,
-        polymorphic_shapes=[None, f"(batch, {height}, {width}, 3)"],
-        native_serialization_platforms=PLATFORMS,
-        with_gradient=False,
-    )
-    exported = tf.Module()
     # Only the image tower travels: the text tower is most of a multilingual model's bytes.
     kept = {name: model.params[name] for name in ("img", "t", "b")}
-    exported.parameters = tf.nest.map_structure(tf.Variable, kept)
+    (batch,) = jax.export.symbolic_shape("batch")
+    lowered = lower_for(
+        encode,
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kept),
+        jax.ShapeDtypeStruct((batch, height, width, 3), np.float32),
+        target_tensorflow=target_tensorflow,
+    )
+    parameters = jax.tree.map(tf.Variable, kept)
+    variables = jax.tree.leaves(parameters)  # before tf.Module wraps the dicts
+    exported = tf.Module()
+    exported.parameters = parameters
+
+    def embedding(pixels: Any) -> dict[str, Any]:
+        return {"embedding": call_module(tf, lowered, [*variables, pixels])[0]}
 
     # autograph=False: nothing here is Python control flow, and AutoGraph would try to rewrite JAX itself.
     @tf.function(input_signature=[tf.TensorSpec([None, height, width, 3], tf.float32, name="pixels")], autograph=False)
     def pixels(pixels: Any) -> dict[str, Any]:
-        return {"embedding": convert(exported.parameters, pixels)}
+        return embedding(pixels)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image")], autograph=False)
     def serving_default(image: Any) -> dict[str, Any]:
@@ -88,7 +100,7 @@ def export_saved_model(model: Model, folder: str | pathlib.Path) -> None:
             fn_output_signature=tf.TensorSpec([height, width, 3], tf.float32),
         )
         low, high = preprocessing.value_range
-        return {"embedding": convert(exported.parameters, resized * ((high - low) / 255) + low)}
+        return embedding(resized * ((high - low) / 255) + low)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -99,6 +111,7 @@ def export_saved_model(model: Model, folder: str | pathlib.Path) -> None:
             "signatures": {"serving_default": "image: string [n], JPEG or PNG", "pixels": "float32 [n, h, w, 3]"},
             "output": f"embedding: float32 [n, {model.architecture.embedding_dim}], unit norm",
             "platforms": PLATFORMS,
+            "target_tensorflow": target_tensorflow,
             "preprocessing": preprocessing.to_json(),
             "siglip_jax": __version__,
             "tensorflow": tf.__version__,
@@ -155,6 +168,23 @@ def _tensorflow() -> Any:
     except ImportError as error:
         raise UserError(f"SavedModels need TensorFlow ({error}); install siglip-jax[export]") from error
     return tf
+
+
+def call_module(tf: Any, lowered: StablehloModule, arguments: Sequence[Any]) -> list[Any]:
+    """Results of `lowered` for its flat arguments, variables or tensors, as an operation of a graph."""
+    from tensorflow.compiler.tf2xla.python import xla
+
+    return xla.call_module(
+        [tf.convert_to_tensor(arguments[i]) for i in lowered.kept],
+        version=lowered.calling_convention,
+        module=lowered.module,
+        Tout=[tf.as_dtype(dtype) for _, dtype in lowered.outputs],
+        Sout=[tf.TensorShape(shape) for shape, _ in lowered.outputs],
+        platforms=[platform.upper() for platform in PLATFORMS],
+        function_list=[],
+        has_token_input_output=False,
+        disabled_checks=[],
+    )
 
 
 def _decode_and_resize(tf: Any, encoded: Any, preprocessing: Preprocessing) -> Any:

@@ -8,13 +8,16 @@ from etils import epath
 
 from input_pipeline.dataset import open_split
 from siglip_jax.errors import UserError
+from siglip_jax.export.stablehlo import OLDEST
 
 IMAGES_CHECKED = 64  # of an export
 MAX_PIXELS_ERROR = 1e-5
 MIN_BYTES_COSINE = 0.9999
 
 
-def export(model: Any, output: epath.PathLike, *, dataset: epath.PathLike, split: str) -> None:
+def export(
+    model: Any, output: epath.PathLike, *, dataset: epath.PathLike, split: str, target_tensorflow: str = OLDEST
+) -> None:
     """Writes a SavedModel, compares it with the model in a process without JAX, and prints what was found.
 
     Raises:
@@ -24,7 +27,7 @@ def export(model: Any, output: epath.PathLike, *, dataset: epath.PathLike, split
 
     rows = open_split(dataset, split)
     pictures = [rows[i]["image"] for i in range(min(IMAGES_CHECKED, len(rows)))]
-    savedmodel.export_saved_model(model, output)
+    savedmodel.export_saved_model(model, output, target_tensorflow=target_tensorflow)
     found = savedmodel.check_saved_model(output, model, pictures)
     said = (
         f"SavedModel {output}, loaded without JAX, {len(pictures)} pictures: largest error from pixels "

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from siglip_jax.analysis.flops import cost, dot_flops
 from siglip_jax.errors import UserError
@@ -68,7 +68,7 @@ def test_convolutions():
 
 
 def test_a_shard_map_counts_all_devices_and_what_each_sends():
-    mesh = AbstractMesh((4, 2), ("data", "fsdp"))
+    mesh = AbstractMesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))  # newer JAX: Explicit
     onward = [(i, (i + 1) % 8) for i in range(8)]
 
     def local(x):  # [2, 6] of [16, 6]
