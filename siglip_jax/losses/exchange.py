@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from siglip_jax.losses.ring_order import ring_order
-from siglip_jax.losses.tiles import ADD, TILES, Merge, Results, TileFunction, count, over_matrix, tile_of
+from siglip_jax.losses.tiles import ADD, TILES, Finish, Merge, Results, Tile, TileFunction, count, over_matrix, tile_of
 
 COMMUNICATIONS = ("auto", "ring", "gather")
 GRADIENT_DTYPES = ("float32", "bfloat16")
@@ -77,7 +77,7 @@ class Walk:
 
     Attributes:
       layout: where the rows live.
-      dtype: of the embeddings.
+      dtype: of the embeddings and, once they are final, of their gradients.
       tile: rows and columns of a tile.
       communication: "ring" or "gather".
       wire_dtype: of results about columns while they travel.
@@ -90,7 +90,15 @@ class Walk:
     wire_dtype: str = "float32"
 
 
-def over_pairs(function: TileFunction, rows: Any, columns: Any, *, walk: Walk, merge: Merge = ADD) -> Results:
+def over_pairs(
+    function: TileFunction,
+    rows: Any,
+    columns: Any,
+    *,
+    walk: Walk,
+    merge: Merge = ADD,
+    final: Callable[[Any, Any], Any] = lambda _, about: about,
+) -> Results:
     """What `function` finds out on every tile of the matrix of all rows of all devices by all columns, merged.
 
     Runs on each device, inside `Layout.shard_map`; only `columns` and the results about them travel.
@@ -100,35 +108,48 @@ def over_pairs(function: TileFunction, rows: Any, columns: Any, *, walk: Walk, m
       rows: of this device, a tree of [n, ...].
       columns: of this device, a tree of [m, ...].
       merge: joins the results of two tiles; "gather" can only add.
+      final: (some rows, the merged results about them) -> what is kept of them, a tree of [r, ...]; called as soon as
+        these rows have met every column.
 
     Returns:
-      The results about this device's rows and columns, of all devices; the total over this device's rows.
+      The final results about this device's rows, the results about its columns, of all devices; the total over this
+      device's rows.
     """
     layout = walk.layout
     assert merge is ADD or walk.communication == "ring"
     first_row, columns_of_shard = layout.position() * count(rows), count(columns)
 
+    def nothing(tile: Tile[Any]) -> Results:
+        return layout.vary(merge.nothing(function, tile))
+
+    # Where a device meets all columns at once, a stripe of rows is final before the next begins.
+    at_once = walk.communication == "gather" or layout.devices == 1
+    finish = Finish(lambda tile: nothing(tile).rows, final) if at_once else None
+
     def visit(columns: Any, shard: Any, home: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
-        start = layout.vary(merge.nothing(function, tile_of(rows, columns)))
         results = over_matrix(
             function,
             rows,
             columns,
-            Results(rows=home[0], columns=start.columns, total=home[1]),
+            Results(rows=home[0], columns=nothing(tile_of(rows, columns)).columns, total=home[1]),
             first=(first_row, shard * columns_of_shard),
             tile=walk.tile,
             merge=merge,
+            finish=finish,
         )
         return results.columns, (results.rows, results.total)
 
-    start = layout.vary(merge.nothing(function, tile_of(rows, columns)))
+    start = nothing(tile_of(rows, columns))
+    if at_once:
+        kept = jax.eval_shape(final, rows, start.rows)
+        start = start._replace(rows=layout.vary(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)))
     home = (start.rows, start.total)
     if walk.communication == "gather":
         about_columns, home = gather(visit, columns, home, layout=layout, wire_dtype=walk.wire_dtype)
     else:
         about_columns, home = ring(visit, columns, home, layout=layout, join=merge.join, wire_dtype=walk.wire_dtype)
     about_rows, total = home
-    return Results(rows=about_rows, columns=about_columns, total=total)
+    return Results(rows=about_rows if at_once else final(rows, about_rows), columns=about_columns, total=total)
 
 
 def choose_communication(asked: str, *, batch: int, dim: int, itemsize: int, devices: int) -> str:

@@ -182,13 +182,19 @@ def _local_gradients(
     errors sigmoid(l) - [match], at most 1, keep their precision in bfloat16."""
     layout = walk.layout
     scale, batch = jnp.exp(t), len(x) * layout.devices
+
+    def final(rows: GroupedRows, summed: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The gradient of each row in the dtype it leaves in, and its share of that of t: d loss / d t = sum_ij
+        error_ij exp(t) <x_i, y_j> / batch = sum_i <x_i, dx_i>, so no second sum over the tiles."""
+        gradient = summed * (scale / batch)
+        return gradient.astype(walk.dtype), jnp.sum(rows.vectors.astype(jnp.float32) * gradient, axis=1)
+
     function = functools.partial(gradients_of_tile, scale=scale, b=b, same_group=same_group)
-    found = over_pairs(function, GroupedRows(x, groups), GroupedRows(y, groups), walk=walk)
+    found = over_pairs(function, GroupedRows(x, groups), GroupedRows(y, groups), walk=walk, final=final)
     loss, error = found.total
-    dx, dy = found.rows * (scale / batch), found.columns * (scale / batch)
-    # d loss / d t = sum_ij error_ij exp(t) <x_i, y_j> / batch = sum_i <x_i, dx_i>: no second sum over the tiles.
-    dt = layout.total(jnp.sum(x.astype(jnp.float32) * dx))
-    return layout.total(loss) / batch, dx, dy, dt, layout.total(error) / batch
+    dx, dt = found.rows
+    dy = (found.columns * (scale / batch)).astype(walk.dtype)
+    return layout.total(loss) / batch, dx, dy, layout.total(jnp.sum(dt)), layout.total(error) / batch
 
 
 # --- differentiation --------------------------------------------------------------------------------------------------
@@ -210,8 +216,8 @@ def _forward(walk: Walk, same_group: str, *inputs: jax.Array | None) -> tuple[ja
 def _backward(
     walk: Walk, same_group: str, gradients: tuple[jax.Array, ...], cotangent: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    image, text, t, b = (cotangent * gradient for gradient in gradients)
-    return image.astype(walk.dtype), text.astype(walk.dtype), t, b, None
+    image, text, t, b = ((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
+    return image, text, t, b, None
 
 
 _loss.defvjp(_forward, _backward)
@@ -222,7 +228,7 @@ _loss.defvjp(_forward, _backward)
 def _loss_and_gradients(
     walk: Walk, same_group: str, image: jax.Array, text: jax.Array, t: jax.Array, b: jax.Array, groups: jax.Array | None
 ) -> tuple[jax.Array, ...]:
-    """(loss, gradients of image, text, t, b) in float32, for a cotangent of 1."""
+    """(loss, gradients of image, text, t, b) for a cotangent of 1; those of image and text in `walk.dtype`."""
     local = functools.partial(_local_gradients, walk, same_group)
     by_row = (False, True, True, False, False)
     return walk.layout.shard_map(local, by_row=BY_ROW, out_by_row=by_row)(image, text, t, b, groups)

@@ -16,8 +16,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from siglip_jax.analysis.hlo import collectives, memory
 from siglip_jax.losses import sigmoid_loss
 
-topology, batch, dtype, communication = sys.argv[1:]
+topology, batch, dtype, communication, chips = sys.argv[1:]
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+devices = devices[: int(chips)] if chips != "all" else devices
 mesh = Mesh(np.asarray(devices).reshape(-1), ("data",), axis_types=(AxisType.Auto,))
 rows, scalar = (
     jax.ShapeDtypeStruct(shape, kind, sharding=NamedSharding(mesh, spec))
@@ -32,10 +33,10 @@ print(json.dumps({"devices": len(devices), "memory": memory(compiled), "collecti
 
 @pytest.fixture
 def compile_loss(python, tpu_compiler):
-    """compile_loss(topology, batch, dtype="bfloat16", communication="ring") -> what the program prints."""
+    """compile_loss(topology, batch, dtype="bfloat16", communication="ring", chips="all") -> what the program prints."""
 
-    def compiled(topology, batch, dtype="bfloat16", communication="ring"):
-        done = python(COMPILE, topology, batch, dtype, communication, environment=tpu_compiler, timeout=600)
+    def compiled(topology, batch, dtype="bfloat16", communication="ring", chips="all"):
+        done = python(COMPILE, topology, batch, dtype, communication, chips, environment=tpu_compiler, timeout=600)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -64,6 +65,16 @@ def test_ring(compile_loss, topology, chips, batch):
     # The accumulators and what travels, with one tile: never rows of another device but one's.
     tile = min(rows, 1024)
     assert found["memory"]["temporary"] < 6 * gradients + 6 * tile * tile * 4 + 2**20
+
+
+@pytest.mark.parametrize(
+    ("topology", "chips", "ceiling"), [("v5e:2x2", 1, 640), ("v5e:2x4", 8, 80), ("v5e:8x8", 64, 10)]
+)
+def test_memory_of_an_accelerator(compile_loss, topology, chips, ceiling):
+    """MiB at 65,536 rows, all told: on one chip 384 of embeddings and gradients, 192 of float32 text gradients."""
+    sizes = compile_loss(topology, 65_536, chips=chips)["memory"]
+    print(f"{chips} chip(s), batch 65536: bytes per chip {sizes}")
+    assert sum(sizes.values()) / 2**20 < ceiling
 
 
 def test_gather(compile_loss):

@@ -207,18 +207,20 @@ def compare(values: flags.FlagValues, mesh: Any) -> None:
     arrays = embeddings(values)
     needed = 6.0 * values.batch * values.batch * values.dim
     figures: dict[str, list[str]] = {}
+    sizes: dict[str, dict[str, int]] = {}
     runs: dict[str, Any] = {}
     for name, function in functions(values, mesh).items():
         if name not in values.only:
             continue
         compiled = jax.jit(function).lower(*like).compile()
-        flops = dot_flops(function, *like) / needed
-        figures[name] = [f"{memory(compiled)['temporary'] / 2**20:.1f}", f"{flops:.3f}"]
+        sizes[name] = memory(compiled)
+        mebibytes = [*sizes[name].values(), sum(sizes[name].values())]
+        figures[name] = [*(f"{size / 2**20:.1f}" for size in mebibytes), f"{dot_flops(function, *like) / needed:.3f}"]
         if values.repetitions:
             placed = [jax.device_put(a, s) for a, s in zip(arrays, compiled.input_shardings[0], strict=True)]
             runs[name] = lambda compiled=compiled, placed=placed: jax.block_until_ready(compiled(*placed))
     if "torch" in values.only and values.repetitions and mesh is None and importlib.util.find_spec("torch"):
-        figures["torch"] = ["-", "-"]
+        figures["torch"] = ["-"] * 5
         runs["torch"] = torch_run(values, arrays)
     seconds = measuring.interleaved(runs, repetitions=values.repetitions) if values.repetitions else {}
     rows = []
@@ -232,12 +234,34 @@ def compare(values: flags.FlagValues, mesh: Any) -> None:
             ]
             times = [f"{median * 1e3:.1f}", *ratios, f"{needed / median / 1e9:.0f}"]
         rows.append([TITLES[name], *times, *cells])
-    print(f"global batch {values.batch}; median of {values.repetitions} interleaved repetitions; memory per device")
-    header = ["", "ms", "x floor", "x ours", "GFLOP/s", "XLA temp MiB", "FLOPs / 6nBd"]
+    print(f"global batch {values.batch}; median of {values.repetitions} interleaved repetitions; MiB per device by XLA")
+    header = ["", "ms", "x floor", "x ours", "GFLOP/s", "arguments", "results", "temporary", "total", "FLOPs / 6nBd"]
     print(measuring.table(header, rows))
+    copies = cpu_copies(values)
+    if copies and "ours" in sizes:
+        total = sum(sizes["ours"].values()) - copies
+        print(
+            f"{copies / 2**20:.1f} MiB of the temporary memory of {TITLES['ours']} are float32 copies of its "
+            f"embeddings, which only a CPU makes for a product of bfloat16; without them the total is "
+            f"{total / 2**20:.1f} MiB"
+        )
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:  # of the whole process: one at a time with --only
         print(f"peak device memory of this process: {stats['peak_bytes_in_use'] / 2**20:.1f} MiB")
+
+
+def cpu_copies(values: flags.FlagValues) -> int:
+    """Bytes that one plain product of a device's embeddings takes beside them; on a GPU or TPU it takes none."""
+    import jax
+    import jax.numpy as jnp
+
+    from siglip_jax.analysis.hlo import memory
+
+    if jax.default_backend() != "cpu":
+        return 0
+    rows = jax.ShapeDtypeStruct((values.batch // values.devices, values.dim), values.dtype)
+    product = functools.partial(jnp.einsum, "nd,ne->de", preferred_element_type=jnp.float32)
+    return memory(jax.jit(product).lower(rows, rows).compile())["temporary"]
 
 
 def accuracy(values: flags.FlagValues, mesh: Any) -> None:

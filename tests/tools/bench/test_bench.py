@@ -73,6 +73,24 @@ def test_loss(capsys):
     ours = next(line for line in lines if line.startswith("sigmoid_loss")).split()
     assert ours[3] == "1.00"  # x ours
     assert all(float(figure) > 0 for figure in ours[1:3])
+    for line in lines:
+        if line.startswith(tuple(FLOPS)):
+            *parts, total = map(float, line.split()[-5:-1])
+            assert total == pytest.approx(sum(parts), abs=0.2)
+    assert "which only a CPU makes for a product of bfloat16" in lines[-1]
+
+
+def test_memory_of_the_loss(capsys):
+    """65,536 rows in bfloat16: 384 MiB of embeddings and gradients, 384 of copies that only a CPU makes, 212 more."""
+    options = ["--batch=65536", "--dtype=bfloat16", "--only=ours", "--repetitions=0"]
+    assert cli.main(["bench", "loss", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    arguments, results, _, total = map(float, lines[-2].split()[-5:-1])
+    assert arguments == results == 192
+    copies, without = (float(lines[-1].split(" MiB")[k].split()[-1]) for k in (0, 1))
+    assert copies == 384
+    assert without == pytest.approx(total - copies, abs=0.2)
+    assert without < 640
 
 
 def test_loss_on_eight_devices(python):
