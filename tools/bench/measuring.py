@@ -9,11 +9,12 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from siglip_jax.errors import UserError
-from siglip_jax.models.architecture import Architecture, TowerSize
-from siglip_jax.models.presets import PRESETS
+
+if TYPE_CHECKING:
+    from siglip_jax.models.architecture import Architecture
 
 SMALL = "small"  # 48 px, 192 wide, 3 layers: seconds on a CPU
 
@@ -24,6 +25,9 @@ def architecture_of(preset: str) -> Architecture:
     Raises:
       UserError: no such preset, or one whose pictures have no one size.
     """
+    from siglip_jax.models.architecture import Architecture, TowerSize
+    from siglip_jax.models.presets import PRESETS  # with image libraries, which a bench of the loss does without
+
     if preset == SMALL:
         tower = TowerSize(width=192, depth=3, mlp_dim=768, heads=3)
         return Architecture(

@@ -189,11 +189,11 @@ def test_a_part_of_the_gpu_bench_reads_50_ms(part, monkeypatch, tmp_path):
     """Its rows' ms, with the wait for the device asleep."""
     import jax
 
-    from tools.bench.gpu_parts.budget import Budget
+    from tools.bench.gpu_parts.budget import PartBudget
 
     monkeypatch.setattr(jax, "block_until_ready", nap)
     module = importlib.import_module(f"tools.bench.gpu_parts.{part}")
-    rows = module.rows(Budget(tiny=True, folder=tmp_path, deadline=time.monotonic() + 600))
+    rows = module.rows(PartBudget(tiny=True, folder=tmp_path, deadline=time.monotonic() + 600))
     row = next(row for row in rows if "ms" in row)
     assert SLEEP <= row["ms"] / 1e3 < 2 * SLEEP
 

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Budget:
+class PartBudget:
     """Of one part.
 
     Attributes:

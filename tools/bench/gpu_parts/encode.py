@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tools.bench.gpu_parts.budget import Budget, Row, median_seconds, mfu, reason
+from tools.bench.gpu_parts.budget import PartBudget, Row, median_seconds, mfu, reason
 from tools.bench.gpu_parts.synthetic_images import SPLIT, dataset_of
 
 TITLE = "Image towers, and embed from end to end"
 TOWERS = (("google/siglip-base-patch16-224", 1024), ("google/siglip-so400m-patch14-384", 256))
 
 
-def rows(budget: Budget) -> Iterator[Row]:
+def rows(budget: PartBudget) -> Iterator[Row]:
     for preset, batch in budget.choose(TOWERS, (("small", 8),)):
         yield of_tower(preset, batch, dtype=budget.choose("bfloat16", "float32"))
     yield from end_to_end(budget, budget.choose(TOWERS[0][0], "small"))
@@ -57,7 +57,7 @@ def of_tower(preset: str, batch: int, *, dtype: str) -> Row:
     return row | {"ms": seconds * 1e3, **figures}
 
 
-def end_to_end(budget: Budget, preset: str) -> Iterator[Row]:
+def end_to_end(budget: PartBudget, preset: str) -> Iterator[Row]:
     """The loader alone, `encode_image` on host arrays alone, and `embed`, which has both and writes a store."""
     import numpy as np
 

@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tools.bench.gpu_parts.budget import Budget, Row, device_memory, median_seconds, reason
+from tools.bench.gpu_parts.budget import PartBudget, Row, device_memory, median_seconds, reason
 
 TITLE = "Sigmoid loss, forward and backward"
 TILES = (1024, 2048, 4096, 8192, 16384)
@@ -16,7 +16,7 @@ DTYPES = ("bfloat16", "float32")
 FLOOR, OURS, DENSE = "three plain matmuls", "sigmoid_loss", "dense formula under jit"
 
 
-def rows(budget: Budget) -> Iterator[Row]:
+def rows(budget: PartBudget) -> Iterator[Row]:
     sizes = budget.choose((32_768, 65_536, 262_144), (64, 128))
     tiles = budget.choose(TILES, (16, 32))
     dim = budget.choose(768, 16)

@@ -42,7 +42,7 @@ def environment() -> dict[str, Any]:
 def main(module_name: str, file: str, seconds: str, folder: str, *options: str) -> None:
     deadline = time.monotonic() + float(seconds)
     part = importlib.import_module(module_name)
-    from tools.bench.gpu_parts.budget import Budget
+    from tools.bench.gpu_parts.budget import PartBudget
 
     found: dict[str, Any] = {"environment": environment(), "rows": []}
     path = pathlib.Path(file)
@@ -53,7 +53,7 @@ def main(module_name: str, file: str, seconds: str, folder: str, *options: str) 
         partial.replace(path)
 
     write()
-    for row in part.rows(Budget(tiny="tiny" in options, folder=pathlib.Path(folder), deadline=deadline)):
+    for row in part.rows(PartBudget(tiny="tiny" in options, folder=pathlib.Path(folder), deadline=deadline)):
         found["rows"].append(row)
         print(row, flush=True)
         write()

@@ -6,14 +6,14 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from tools.bench.gpu_parts.budget import Budget, Row, median_seconds, reason
+from tools.bench.gpu_parts.budget import PartBudget, Row, median_seconds, reason
 
 TITLE = "Exact search on the device"
 K = 10
 CHECKED = 32  # queries that are searched in float64 as well
 
 
-def rows(budget: Budget) -> Iterator[Row]:
+def rows(budget: PartBudget) -> Iterator[Row]:
     import jax
 
     items, dim = budget.choose((1_000_000, 768), (2000, 16))

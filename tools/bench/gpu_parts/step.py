@@ -6,20 +6,20 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from tools.bench.gpu_parts.budget import Budget, Row, device_memory, largest_by_line, median_seconds, mfu, reason
+from tools.bench.gpu_parts.budget import PartBudget, Row, device_memory, largest_by_line, median_seconds, mfu, reason
 
 TITLE = "Training step, SigLIP 2 B/16-256, one device"
 TINY_MEMORY = 2**28  # bytes, of a rehearsal's device
 SECONDS_TO_COMPILE = 25.0
 
 
-def values_of(budget: Budget, *, remat: str = "none") -> Any:
+def values_of(budget: PartBudget, *, remat: str = "none") -> Any:
     """What `bench step` takes for its flags."""
     preset = budget.choose("google/siglip2-base-patch16-256", "small")
     return types.SimpleNamespace(preset=preset, dtype=budget.choose("bfloat16", "float32"), remat=remat)
 
 
-def rows(budget: Budget) -> Iterator[Row]:
+def rows(budget: PartBudget) -> Iterator[Row]:
     """What matters most first; the larger batches of the ladder, and full rematerialisation, where time is left."""
     from tools.bench import step as bench
 

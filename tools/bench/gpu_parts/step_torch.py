@@ -8,14 +8,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from tools.bench.gpu_parts.budget import Budget, Row, largest_by_line, median_seconds, mfu, reason
+from tools.bench.gpu_parts.budget import PartBudget, Row, largest_by_line, median_seconds, mfu, reason
 from tools.bench.gpu_parts.step import model_flops, values_of
 
 TITLE = "The same step in PyTorch: transformers' SiglipModel under torch.compile"
 SECONDS_TO_COMPILE = 75.0
 
 
-def rows(budget: Budget) -> Iterator[Row]:
+def rows(budget: PartBudget) -> Iterator[Row]:
     from tools.bench import measuring, peer_transformers
     from tools.bench import step as bench
 

@@ -6,12 +6,12 @@ import pathlib
 import shutil
 import tempfile
 
-from tools.bench.gpu_parts.budget import Budget
+from tools.bench.gpu_parts.budget import PartBudget
 
 SPLIT = "train"
 
 
-def dataset_of(budget: Budget) -> pathlib.Path:
+def dataset_of(budget: PartBudget) -> pathlib.Path:
     """The folder of the dataset; built where no earlier part has."""
     from tools.bench import sample_images
 

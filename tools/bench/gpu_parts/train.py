@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from tools.bench.gpu_parts.budget import Budget, Row
+from tools.bench.gpu_parts.budget import PartBudget, Row
 from tools.bench.gpu_parts.synthetic_images import SPLIT, dataset_of
 
 TITLE = "Training from random weights, B/16-224"
@@ -16,7 +16,7 @@ SECONDS_TO_END = 25.0  # for the last checkpoint
 LINES = 12
 
 
-def rows(budget: Budget) -> Iterator[Row]:
+def rows(budget: PartBudget) -> Iterator[Row]:
     from siglip_jax.errors import Stopped
     from tools.workflow import training
 
@@ -39,7 +39,7 @@ def rows(budget: Budget) -> Iterator[Row]:
         }
 
 
-def config_of(budget: Budget) -> Any:
+def config_of(budget: PartBudget) -> Any:
     from siglip_jax.training.config import default_config
 
     config = default_config()
