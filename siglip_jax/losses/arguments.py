@@ -13,15 +13,17 @@ from siglip_jax.losses.exchange import COMMUNICATIONS, GRADIENT_DTYPES, Layout, 
 INPUT_DTYPES = ("float32", "bfloat16")
 
 
-def checked_embeddings(name: str, image: Any, text: Any) -> tuple[jax.Array, jax.Array]:
-    """Two [n, d] arrays of one dtype.
+def checked_embeddings(name: str, image: Any, text: Any, *, paired: bool = True) -> tuple[jax.Array, jax.Array]:
+    """[n, d] and [m, d] arrays of one dtype; m is n where row k of both is a pair.
 
     Raises:
       ValueError: other shapes, no rows, or dtypes that are neither float32 nor bfloat16.
     """
     image, text = jnp.asarray(image), jnp.asarray(text)
-    if image.ndim != 2 or image.shape != text.shape or not image.size:
-        raise ValueError(f"{name}: image {image.shape} and text {text.shape}; expected two equal [n, d]")
+    matrices = image.ndim == text.ndim == 2 and image.size and text.size and image.shape[1] == text.shape[1]
+    if not matrices or (paired and image.shape != text.shape):
+        expected = "two equal [n, d]" if paired else "[n, d] and [m, d]"
+        raise ValueError(f"{name}: image {image.shape} and text {text.shape}; expected {expected}")
     for side, x in (("image", image), ("text", text)):
         if x.dtype not in INPUT_DTYPES:
             raise ValueError(f"{name}: {side} is {x.dtype}; expected {' or '.join(INPUT_DTYPES)}")
@@ -37,15 +39,26 @@ def checked_scalar(name: str, what: str, value: Any) -> jax.Array:
     return value.astype(jnp.float32).reshape(())
 
 
-def checked_groups(name: str, groups: Any, rows: int) -> jax.Array | None:
+def checked_groups(name: str, what: str, groups: Any, rows: int) -> jax.Array | None:
+    """int32 [rows], or None where there are none."""
     if groups is None:
         return None
     if groups.shape != (rows,):
-        raise ValueError(f"{name}: groups {groups.shape}; expected [{rows}]")
+        raise ValueError(f"{name}: {what} {groups.shape}; expected [{rows}]")
     # Wider ids would be cut, and unequal groups could become equal.
     if not jnp.issubdtype(groups.dtype, jnp.integer) or groups.dtype.itemsize > 4:
-        raise ValueError(f"{name}: groups are {groups.dtype}; expected int32")
+        raise ValueError(f"{name}: {what} are {groups.dtype}; expected int32")
     return jnp.asarray(groups).astype(jnp.int32)
+
+
+def checked_weights(name: str, what: str, weights: Any, rows: int) -> jax.Array | None:
+    """float32 [rows], constants to a derivative, or None where there are none."""
+    if weights is None:
+        return None
+    weights = jnp.asarray(weights)
+    if weights.shape != (rows,) or not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise ValueError(f"{name}: {what} {weights.shape} of {weights.dtype}; expected float32 [{rows}]")
+    return jax.lax.stop_gradient(weights.astype(jnp.float32))
 
 
 def checked_layout(name: str, *, mesh: Mesh | None, axis: str | tuple[str, ...], inputs: tuple[Any, ...]) -> Layout:
@@ -62,10 +75,11 @@ def checked_layout(name: str, *, mesh: Mesh | None, axis: str | tuple[str, ...],
     if unknown := [a for a in axes if a not in mesh.shape]:
         raise ValueError(f"{name}: axis {', '.join(unknown)}; the mesh has {', '.join(mesh.axis_names)}")
     layout = Layout(mesh=mesh, axes=axes)
-    if inputs[0].shape[0] % layout.devices:
-        raise ValueError(
-            f"{name}: {inputs[0].shape[0]} rows over {layout.devices} devices; expected a multiple of {layout.devices}"
-        )
+    for rows in (x.shape[0] for x in inputs if x.ndim):
+        if rows % layout.devices:
+            raise ValueError(
+                f"{name}: {rows} rows over {layout.devices} devices; expected a multiple of {layout.devices}"
+            )
     return layout
 
 
@@ -76,9 +90,9 @@ def checked_choice(name: str, what: str, value: str, choices: tuple[str, ...]) -
 
 
 def checked_walk(
-    name: str, image: jax.Array, *, layout: Layout, tile: int | None, communication: str, gradient_dtype: Any
+    name: str, text: jax.Array, *, layout: Layout, tile: int | None, communication: str, gradient_dtype: Any
 ) -> Walk:
-    """How to go over all pairs of the rows of `image` [n, d] and as many of text.
+    """How to go over all pairs of the images and the rows of `text` [m, d].
 
     Raises:
       ValueError: a tile below 1, an unknown way of communicating or dtype of gradients.
@@ -87,10 +101,10 @@ def checked_walk(
     wire_dtype = checked_choice(name, "gradient_dtype", jnp.dtype(gradient_dtype).name, GRADIENT_DTYPES)
     if tile is not None and tile < 1:
         raise ValueError(f"{name}: tile={tile}; expected at least 1")
-    (batch, dim), itemsize = image.shape, image.dtype.itemsize
+    (batch, dim), itemsize = text.shape, text.dtype.itemsize
     return Walk(
         layout=layout,
-        dtype=image.dtype.name,
+        dtype=text.dtype.name,
         tile=layout.tile if tile is None else tile,
         communication=choose_communication(
             communication, batch=batch, dim=dim, itemsize=itemsize, devices=layout.devices

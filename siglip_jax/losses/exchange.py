@@ -156,7 +156,7 @@ def choose_communication(asked: str, *, batch: int, dim: int, itemsize: int, dev
     """Which way; both send about the same bytes. "auto" gathers up to `GATHER_BYTES` of rows and gradients a device.
 
     Args:
-      batch: global rows.
+      batch: global rows of the side that travels.
       itemsize: bytes of one element of a row; a gradient takes 4 more.
 
     Returns:

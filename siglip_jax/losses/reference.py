@@ -13,19 +13,29 @@ def dense_sigmoid_loss(
     b: jax.Array,
     *,
     groups: jax.Array | None = None,
+    text_groups: jax.Array | None = None,
+    text_weights: jax.Array | None = None,
     same_group: str = "positive",
 ) -> jax.Array:
-    """`sigmoid_loss` with all n x n logits at once, differentiated by JAX: any order, either mode, much memory.
+    """`sigmoid_loss` with all n x m logits at once, differentiated by JAX: any order, either mode, much memory.
 
     Arguments and result as `siglip_jax.losses.sigmoid_loss`, on one device or sharded as XLA likes.
     """
-    n = image.shape[0]
-    pair = jnp.arange(n)[:, None] == jnp.arange(n)[None, :]
+    n, m = len(image), len(text)
+    if text_groups is not None and groups is None:
+        groups = jnp.arange(n)
+    pair = jnp.arange(n)[:, None] == jnp.arange(m)[None, :]
     similarity = jnp.dot(image, text.T, preferred_element_type=jnp.float32)
     logits = jnp.exp(t.astype(jnp.float32)) * similarity + b.astype(jnp.float32)
-    same = pair if groups is None else groups[:, None] == groups[None, :]
-    positive = same if same_group == "positive" else pair
-    losses = jax.nn.softplus(jnp.where(positive, -logits, logits))
+    same = pair if groups is None else groups[:, None] == (groups if text_groups is None else text_groups)[None, :]
+    positive = pair if same_group == "ignore" else same
+    weights = jnp.ones((1, m)) if text_weights is None else text_weights[None, :]
+    if same_group == "mean":
+        by_image = jnp.sum(same & (weights > 0), axis=1, keepdims=True)
+        by_text = jnp.sum(same, axis=0, keepdims=True)
+        share = 0.5 / jnp.maximum(by_image, 1) + 0.5 / jnp.maximum(by_text, 1)
+        weights = weights * jnp.where(same, share, 1)
+    losses = weights * jax.nn.softplus(jnp.where(positive, -logits, logits))
     return jnp.sum(losses, where=positive | ~same) / n
 
 

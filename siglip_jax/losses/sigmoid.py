@@ -8,7 +8,7 @@ for the gradients and one tile, whatever n is. Left to autodiff, a loop over til
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 
 from siglip_jax.losses import arguments
 from siglip_jax.losses.exchange import Walk, over_pairs
+from siglip_jax.losses.positives import SAME_GROUP, GroupedRows, Labels, matches, sides
 from siglip_jax.losses.tiles import Results, Tile, dot
 
-SAME_GROUP = ("positive", "ignore")  # what rows of equal group are to each other, off the diagonal
 NAME = "sigmoid_loss"
-BY_ROW = (True, True, False, False, True)  # image, text, t, b, groups
+BY_ROW = (True, True, False, False, True)  # image, text, t, b, labels
 
 
 def sigmoid_loss(
@@ -30,6 +30,8 @@ def sigmoid_loss(
     b: jax.Array,
     *,
     groups: jax.Array | None = None,
+    text_groups: jax.Array | None = None,
+    text_weights: jax.Array | None = None,
     same_group: str = "positive",
     mesh: Mesh | None = None,
     axis: str | tuple[str, ...] = "data",
@@ -37,18 +39,26 @@ def sigmoid_loss(
     communication: str = "auto",
     gradient_dtype: Any = "float32",
 ) -> jax.Array:
-    """Mean over the global batch of -log sigmoid(y_ij * l_ij), summed over j, with l_ij = exp(t) <x_i, y_j> + b.
+    """Mean over the images of the global batch of -w_ij log sigmoid(y_ij l_ij), summed over the texts j, with l_ij =
+    exp(t) <x_i, y_j> + b.
 
-    Rows of equal title (or product) are no negatives of each other: `groups` names them. Logits, t and b are float32
+    Rows of equal title (or product) are no negatives of each other: `groups` names them. An image may have several
+    texts, or none, where `text_groups` says whose each text is. Logits, t and b are float32
     whatever the inputs are, and exp(t) is not clamped. Reverse-mode differentiable once, in image, text, t and b, from
     any number of devices; forward mode and second derivatives raise (`reference.dense_sigmoid_loss` has both).
 
     Args:
-      image, text: [n, d], unit norm; bfloat16 or float32, products accumulate in float32. float32 is multiplied as
-        float32 on every platform (see `tiles.dot`).
+      image, text: [n, d] and [m, d], unit norm, m = n without `text_groups`; bfloat16 or float32, products accumulate
+        in float32. float32 is multiplied as float32 on every platform (see `tiles.dot`).
       t, b: scalars or [1]; t is the LOG temperature.
       groups: int32 [n]; pairs of one group count as positives, or not at all off the diagonal.
-      same_group: "positive" or "ignore".
+      text_groups: int32 [m], for texts that are not row by row those of the images: an image and a text of one group
+        are a positive, all others are negatives. Without `groups`, image i of the global batch is group i.
+      text_weights: float32 [m], at least 0, a factor of all pairs of each text; 1 where absent. No gradient. A text of
+        weight 0 is as if it were not there.
+      same_group: what pairs of one group are. "positive" counts each fully. "mean" weighs a positive (1 / k_i +
+        1 / k_j) / 2, with k_i texts of the image's group and k_j images of the text's: 1 / k row by row.
+        "ignore" leaves them out off the diagonal, so not with `text_groups`, which have none.
       mesh: the mesh that the rows are sharded over, along `axis`; None for one device.
       axis: one mesh axis or several.
       tile: rows and columns of the logits made at a time; None chooses for the platform. Any size is exact.
@@ -65,10 +75,19 @@ def sigmoid_loss(
       TypeError: forward-mode or second-order differentiation.
     """
     layout = arguments.checked_layout(NAME, mesh=mesh, axis=axis, inputs=(image, text))
-    image, text = arguments.checked_embeddings(NAME, image, text)
+    image, text = arguments.checked_embeddings(NAME, image, text, paired=text_groups is None)
     arguments.checked_choice(NAME, "same_group", same_group, SAME_GROUP)
+    if text_groups is not None and same_group == "ignore":
+        raise ValueError(f"{NAME}: same_group='ignore' with text_groups; expected positive or mean")
+    if text_groups is not None and groups is None:
+        groups = jnp.arange(len(image), dtype=jnp.int32)
+    labels = Labels(
+        arguments.checked_groups(NAME, "groups", groups, len(image)),
+        arguments.checked_groups(NAME, "text_groups", groups if text_groups is None else text_groups, len(text)),
+        arguments.checked_weights(NAME, "text_weights", text_weights, len(text)),
+    )
     walk = arguments.checked_walk(
-        NAME, image, layout=layout, tile=tile, communication=communication, gradient_dtype=gradient_dtype
+        NAME, text, layout=layout, tile=tile, communication=communication, gradient_dtype=gradient_dtype
     )
     return _loss(
         walk,
@@ -77,23 +96,11 @@ def sigmoid_loss(
         text,
         arguments.checked_scalar(NAME, "t", t),
         arguments.checked_scalar(NAME, "b", b),
-        arguments.checked_groups(NAME, groups, image.shape[0]),
+        labels,
     )
 
 
 # --- one tile ---------------------------------------------------------------------------------------------------------
-
-
-class GroupedRows(NamedTuple):
-    """The rows of one side.
-
-    Attributes:
-      vectors: [n, d], float32 or bfloat16.
-      group: int32 [n], or None where every row is a group of its own.
-    """
-
-    vectors: jax.Array
-    group: jax.Array | None = None
 
 
 def value_of_tile(tile: Tile[GroupedRows], scale: jax.Array, b: jax.Array, *, same_group: str) -> Results:
@@ -125,25 +132,16 @@ def gradients_of_tile(tile: Tile[GroupedRows], scale: jax.Array, b: jax.Array, *
     )
 
 
-def matches(tile: Tile[GroupedRows], same_group: str) -> tuple[jax.Array, jax.Array | None]:
-    """(is a positive, counts or None for all), each bool [r, c]."""
-    if tile.rows.group is None or tile.columns.group is None:
-        return tile.pairs(), None
-    same = tile.rows.group[:, None] == tile.columns.group[None, :]
-    if same_group == "positive":
-        return same, None
-    return tile.pairs(), tile.pairs() | ~same
-
-
-def losses_and_errors(logits: jax.Array, positive: jax.Array, counts: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Each pair's loss and its derivative by the logit, from one exponential; 0 for pairs that do not count.
+def losses_and_errors(logits: jax.Array, positive: jax.Array, weight: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Each pair's loss and its derivative by the logit, from one exponential, both times the pair's weight.
 
     With u = -l for a positive and l for a negative: softplus(u) = max(u, 0) + log1p(exp(-|u|)) and -+sigmoid(u), finite
     and without cancellation for every l.
 
     Args:
       logits: float32 [r, c].
-      positive, counts: bool [r, c].
+      positive: bool [r, c].
+      weight: float32, [r, c] or [1, c]; None for 1.
 
     Returns:
       Two float32 [r, c].
@@ -153,9 +151,7 @@ def losses_and_errors(logits: jax.Array, positive: jax.Array, counts: jax.Array 
     losses = jnp.maximum(u, 0) + jnp.log1p(small)
     errors = jnp.where(u >= 0, 1, small) / (1 + small)
     errors = jnp.where(positive, -errors, errors)
-    if counts is None:
-        return losses, errors
-    return jnp.where(counts, losses, 0), jnp.where(counts, errors, 0)
+    return (losses, errors) if weight is None else (weight * losses, weight * errors)
 
 
 def _logits(tile: Tile[GroupedRows], scale: jax.Array, b: jax.Array) -> jax.Array:
@@ -166,17 +162,17 @@ def _logits(tile: Tile[GroupedRows], scale: jax.Array, b: jax.Array) -> jax.Arra
 
 
 def _local_value(
-    walk: Walk, same_group: str, x: jax.Array, y: jax.Array, t: jax.Array, b: jax.Array, groups: jax.Array | None
+    walk: Walk, same_group: str, x: jax.Array, y: jax.Array, t: jax.Array, b: jax.Array, labels: Labels
 ) -> jax.Array:
     """The loss of the global batch, from this device's rows."""
     layout = walk.layout
     function = functools.partial(value_of_tile, scale=jnp.exp(t), b=b, same_group=same_group)
-    found = over_pairs(function, GroupedRows(x, groups), GroupedRows(y, groups), walk=walk)
+    found = over_pairs(function, *sides(walk, same_group, x, y, labels), walk=walk)
     return layout.total(found.total) / (len(x) * layout.devices)
 
 
 def _local_gradients(
-    walk: Walk, same_group: str, x: jax.Array, y: jax.Array, t: jax.Array, b: jax.Array, groups: jax.Array | None
+    walk: Walk, same_group: str, x: jax.Array, y: jax.Array, t: jax.Array, b: jax.Array, labels: Labels
 ) -> tuple[jax.Array, ...]:
     """The loss and the gradients of this device's rows. Sums are divided by the global batch at the end, so that the
     errors sigmoid(l) - [match], at most 1, keep their precision in bfloat16."""
@@ -190,7 +186,7 @@ def _local_gradients(
         return gradient.astype(walk.dtype), jnp.sum(rows.vectors.astype(jnp.float32) * gradient, axis=1)
 
     function = functools.partial(gradients_of_tile, scale=scale, b=b, same_group=same_group)
-    found = over_pairs(function, GroupedRows(x, groups), GroupedRows(y, groups), walk=walk, final=final)
+    found = over_pairs(function, *sides(walk, same_group, x, y, labels), walk=walk, final=final)
     loss, error = found.total
     dx, dt = found.rows
     dy = (found.columns * (scale / batch)).astype(walk.dtype)
@@ -202,13 +198,13 @@ def _local_gradients(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _loss(
-    walk: Walk, same_group: str, image: jax.Array, text: jax.Array, t: jax.Array, b: jax.Array, groups: jax.Array | None
+    walk: Walk, same_group: str, image: jax.Array, text: jax.Array, t: jax.Array, b: jax.Array, labels: Labels
 ) -> jax.Array:
     local = functools.partial(_local_value, walk, same_group)
-    return walk.layout.shard_map(local, by_row=BY_ROW, out_by_row=False)(image, text, t, b, groups)
+    return walk.layout.shard_map(local, by_row=BY_ROW, out_by_row=False)(image, text, t, b, labels)
 
 
-def _forward(walk: Walk, same_group: str, *inputs: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _forward(walk: Walk, same_group: str, *inputs: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     loss, *gradients = _loss_and_gradients(walk, same_group, *inputs)
     return loss, tuple(gradients)
 
@@ -226,12 +222,12 @@ _loss.defvjp(_forward, _backward)
 # The gradients are an answer, not a formula to differentiate again: a loop left to autodiff would keep every tile.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _loss_and_gradients(
-    walk: Walk, same_group: str, image: jax.Array, text: jax.Array, t: jax.Array, b: jax.Array, groups: jax.Array | None
+    walk: Walk, same_group: str, image: jax.Array, text: jax.Array, t: jax.Array, b: jax.Array, labels: Labels
 ) -> tuple[jax.Array, ...]:
     """(loss, gradients of image, text, t, b) for a cotangent of 1; those of image and text in `walk.dtype`."""
     local = functools.partial(_local_gradients, walk, same_group)
     by_row = (False, True, True, False, False)
-    return walk.layout.shard_map(local, by_row=BY_ROW, out_by_row=by_row)(image, text, t, b, groups)
+    return walk.layout.shard_map(local, by_row=BY_ROW, out_by_row=by_row)(image, text, t, b, labels)
 
 
 @_loss_and_gradients.defjvp

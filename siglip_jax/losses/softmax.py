@@ -54,7 +54,7 @@ def softmax_loss(
     layout = arguments.checked_layout(NAME, mesh=mesh, axis=axis, inputs=(image, text))
     image, text = arguments.checked_embeddings(NAME, image, text)
     walk = arguments.checked_walk(
-        NAME, image, layout=layout, tile=tile, communication="ring", gradient_dtype=gradient_dtype
+        NAME, text, layout=layout, tile=tile, communication="ring", gradient_dtype=gradient_dtype
     )
     return _loss(walk, image, text, arguments.checked_scalar(NAME, "t", t))
 

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from siglip_jax.analysis.hlo import collectives, memory
 from siglip_jax.losses import sigmoid_loss
 
-topology, batch, dtype, communication, chips = sys.argv[1:]
+topology, batch, dtype, communication, chips, texts = sys.argv[1:]
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 devices = devices[: int(chips)] if chips != "all" else devices
 mesh = Mesh(np.asarray(devices).reshape(-1), ("data",), axis_types=(AxisType.Auto,))
@@ -24,8 +24,14 @@ rows, scalar = (
     jax.ShapeDtypeStruct(shape, kind, sharding=NamedSharding(mesh, spec))
     for shape, kind, spec in (((int(batch), 768), dtype, P("data")), ((1,), "float32", P()))
 )
-loss = lambda *arguments: sigmoid_loss(*arguments, mesh=mesh, communication=communication)
-compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).lower(rows, rows, scalar, scalar).compile()
+like = lambda *shape, dtype=dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=rows.sharding)
+labels, text = {}, rows
+if texts != "one":
+    text = like(int(texts) * int(batch), 768)
+    labels = {"groups": like(int(batch), dtype="int32"), "text_groups": like(text.shape[0], dtype="int32")}
+options = {"same_group": "mean"} if labels else {}
+loss = lambda *a, **k: sigmoid_loss(*a, **k, **options, mesh=mesh, communication=communication)
+compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))).lower(rows, text, scalar, scalar, **labels).compile()
 found = [dataclasses.asdict(c) for c in collectives(compiled.as_text())]
 print(json.dumps({"devices": len(devices), "memory": memory(compiled), "collectives": found}))
 """
@@ -33,10 +39,13 @@ print(json.dumps({"devices": len(devices), "memory": memory(compiled), "collecti
 
 @pytest.fixture
 def compile_loss(python, tpu_compiler):
-    """compile_loss(topology, batch, dtype="bfloat16", communication="ring", chips="all") -> what the program prints."""
+    """compile_loss(topology, batch, dtype="bfloat16", communication="ring", chips="all", texts="one") -> what the
+    program prints. With several texts an image, the positives of one weigh 1/k."""
 
-    def compiled(topology, batch, dtype="bfloat16", communication="ring", chips="all"):
-        done = python(COMPILE, topology, batch, dtype, communication, chips, environment=tpu_compiler, timeout=600)
+    def compiled(topology, batch, dtype="bfloat16", communication="ring", chips="all", texts="one"):
+        done = python(
+            COMPILE, topology, batch, dtype, communication, chips, texts, environment=tpu_compiler, timeout=600
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -75,6 +84,18 @@ def test_memory_of_an_accelerator(compile_loss, topology, chips, ceiling):
     sizes = compile_loss(topology, 65_536, chips=chips)["memory"]
     print(f"{chips} chip(s), batch 65536: bytes per chip {sizes}")
     assert sum(sizes.values()) / 2**20 < ceiling
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_ring_of_counted_groups(compile_loss, texts):
+    """Counts go round once before the texts do; all permutes are asynchronous, with work beside those of the texts."""
+    found = compile_loss("v5e:16x16", 32_768, texts=texts)
+    permutes = [c for c in found["collectives"] if c["kind"] == "collective-permute"]
+    rows = texts * 32_768 // 256
+    assert {c["bytes"] for c in permutes} == {rows * 4, rows * 768 * 2, rows * 768 * 4}  # labels, texts, gradients
+    assert all(c["asynchronous"] for c in permutes)
+    assert all(c["overlapped"] for c in permutes if c["in_loop"] and c["bytes"] > rows * 4)
+    assert found["memory"]["temporary"] < 16 * rows * 768 * 4
 
 
 def test_gather(compile_loss):

@@ -35,8 +35,9 @@ STEPS = FieldTable(
         "steps": Field(1000, "Steps of the whole run.", at_least(1)),
         "same_group": Field(
             "positive",
-            "What rows of equal title are to each other: positive pairs, or pairs that do not count.",
-            one_of("positive", "ignore"),
+            "What rows of equal title are to each other: positive pairs, positive pairs of which the k of a row weigh "
+            "1/k, or pairs that do not count.",
+            one_of("positive", "mean", "ignore"),
         ),
     },
 )

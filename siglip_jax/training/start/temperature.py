@@ -24,7 +24,13 @@ SCALES = (
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Similarities of sampled rows of one batch: float64 [rows, n], with bool [rows, n] of what each pair is."""
+    """Similarities of sampled rows of one batch.
+
+    Attributes:
+      similarity: float64 [rows, n].
+      positive: float64 [rows, n], what each pair weighs as a positive, 0 for others.
+      negative: bool [rows, n].
+    """
 
     similarity: np.ndarray
     positive: np.ndarray
@@ -47,13 +53,18 @@ def labelled(image: np.ndarray, text: np.ndarray, groups: np.ndarray, *, same_gr
     rows = np.arange(0, n, max(1, math.ceil(n * n / MAX_PAIRS)))
     similarity = image[rows].astype(np.float64) @ text.astype(np.float64).T
     same = groups[rows][:, None] == groups
-    positive = same if same_group == "positive" else rows[:, None] == np.arange(n)
+    positive = (rows[:, None] == np.arange(n) if same_group == "ignore" else same).astype(np.float64)
+    if same_group == "mean":
+        positive /= same.sum(axis=1, keepdims=True)
     return Labelled(similarity, positive, ~same)
 
 
 @dataclasses.dataclass(frozen=True)
 class Histogram:
-    """Similarities of positive and negative pairs: mean and count of each bin, float64 [bins]; rows they came from."""
+    """Similarities of positive and negative pairs: mean and count of each bin, float64 [bins]; rows they came from.
+
+    A pair counts for its weight.
+    """
 
     positives: tuple[np.ndarray, np.ndarray]
     negatives: tuple[np.ndarray, np.ndarray]
@@ -65,9 +76,10 @@ class Histogram:
         for batch in batches:
             rows += len(batch.similarity)
             number = np.clip(((batch.similarity + 1) * (BINS / 2)).astype(np.int64), 0, BINS - 1)
-            for kind, chosen in enumerate((batch.positive, batch.negative)):
-                counts[kind] += np.bincount(number[chosen], minlength=BINS)
-                sums[kind] += np.bincount(number[chosen], batch.similarity[chosen], minlength=BINS)
+            for kind, weight in enumerate((batch.positive, batch.negative)):
+                chosen = weight > 0
+                counts[kind] += np.bincount(number[chosen], weight[chosen], minlength=BINS)
+                sums[kind] += np.bincount(number[chosen], (batch.similarity * weight)[chosen], minlength=BINS)
         positives, negatives = ((s[n > 0] / n[n > 0], n[n > 0]) for s, n in zip(sums, counts, strict=True))
         return cls(positives, negatives, rows)
 

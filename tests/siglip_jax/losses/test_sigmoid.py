@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from siglip_jax.losses import sigmoid, sigmoid_loss
 from siglip_jax.losses.exchange import GATHER_BYTES, Layout, Walk, choose_communication
+from siglip_jax.losses.positives import Labels
 from siglip_jax.losses.tiles import tile_of
 
 SO400M = (np.log(112.3), -16.5)  # t and b of a published checkpoint: the largest logits there are
-SAME_GROUP = ("positive", "ignore")
 
 
 def unit(rng, n, d):
@@ -187,11 +187,9 @@ def beyond_rounding(found, exact):
 
 
 def test_error_in_bfloat16_before_the_gradients_are_rounded():
-    (image, text, t, b), options, (_, by_hand) = published_case("bfloat16", False, "positive")
+    (image, text, t, b), _, (_, by_hand) = published_case("bfloat16", False, "positive")
     walk = Walk(layout=Layout(mesh=None, axes=()), dtype="float32", tile=64)  # of the gradients
-    _, *gradients = sigmoid._loss_and_gradients(
-        walk, "positive", image, text, jnp.float32(t), jnp.float32(b), options["groups"]
-    )
+    _, *gradients = sigmoid._loss_and_gradients(walk, "positive", image, text, jnp.float32(t), jnp.float32(b), Labels())
     for found, exact in zip(gradients, by_hand.values(), strict=True):
         assert max_norm_error(np.asarray(found), exact) < 3e-3
 
@@ -251,7 +249,7 @@ def test_extreme_logits_stay_finite(b):
         (((0, 3), (0, 3)), {}, "two equal"),
         (((4, 3), (4, 3)), {"groups": np.zeros(4, np.int64)}, "groups are int64; expected int32"),
         (((4, 3), (4, 3)), {"groups": np.zeros(4, np.float32)}, "groups are float32; expected int32"),
-        (((4, 3), (4, 3)), {"same_group": "negative"}, "expected one of positive, ignore"),
+        (((4, 3), (4, 3)), {"same_group": "negative"}, "expected one of positive, mean, ignore"),
         (((4, 3), (4, 3)), {"communication": "mail"}, "expected one of auto, ring, gather"),
         (((4, 3), (4, 3)), {"gradient_dtype": "float16"}, "expected one of float32, bfloat16"),
         (((4, 3), (4, 3)), {"tile": 0}, "tile=0; expected at least 1"),
