@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from siglip_jax.export.stablehlo import OLDEST, READERS
+from siglip_jax.export.stablehlo import READERS
 from tools import common_flags
 
 
@@ -18,10 +18,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("split", "test", "Split that the pictures are from.", flag_values=values)
     flags.DEFINE_enum(
         "target_tensorflow",
-        OLDEST,
+        None,
         list(READERS),
-        "The oldest TensorFlow that will read the SavedModel. A later one is needed for models with operations that "
-        "the earlier lacks.",
+        "The oldest TensorFlow that will read the SavedModel; by default the oldest that can. "
+        "Towers in bfloat16 need 2.20.",
         flag_values=values,
     )
 
@@ -35,5 +35,5 @@ def main(values: flags.FlagValues) -> None:
         values.output,
         dataset=values.dataset,
         split=values.split,
-        target_tensorflow=values.target_tensorflow,
+        target_tensorflow=values.target_tensorflow or "",
     )

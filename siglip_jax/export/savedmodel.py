@@ -21,7 +21,7 @@ import numpy as np
 
 from siglip_jax import __version__
 from siglip_jax.errors import UserError, check_choice
-from siglip_jax.export.stablehlo import OLDEST, PLATFORMS, READERS, StablehloModule, lower_for
+from siglip_jax.export.stablehlo import PLATFORMS, READERS, StablehloModule, lower_for, lower_for_oldest
 from siglip_jax.preprocessing import NAFLEX, Preprocessing
 from siglip_jax.preprocessing.resize_table import RESIZES
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # a process that only serves has no JAX
 MANIFEST = "siglip_jax.json"
 
 
-def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tensorflow: str = OLDEST) -> None:
+def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tensorflow: str = "") -> None:
     """Writes the image encoder to `folder`, complete or not at all.
 
     The batch is dynamic, from 1 row on. Parameters are variables, since a graph's constants are limited to 2 GB.
@@ -39,13 +39,14 @@ def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tenso
     Args:
       model: what is exported.
       folder: where to; it must not exist.
-      target_tensorflow: the oldest TensorFlow that will read it, one of `READERS`.
+      target_tensorflow: the oldest TensorFlow that will read it, one of `READERS`; the oldest that can by default.
 
     Raises:
       UserError: TensorFlow is not installed, the folder exists, the model has no known preprocessing or one of
         NaFlex pictures, or its resize cannot be written in a graph.
     """
-    check_choice("--target_tensorflow", target_tensorflow, READERS)
+    if target_tensorflow:
+        check_choice("--target_tensorflow", target_tensorflow, READERS)
     tf = _tensorflow()
     import jax
 
@@ -73,12 +74,14 @@ def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tenso
     # Only the image tower travels: the text tower is most of a multilingual model's bytes.
     kept = {name: model.params[name] for name in ("img", "t", "b")}
     (batch,) = jax.export.symbolic_shape("batch")
-    lowered = lower_for(
-        encode,
+    shapes = (
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kept),
         jax.ShapeDtypeStruct((batch, height, width, 3), np.float32),
-        target_tensorflow=target_tensorflow,
     )
+    if target_tensorflow:
+        lowered = lower_for(encode, *shapes, target_tensorflow=target_tensorflow)
+    else:
+        target_tensorflow, lowered = lower_for_oldest(encode, *shapes)
     parameters = jax.tree.map(tf.Variable, kept)
     variables = jax.tree.leaves(parameters)  # before tf.Module wraps the dicts
     exported = tf.Module()

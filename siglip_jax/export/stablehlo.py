@@ -7,6 +7,7 @@ JAX can then write for any TensorFlow of the table. TensorFlow itself is not nee
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -30,14 +31,16 @@ class Reader:
 
 
 # Old versions of both where the release reads them: what an old release reads, every later one reads as well. The newer
-# rows are for models with operations that StableHLO 1.0 lacks. TensorFlow 2.15 ends at calling convention 8.
+# rows are for models with operations that 0.14 lacks, as towers in bfloat16 have. TensorFlow 2.15 ends at
+# calling convention 8.
 READERS = {
-    "2.16": Reader(9, "1.0.0"),
-    "2.17": Reader(9, "1.0.0"),
+    "2.16": Reader(9, "0.14.0"),
+    "2.17": Reader(9, "0.14.0"),
+    "2.18": Reader(9, "0.14.0"),
+    "2.19": Reader(9, "0.14.0"),
     "2.20": Reader(10, "1.10.0"),
     "2.21": Reader(10, "1.13.0"),
 }
-OLDEST = "2.16"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class StablehloModule:
     outputs: tuple[tuple[tuple[int | None, ...], Any], ...]
 
 
-def lower_for(function: Callable[..., Any], *shapes: Any, target_tensorflow: str = OLDEST) -> StablehloModule:
+def lower_for(function: Callable[..., Any], *shapes: Any, target_tensorflow: str) -> StablehloModule:
     """`function` in what TensorFlow `target_tensorflow` reads, for CPU, GPU and TPU.
 
     Args:
@@ -71,6 +74,7 @@ def lower_for(function: Callable[..., Any], *shapes: Any, target_tensorflow: str
     check_choice("--target_tensorflow", target_tensorflow, READERS)
     import jax
     from jax import export
+    from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import stablehlo
 
     reader = READERS[target_tensorflow]
@@ -81,8 +85,13 @@ def lower_for(function: Callable[..., Any], *shapes: Any, target_tensorflow: str
         exported = export.export(jax.jit(function), platforms=PLATFORMS)(*shapes)
     finally:
         jax.config.update(convention, before)
+    with ir.Context() as context:
+        stablehlo.register_dialect(context)
+        # As text without source locations: TensorFlow 2.18 and earlier stop at ranges of lines, and paths tell of the
+        # machine.
+        text = str(stablehlo.deserialize_portable_artifact(context, exported.mlir_module_serialized))
     try:
-        module = stablehlo.serialize_portable_artifact_str(exported.mlir_module(), reader.stablehlo)
+        module = stablehlo.serialize_portable_artifact_str(text, reader.stablehlo)
     except Exception as error:  # of MLIR's own types, with the module in the text
         reason = " ".join(str(error).split())[:150]
         raise UserError(
@@ -98,3 +107,12 @@ def lower_for(function: Callable[..., Any], *shapes: Any, target_tensorflow: str
             for array in exported.out_avals
         ),
     )
+
+
+def lower_for_oldest(function: Callable[..., Any], *shapes: Any) -> tuple[str, StablehloModule]:
+    """`function` for the oldest TensorFlow of READERS whose StableHLO has all its operations, and that release."""
+    *older, newest = READERS
+    for release in older:
+        with contextlib.suppress(UserError):
+            return release, lower_for(function, *shapes, target_tensorflow=release)
+    return newest, lower_for(function, *shapes, target_tensorflow=newest)

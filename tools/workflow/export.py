@@ -8,7 +8,6 @@ from etils import epath
 
 from input_pipeline.dataset import open_split
 from siglip_jax.errors import UserError
-from siglip_jax.export.stablehlo import OLDEST
 
 IMAGES_CHECKED = 64  # of an export
 MAX_PIXELS_ERROR = 1e-5
@@ -16,7 +15,7 @@ MIN_BYTES_COSINE = 0.9999
 
 
 def export(
-    model: Any, output: epath.PathLike, *, dataset: epath.PathLike, split: str, target_tensorflow: str = OLDEST
+    model: Any, output: epath.PathLike, *, dataset: epath.PathLike, split: str, target_tensorflow: str = ""
 ) -> None:
     """Writes a SavedModel, compares it with the model in a process without JAX, and prints what was found.
 

@@ -7,7 +7,7 @@ import pytest
 
 from siglip_jax.errors import UserError
 from siglip_jax.export.savedmodel import call_module
-from siglip_jax.export.stablehlo import OLDEST, READERS, lower_for
+from siglip_jax.export.stablehlo import READERS, lower_for, lower_for_oldest
 
 tf = pytest.importorskip("tensorflow")
 
@@ -28,6 +28,7 @@ def test_each_release_gets_its_versions_and_the_same_values(release):
     )
     assert jax.config.jax_export_calling_convention_version == before
     assert lowered.calling_convention == READERS[release].calling_convention
+    assert b"test_stablehlo.py" not in lowered.module
     assert f"StableHLO_v{READERS[release].stablehlo}".encode() in lowered.module
     assert [(size, dtype.name) for size, dtype in lowered.outputs] == [((None, 2), "float32"), ((None,), "int32")]
 
@@ -45,18 +46,19 @@ def test_each_release_gets_its_versions_and_the_same_values(release):
 
 
 def test_an_argument_that_jax_leaves_out_is_not_passed():
-    lowered = lower_for(lambda a, b: 2 * b, shape(3), shape(2))
+    lowered = lower_for(lambda a, b: 2 * b, shape(3), shape(2), target_tensorflow="2.16")
     assert lowered.kept == (1,)
     graph = tf.function(lambda: call_module(tf, lowered, [tf.zeros([3]), tf.constant([1.0, 2.0])]), autograph=False)
     np.testing.assert_array_equal(graph()[0], [2, 4])
 
 
 def test_an_unknown_release_names_the_known_ones():
-    with pytest.raises(UserError, match=r"--target_tensorflow='2.15'; expected one of 2.16, 2.17, "):
+    with pytest.raises(UserError, match=r"--target_tensorflow='2.15'; expected one of 2.16, 2.17, 2.18, "):
         lower_for(jnp.sin, shape(2), target_tensorflow="2.15")
 
 
 def test_an_operation_that_the_release_lacks_names_the_later_ones():
-    with pytest.raises(UserError, match=r"StableHLO 1.0.0 lacks .*--target_tensorflow=2.16 .* 2.21"):
-        lower_for(jnp.tan, shape(2), target_tensorflow=OLDEST)
-    lower_for(jnp.tan, shape(2), target_tensorflow="2.21")
+    with pytest.raises(UserError, match=r"StableHLO 0.14.0 lacks .*--target_tensorflow=2.16 .* 2.21"):
+        lower_for(jnp.tan, shape(2), target_tensorflow="2.16")
+    assert lower_for_oldest(jnp.tan, shape(2))[0] == "2.20"
+    assert lower_for_oldest(jnp.sin, shape(2))[0] == "2.16"
