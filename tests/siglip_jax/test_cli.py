@@ -171,7 +171,7 @@ WRONG = {
     "momentum beyond one": ("train {config} --config.optimizer.b1=2 --dataset={data} --workdir={new}", "b1=2"),
     "unknown group rule": (
         "train {config} --config.same_group=maybe --dataset={data} --workdir={new}",
-        "positive, ignore",
+        "positive, mean, ignore",
     ),
     "warm-up beyond the run": (
         "train {config} --config.optimizer.warmup_steps=99 --dataset={data} --workdir={new}",

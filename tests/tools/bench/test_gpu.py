@@ -62,6 +62,7 @@ def test_what_is_asked_for(capsys, tmp_path):
     assert next(iter(gpu.PARTS)) == "loss"
 
 
+@pytest.mark.slow  # JAX starts six times
 def test_from_start_to_end(tmp_path):
     """Every part, in small: each measures something, and nothing in it fails. Most of it is six starts of JAX."""
     assert cli.main(["bench", "gpu", "--tiny", "--minutes=20", f"--output={tmp_path}"]) == 0
