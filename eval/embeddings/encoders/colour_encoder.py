@@ -25,9 +25,9 @@ _XYZ /= _XYZ.sum(axis=1, keepdims=True)
 class ColourEncoder:
     """`colours:LxAxB`, such as colours:6x7x7: a joint histogram in CIELAB, in which equal distances look about equal.
 
-    6 levels of lightness, 7 from green to red and 7 from blue to yellow: odd, so that greys have bins of their own. Each
-    pixel is shared out between the 8 nearest bins by its distances (trilinear), so that a colour at an edge does not
-    jump. The embedding is the square root of the shares: its inner product is the Bhattacharyya coefficient of two
+    6 levels of lightness, 7 from green to red and 7 from blue to yellow: odd, so that greys have bins of their own.
+    Each pixel is shared out between the 8 nearest bins by its distances (trilinear), so that a colour at an edge does
+    not jump. The embedding is the square root of the shares: its inner product is the Bhattacharyya coefficient of two
     histograms, its norm is 1, and so it is never zero.
 
     Attributes:

@@ -37,9 +37,9 @@ class NetworkEncoder(Protocol):
         ...
 
 
-# {suffix of the path, name of a file in the folder, or what an encoder without a file begins with: called with the path
-# or that name}. The library that a network needs is
-# imported when an encoder is made, since it is installed only by those who have such networks.
+# {suffix of the path, name of a file in the folder, or, ending in a colon, what the name of an encoder without files
+# begins with: called with the path or the name}. The library that a network needs is imported when an encoder is made,
+# since it is installed only by those who have such networks.
 ENCODERS: dict[str, Callable[[str], NetworkEncoder]] = {
     ".tflite": TfliteEncoder,
     ".onnx": OnnxEncoder,
