@@ -39,7 +39,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("alphas", "0,0.2,...,1", "Shares of the tuned model; 0 comes by itself.", flag_values=values)
     common_flags.define_dataset(values)
     flags.DEFINE_string("learned", None, "Dataset that the start knows, to see what is forgotten.", flag_values=values)
-    flags.DEFINE_string("split", "validation", "Split that the alpha is chosen on, of both.", flag_values=values)
+    flags.DEFINE_string(
+        "split", "validation", "Split of both to choose on; config.evaluation.split is not read.", flag_values=values
+    )
     flags.DEFINE_multi_string(
         "max_forgetting",
         [],
@@ -67,6 +69,8 @@ def main(values: flags.FlagValues) -> None:
     blends = blending.Blends.between((values.start, load(values.start)), {name: load(name) for name in values.model})
     output = epath.Path(values.output)
     datasets = {blending.NEW: values.dataset, **({blending.LEARNED: values.learned} if values.learned else {})}
+    for dataset in datasets.values():
+        blending.check_catalogue(config, dataset)
     catalogues = {
         name: blending.measure(
             blends, alphas, config=config, dataset=dataset, stores=output / name, on_error=values.on_error

@@ -2,7 +2,7 @@
 
 The report is a dict, as `siglip-jax blend` writes it to blend.json; an estimate is {"mean", "low", "high"}.
   title, split, rule, metric: str;  start: str;  models: [str];  alphas: [float];  chosen: float
-  catalogues: {name: {"dataset": str, "queries", "clusters": int, "metrics": [name],
+  catalogues: {name: {"dataset": str, "queries", "clusters": int, "warnings": [str], "metrics": [name],
     "rows": [{"alpha", "metrics": {name: estimate}, "differences": {name: estimate of row minus start, paired}}]}}
 """
 

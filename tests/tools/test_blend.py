@@ -1,6 +1,8 @@
 """`siglip-jax blend` end to end on tiny models: the curve, the choice, the saved model, and what is refused."""
 
 import json
+import pathlib
+import re
 
 import jax
 import numpy as np
@@ -130,6 +132,7 @@ def test_a_soup(flags, models, shop_dataset, tmp_path):
         (["--max_forgetting=recall=0.1"], "metrics are nDCG_exp@5, precision@1, image_to_text/recall@1"),
         (["--max_forgetting=-1"], "expected a number of at least 0"),
         (["--model={start}"], "not --start"),
+        (["--split=validation"], "no split validation; splits are"),
         (["--model={other}"], "architecture.patch_size: 16 here, 8 there"),
     ],
 )
@@ -164,6 +167,13 @@ def test_alphas(text, alphas):
 def test_alphas_that_are_refused(text):
     with pytest.raises(UserError, match="expected numbers from 0 to 1"):
         blending.parse_alphas(text)
+
+
+def test_the_keys_of_the_data_are_documented(finished):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
+    section = page.split("## Blends\n")[1].split("\n## ")[0]
+    keys = {key for line in re.findall(r"(?m)^\| `.*", section) for key in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert keys == read(finished).keys()
 
 
 def side(means, changes):

@@ -85,6 +85,11 @@ def metric_names(config: ml_collections.ConfigDict) -> list[str]:
     return [*(report_name(metric, gain=options.gain) for metric in options.metrics), *retrieval_names()]
 
 
+def check_catalogue(config: ml_collections.ConfigDict, dataset: epath.PathLike) -> None:
+    """UserError: the dataset lacks the split or an attribute of the relevance; asked before minutes are spent."""
+    relevance_over(config, read_items(dataset, config.evaluation.split, {}))
+
+
 def measure(
     blends: Blends,
     alphas: Sequence[float],
@@ -107,10 +112,9 @@ def measure(
       intervals over titles.
 
     Raises:
-      UserError: the catalogue lacks an attribute of the relevance, or a store that is there is of something else.
+      UserError: a store that is there is of something else, or no item has a relevant one.
     """
     split = config.evaluation.split
-    relevance_over(config, read_items(dataset, split, {}))  # before minutes are spent on embedding
     folders = {alpha: epath.Path(stores) / f"alpha_{alpha:g}" for alpha in alphas}
     for alpha, folder in folders.items():
         encoder = image_encoder(blends.at(alpha), name=f"blend, alpha {alpha:g}")
@@ -123,6 +127,8 @@ def measure(
         images[alpha] = store.vectors[places_in_store(_row(alpha), store, items, fingerprint=fingerprint)]
     rankers = [VectorRanker(_row(alpha), vectors, ids=items.ids) for alpha, vectors in images.items()]
     ranked = rank_by_attributes(rankers, config=config, dataset=dataset, items=items)
+    if ranked.unanswerable == len(items.ids):
+        raise UserError(f"{dataset}: no item of split {split} has a relevant one; see config.evaluation.relevance")
     groups, rows = ranked.queries.clusters, {}
     for alpha, folder in folders.items():
         titles = _titles(
