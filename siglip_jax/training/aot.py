@@ -62,8 +62,8 @@ def build_step(config: ml_collections.ConfigDict, *, devices: list[Any] | None =
       UserError: a config that no run could use, or one that does not fit these devices.
     """
     configs.check(config)
-    module, preprocessing = outline(config)
     mesh = make_mesh(config.mesh, devices)
+    module, preprocessing = outline(config, platform=mesh.devices.flat[0].platform)
     configs.check_batch(config, mesh)
     optimizer = make_optimizer(config)
     params = jax.tree_util.tree_map_with_path(

@@ -16,6 +16,8 @@ from siglip_jax.models.presets import PRESETS
 from siglip_jax.models.towers import TwoTowers
 from siglip_jax.preprocessing import NAFLEX, Patches, Preprocessing
 
+UNROLLED_ON_CPU = 12  # layers; more compile slowly
+
 
 def preprocessing_of(config: ml_collections.ConfigDict) -> Preprocessing:
     """Of a model that starts from random weights, without its tokenizer.
@@ -56,14 +58,20 @@ def architecture_of(
     )
 
 
-def compute_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """How the towers compute, for `TwoTowers` and for `load`."""
-    return {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "unroll")}
+def compute_options(config: ml_collections.ConfigDict, *, platform: str | None = None) -> dict[str, Any]:
+    """How the towers compute, for `TwoTowers` and for `load`, on `platform`: the default backend's when absent.
+
+    On a CPU the slices of stacked parameters, and the updates of their gradients, cost 7 to 25 % of a step
+    (docs/benchmarks/step.md); unrolled layers have none. Elsewhere one body compiles faster and runs alike.
+    """
+    options = {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "unroll")}
+    unrolled = UNROLLED_ON_CPU if (platform or jax.default_backend()) == "cpu" else 1
+    return {**options, "unroll": config.model.unroll or unrolled}
 
 
-def outline(config: ml_collections.ConfigDict) -> tuple[TwoTowers, Preprocessing]:
-    """The module that a run of `config` would train, and its preprocessing; no weights are read where the name of a
-    preset, or a folder of ours, tells the architecture.
+def outline(config: ml_collections.ConfigDict, *, platform: str | None = None) -> tuple[TwoTowers, Preprocessing]:
+    """The module that a run of `config` on `platform` (the default backend's when absent) would train, and its
+    preprocessing; no weights are read where the name of a preset, or a folder of ours, tells the architecture.
 
     The vocabulary of a tokenizer that is yet to be trained counts as `config.preprocessing.vocab_size`.
     """
@@ -83,7 +91,7 @@ def outline(config: ml_collections.ConfigDict) -> tuple[TwoTowers, Preprocessing
         if model.preprocessing is None:
             raise UserError(f"config.init={config.init}: the model has no known preprocessing")
         architecture, preprocessing = model.architecture, model.preprocessing
-    return TwoTowers(architecture, **compute_options(config)), preprocessing
+    return TwoTowers(architecture, **compute_options(config, platform=platform)), preprocessing
 
 
 def batch_shapes(module: TwoTowers, preprocessing: Preprocessing, *, batch_size: int) -> dict[str, Any]:

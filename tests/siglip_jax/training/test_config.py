@@ -193,7 +193,7 @@ def test_examples_of_rules_are_rules():
         ({"ema_decay": 1.0}, "0 for off, or less than 1, such as 0.999"),
         ({"refit_temperature": "all"}, "one of none, bias, both"),
         ({"same_group": "maybe"}, "one of positive, mean, ignore"),
-        ({"model.unroll": 0}, "at least 1"),
+        ({"model.unroll": -1}, "0 for automatic, or a number of layers"),
         ({"model.init_temperature": 0.0}, "more than 0"),
         ({"model.dtype": "float7"}, "one of float32, bfloat16, float16"),
         ({"model.param_dtype": "int8"}, "one of float32, bfloat16, float16"),
