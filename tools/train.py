@@ -37,7 +37,7 @@ def main(values: flags.FlagValues) -> None:
     from tools.workflow import training
 
     if values.dry_run:
-        training.dry_run(common_flags.config_of(values), dataset=values.dataset)
+        training.dry_run(common_flags.config_of(values), dataset=values.dataset, workdir=values.workdir)
         return
     training.train_on_dataset(common_flags.config_of(values), dataset=values.dataset, workdir=values.workdir)
     print(f"trained model in {values.workdir}")

@@ -28,6 +28,7 @@ from input_pipeline.loader.buffers import Recycler
 from input_pipeline.loader.evaluation_pass import Pass, pass_batch
 from input_pipeline.loader.examples import Disk, Memory, Recipe, Source, training_batch, tree_map
 from input_pipeline.loader.settings import DEFAULT_SPEED, WHOLE, DataShare, Speed
+from input_pipeline.loader.stored_outputs import StoredOutputs, WithStored
 from input_pipeline.loader.workers import begin_worker, parse_absl_flags, signals_blocked
 from siglip_jax.errors import UserError, checked_on_error
 from siglip_jax.preprocessing import Preprocessing
@@ -51,6 +52,7 @@ def make_loader(
     share: DataShare = WHOLE,
     speed: Speed = DEFAULT_SPEED,
     max_bad_fraction: float = 0.01,
+    stored: StoredOutputs | None = None,
     show_progress: bool = True,
 ) -> Batches:
     """Training batches of one process.
@@ -74,6 +76,8 @@ def make_loader(
       share: which part of each global batch this process has; the whole of it when absent.
       speed: threads, workers and memory. `cache=None` keeps rows that take less than AUTO_CACHE_BYTES.
       max_bad_fraction: of the rows; more replacements than that, over the epochs so far, stop the run.
+      stored: what frozen towers made of the rows. Its arrays are in a batch in the place of "image", "text" or both;
+        without "image", no picture is decoded.
 
     Raises:
       UserError: a batch larger than the process's share of the split, arguments out of range, no tokenizer, no memory,
@@ -81,7 +85,16 @@ def make_loader(
         rows, or a damaged file, see `faults`.
     """
     rows = open_split(dataset_dir, split)
-    recipe = Recipe(preprocessing=preprocessing, augmentation=augmentation, seed=seed)
+    replaced = stored.sources if stored else set()
+    recipe = Recipe(
+        preprocessing=preprocessing,
+        augmentation=augmentation,
+        seed=seed,
+        pictures="image" not in replaced,
+        titles="text" not in replaced,
+    )
+    if not recipe.pictures:
+        speed = dataclasses.replace(speed, num_workers=0)  # there is nothing to decode
     cached = check_batches(
         rows,
         recipe,
@@ -101,10 +114,13 @@ def make_loader(
         batch_size=batch_size,
         share=share,
     )
+    source: Source = Memory.load(disk, show_progress) if cached else disk
     return Batches(
         preprocessing=preprocessing,
+        stored=tuple(stored.arrays) if stored else (),
         _plan=plan,
-        _source=Memory.load(disk, show_progress) if cached else disk,
+        _source=WithStored(source, stored) if stored else source,
+        _row_bytes=_row_bytes(recipe) + (stored.row_bytes if stored else 0),
         _stop=sys.maxsize // 2 if epochs is None else epochs * plan.batches_per_epoch,
         _num_workers=speed.num_workers,
         _max_bad_fraction=max_bad_fraction,
@@ -143,13 +159,16 @@ class Batches(Iterator[dict[str, Any]]):
 
     Attributes:
       preprocessing: what the batches were made with; training refuses a model that has another.
+      stored: keys of a batch that frozen towers made, see `make_loader`.
       replaced: of the last batch, {"row", "id", "reason", "stand_in"} of each row that another one replaces.
     """
 
     preprocessing: Preprocessing
+    stored: tuple[str, ...]
     replaced: list[dict[str, Any]] = dataclasses.field(default_factory=list, init=False)
     _plan: Plan
     _source: Source
+    _row_bytes: int
     _stop: int
     _num_workers: int
     _max_bad_fraction: float
@@ -246,7 +265,7 @@ class Batches(Iterator[dict[str, Any]]):
         batches = numbers.map(functools.partial(_make_batch, self._source, self._plan))
         # Two batches ahead at least, not Grain's 500: they may be hundreds of MB each, and the rows of one are decoded
         # in parallel. Four where they are small: steps and batches that take turns at being late then wait less.
-        ahead = 4 if 4 * self._plan.batch_size * math.prod(self.preprocessing.row_shape) <= AHEAD_BYTES else 2
+        ahead = 4 if 4 * self._plan.batch_size * self._row_bytes <= AHEAD_BYTES else 2
         prepared = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead))
         if self._num_workers:
             parse_absl_flags()
@@ -327,10 +346,17 @@ def _check_positive(**values: int) -> None:
             raise UserError(f"{name}={value}; expected 1 or more")
 
 
+def _row_bytes(recipe: Recipe) -> int:
+    pixels = math.prod(recipe.preprocessing.row_shape) if recipe.pictures else 0
+    return pixels + recipe.preprocessing.text_length * 4 + 4
+
+
 def _is_cached(speed: Speed, count: int, recipe: Recipe) -> bool:
-    preprocessing, needs_files = recipe.preprocessing, recipe.augmentation.needs_files
+    if not recipe.pictures:
+        return True  # titles are small
+    needs_files = recipe.augmentation.needs_files
     cache, num_workers = speed.cache, speed.num_workers
-    needed = count * (math.prod(preprocessing.row_shape) + preprocessing.text_length * 4 + 4)
+    needed = count * _row_bytes(recipe)
     if cache is None:
         return needed <= AUTO_CACHE_BYTES and not num_workers and not needs_files
     if cache and num_workers:

@@ -29,11 +29,14 @@ class Recipe:
 
     Attributes:
       seed: of the augmentation and of the rows that replace bad ones.
+      pictures, titles: whether "image" and "text" are made.
     """
 
     preprocessing: Preprocessing
     augmentation: Augmentation = NO_AUGMENTATION
     seed: int = 0
+    pictures: bool = True
+    titles: bool = True
 
     def picture(self, record: dict[str, Any], row: int, epoch: int, images: np.ndarray | Patches, place: int) -> None:
         """One picture, cropped and resized, becomes number `place` of `images`."""
@@ -96,40 +99,44 @@ class Disk:
     ) -> tuple[dict[str, Any], list[BadRow], list[dict[str, Any] | None]]:
         """As `take`, and the records; None where one cannot be read. No "text" without a tokenizer."""
         rows = np.asarray(rows, np.int64)
-        images = tree_map(
-            lambda like: self._memory.empty((len(rows), *like.shape[1:]), like.dtype),
-            self.recipe.preprocessing.batch([]),
-        )
+        recipe = self.recipe
+        images = None
+        if recipe.pictures:
+            like = recipe.preprocessing.batch([])
+            images = tree_map(lambda part: self._memory.empty((len(rows), *part.shape[1:]), part.dtype), like)
         records: list[dict[str, Any] | None] = [None] * len(rows)
         bad: list[BadRow] = []
 
         def prepare(start: int) -> None:
             here = slice(start, start + CHUNK_ROWS)
-            part = tree_map(lambda whole: whole[here], images)
+            part = None if images is None else tree_map(lambda whole: whole[here], images)
             for k, row in enumerate(rows[here].tolist()):
                 records[start + k], problem = self._prepare(row, epoch, part, k)
                 if problem:
                     bad.append(problem)
-                    _blacken(part, k)
-            self.recipe.augmentation.change(part, rows[here], seed=self.recipe.seed, epoch=epoch)
+                    if part is not None:
+                        _blacken(part, k)
+            if part is not None:
+                recipe.augmentation.change(part, rows[here], seed=recipe.seed, epoch=epoch)
 
         for _ in self._pool.map(prepare, range(0, len(rows), CHUNK_ROWS)):
             pass  # an error in a thread is raised here
-        arrays: dict[str, Any] = {"image": images}
+        arrays: dict[str, Any] = {} if images is None else {"image": images}
         arrays["group"] = np.array([0 if record is None else record["title_group"] for record in records], np.int32)
-        if self.recipe.preprocessing.tokenizer is not None:
-            arrays["text"] = self.recipe.text(records, rows, epoch)
+        if recipe.titles and recipe.preprocessing.tokenizer is not None:
+            arrays["text"] = recipe.text(records, rows, epoch)
         return arrays, bad, records
 
     def _prepare(
-        self, row: int, epoch: int, images: np.ndarray | Patches, place: int
+        self, row: int, epoch: int, images: np.ndarray | Patches | None, place: int
     ) -> tuple[dict[str, Any] | None, BadRow | None]:
         """The record of a row, whose picture becomes number `place` of `images`, and what is wrong with either."""
         record, problem = read_record(self.rows, row), None
         if isinstance(record, BadRow):
             return None, record
         try:
-            self.recipe.picture(record, row, epoch, images, place)
+            if images is not None:
+                self.recipe.picture(record, row, epoch, images, place)
         except UserError as error:
             problem = BadRow(row, record["id"], str(error))
         # The pictures are done with: their memory is the next one's.
@@ -146,7 +153,7 @@ class Memory:
     """The whole split, decoded once.
 
     Attributes:
-      arrays: image uint8 [N, h, w, 3] or `Patches`, text int32 [N, L], group int32 [N].
+      arrays: image uint8 [N, h, w, 3] or `Patches`, text int32 [N, L], group int32 [N]; those that the recipe makes.
       bad: by row.
       records: what titles are made of; empty where they are always the same.
     """
@@ -163,7 +170,7 @@ class Memory:
         plain = Disk(disk.rows, dataclasses.replace(recipe, augmentation=NO_AUGMENTATION), disk.num_threads)
         memory = cls(disk.rows, recipe, {}, {}, [])
         chunk = 64 * CHUNK_ROWS
-        label = f"decoding {disk.rows.name} into memory"
+        label = f"{'decoding' if recipe.pictures else 'reading the titles of'} {disk.rows.name} into memory"
         for start in progress(range(0, count, chunk), total=count, step=chunk, label=label, show=show_progress):
             found, bad, records = plain.examples(np.arange(start, min(start + chunk, count)))
             for key, value in found.items():
@@ -171,7 +178,7 @@ class Memory:
                     memory.arrays[key] = empty_rows(count, value)
                 tree_map(functools.partial(_write_rows, start), memory.arrays[key], value)
             memory.bad |= {each.row: each for each in bad}
-            if recipe.augmentation.changes_titles:
+            if recipe.augmentation.changes_titles and recipe.titles:
                 memory.records += records
         plain.close()
         return memory
@@ -179,7 +186,8 @@ class Memory:
     def take(self, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[BadRow]]:
         found = {key: tree_map(lambda part: part[rows], value) for key, value in self.arrays.items()}
         recipe = self.recipe
-        recipe.augmentation.change(found["image"], rows, seed=recipe.seed, epoch=epoch)
+        if "image" in found:
+            recipe.augmentation.change(found["image"], rows, seed=recipe.seed, epoch=epoch)
         if self.records:
             found["text"] = recipe.text([self.records[row] for row in rows], rows, epoch)
         return found, [self.bad[row] for row in rows.tolist() if row in self.bad] if self.bad else []

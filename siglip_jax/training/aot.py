@@ -16,6 +16,7 @@ import dataclasses
 import os
 import re
 import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -28,12 +29,13 @@ from siglip_jax.analysis.hardware import Chip
 from siglip_jax.analysis.hlo import memory
 from siglip_jax.models.towers import parameter_shapes
 from siglip_jax.training import config as configs
+from siglip_jax.training.encode import Batch
 from siglip_jax.training.optimizer.adamw import make_optimizer, make_schedule
 from siglip_jax.training.optimizer.freezing import frozen_parameters
 from siglip_jax.training.parallel.sharding import make_mesh, tree_shardings
 from siglip_jax.training.parallel.sharding_table import bytes_per_device
 from siglip_jax.training.start.spec import batch_shapes, outline
-from siglip_jax.training.step import Batch, State, init_state, make_train_step
+from siglip_jax.training.step import State, init_state, make_train_step
 
 GIB = 2**30
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMG])\) exceeds available", re.DOTALL)
@@ -55,8 +57,13 @@ class Step:
     mesh: Mesh
 
 
-def build_step(config: ml_collections.ConfigDict, *, devices: list[Any] | None = None) -> Step:
+def build_step(
+    config: ml_collections.ConfigDict, *, devices: list[Any] | None = None, stored: Collection[str] = ()
+) -> Step:
     """The step of `training.loop`, from shapes alone.
+
+    Args:
+      stored: see `start.spec.batch_shapes`.
 
     Raises:
       UserError: a config that no run could use, or one that does not fit these devices.
@@ -83,7 +90,7 @@ def build_step(config: ml_collections.ConfigDict, *, devices: list[Any] | None =
         frozen=frozen_parameters(config, params),
         ema_decay=config.ema_decay,
     )
-    batch = batch_shapes(module, preprocessing, batch_size=config.batch_size)
+    batch = batch_shapes(module, preprocessing, batch_size=config.batch_size, stored=stored)
     return Step(function=function, state=state, batch=batch, mesh=mesh)
 
 

@@ -16,7 +16,7 @@ from input_pipeline.dataset import open_split
 from input_pipeline.loader import iterate_split
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
-from siglip_jax.training.encode import ENCODED, make_encoder
+from siglip_jax.training.encode import make_encoder, step_inputs
 from siglip_jax.training.parallel.sharding import make_mesh
 
 ROWS = 256  # of a process, embedded at a time
@@ -65,7 +65,7 @@ def _equal_batches(batches: Iterable[dict[str, Any]], *, size: int, count: int) 
     """`count` batches of `size` rows, short ones filled up by repeating their last row: all processes step alike."""
     last = None
     for batch in batches:
-        last = {key: batch[key] for key in ENCODED}
+        last = step_inputs(batch)
         missing = size - len(last["group"])
         last = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), last)  # noqa: B023
         count -= 1

@@ -21,6 +21,7 @@ from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
+    from input_pipeline.loader.stored_outputs import StoredOutputs
     from siglip_jax.model import Model
 
 
@@ -77,6 +78,7 @@ def train_on_dataset(config: ml_collections.ConfigDict, *, dataset: epath.PathLi
     from siglip_jax.training.parallel.sharding import data_share, make_mesh
     from siglip_jax.training.run.workdir import claim_workdir
     from tools.workflow.evaluators import make_evaluators
+    from tools.workflow.frozen_towers import remove_outputs
 
     began = time.monotonic()
     check(config)
@@ -91,6 +93,7 @@ def train_on_dataset(config: ml_collections.ConfigDict, *, dataset: epath.PathLi
         raise UserError("train: the model has no known preprocessing; save it with preprocessing= first")
     print(f"parameters: {_count_parameters(config, model)}", flush=True)
     evaluators = make_evaluators(config, model=model, dataset=dataset)
+    stored = _run_frozen_towers(config, model=model, dataset=dataset, workdir=workdir, fingerprint=fingerprint)
     batches = make_loader(
         dataset,
         split=config.data.train_split,
@@ -101,13 +104,14 @@ def train_on_dataset(config: ml_collections.ConfigDict, *, dataset: epath.PathLi
         share=DataShare(share, shares),
         speed=_speed(config),
         max_bad_fraction=config.data.max_bad_fraction,
+        stored=stored,
     )
 
     def item_ids(index: np.ndarray) -> list[str]:
         return [record["id"] for record in open_split(dataset, config.data.train_split).__getitems__(index)]
 
     with batches:  # worker processes end with the run, however it ends
-        return loop.train(
+        trained = loop.train(
             config,
             model=model,
             batches=batches,
@@ -116,6 +120,48 @@ def train_on_dataset(config: ml_collections.ConfigDict, *, dataset: epath.PathLi
             item_ids=item_ids,
             evaluators=evaluators,
             began=began,
+        )
+    if stored:
+        remove_outputs(workdir)
+    return trained
+
+
+def _run_frozen_towers(
+    config: ml_collections.ConfigDict,
+    *,
+    model: Model,
+    dataset: epath.PathLike,
+    workdir: epath.PathLike,
+    fingerprint: str,
+) -> StoredOutputs | None:
+    """What frozen towers make of the training split, where `config.data.cache_frozen` and the run allow it."""
+    from siglip_jax.training.run.workdir import hold_workdir
+    from tools.workflow.frozen_towers import plan_cache, store_outputs
+
+    assert model.preprocessing is not None
+    if (epath.Path(workdir) / "checkpoints" / str(config.steps)).exists():
+        return None  # the run is done
+    rows = open_split(dataset, config.data.train_split)
+    plan = plan_cache(
+        config,
+        module=model.module,
+        params=model.params,
+        preprocessing=model.preprocessing,
+        augmentation=_augmentation(config),
+        rows=len(rows),
+        workdir=workdir,
+    )
+    if plan is None:
+        return None
+    with hold_workdir(epath.Path(workdir), config, fingerprint):
+        return store_outputs(
+            config,
+            plan,
+            model=model,
+            split=rows,
+            fingerprint=fingerprint,
+            workdir=workdir,
+            threads=_speed(config).threads,
         )
 
 
@@ -145,20 +191,42 @@ def _speed(config: ml_collections.ConfigDict) -> Speed:
     return Speed(num_threads=options.num_threads or None, num_workers=options.num_workers, cache=options.cache)
 
 
-def dry_run(config: ml_collections.ConfigDict, *, dataset: epath.PathLike) -> None:
+def dry_run(
+    config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir: epath.PathLike | None = None
+) -> None:
     """Prints where every parameter would live, memory, FLOPs, steps and hours on this machine; trains nothing.
 
     The hours are those of a few steps timed on zeros, so they know nothing of waiting for data.
+
+    Args:
+      workdir: whose disk is asked for room, where frozen towers would be run once.
     """
+    from siglip_jax.models.towers import parameter_shapes
     from siglip_jax.training import aot
+    from siglip_jax.training.config import check
     from siglip_jax.training.parallel.sharding import data_share
     from siglip_jax.training.parallel.sharding_table import sharding_table
     from siglip_jax.training.start.spec import outline
+    from tools.workflow.frozen_towers import plan_cache
 
+    check(config)
     rows = open_split(dataset, config.data.train_split)
-    step = aot.build_step(config)
+    module, preprocessing = outline(config)
+    augmentation = _augmentation(config)
+    plan = plan_cache(
+        config,
+        module=module,
+        params=parameter_shapes(module.architecture),
+        preprocessing=preprocessing,
+        augmentation=augmentation,
+        rows=len(rows),
+        workdir=workdir,
+    )
+    if plan:
+        print(plan)
+    step = aot.build_step(config, stored=[part.key for part in plan.parts] if plan else ())
     _, shares = data_share(step.mesh)
-    recipe = Recipe(preprocessing=outline(config)[1], augmentation=_augmentation(config), seed=config.seed)
+    recipe = Recipe(preprocessing=preprocessing, augmentation=augmentation, seed=config.seed)
     batch_size = config.batch_size // shares
     check_batches(rows, recipe, batch_size=batch_size, share=DataShare(0, shares), speed=_speed(config))
     per_epoch = len(rows) // config.batch_size
@@ -166,14 +234,14 @@ def dry_run(config: ml_collections.ConfigDict, *, dataset: epath.PathLike) -> No
     report, compiled = aot.compile_step(config, step, capacity=aot.device_memory())
     print(aot.describe(report))
     epochs = config.steps / per_epoch
-    plan = f"{config.steps} steps of {config.batch_size}, {epochs:.1f} epochs of {per_epoch * config.batch_size} rows"
+    length = f"{config.steps} steps of {config.batch_size}, {epochs:.1f} epochs of {per_epoch * config.batch_size} rows"
     if report.fits:
         seconds = aot.time_step(step, compiled)
         images = config.batch_size / seconds
-        print(f"{plan}: {seconds * config.steps / 3600:.2f} hours at {seconds:.3f} s a step, {images:.0f} images/s")
+        print(f"{length}: {seconds * config.steps / 3600:.2f} hours at {seconds:.3f} s a step, {images:.0f} images/s")
         print("(timed on zeros after compilation; waiting for data, evaluation and checkpoints come on top)")
     else:
-        print(plan)
+        print(length)
     print(aot.verdict(report))
 
 

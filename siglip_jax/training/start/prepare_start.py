@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from siglip_jax.model import Model
 from siglip_jax.training import config as configs
 from siglip_jax.training.config import unsuited_to_loaded_weights
-from siglip_jax.training.encode import make_encoder
+from siglip_jax.training.encode import make_encoder, step_inputs
 from siglip_jax.training.start import temperature
 
 BATCHES, ROWS = 8, 1 << 16  # looked at: this many batches, fewer where they have more rows than that together
@@ -51,7 +51,7 @@ def prepare(
     """
     position = batches.get_state()
     count = max(1, min(BATCHES, ROWS // config.batch_size))
-    taken = [{key: batch[key] for key in ("image", "text", "group")} for batch in itertools.islice(batches, count)]
+    taken = [step_inputs(batch) for batch in itertools.islice(batches, count)]
     batches.set_state(position)
     assert model.preprocessing is not None
     encode = make_encoder(model.module, to_float=model.preprocessing.to_float, mesh=mesh)

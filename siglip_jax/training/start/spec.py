@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from siglip_jax.models.architecture import Architecture, TowerSize
 from siglip_jax.models.presets import PRESETS
 from siglip_jax.models.towers import TwoTowers
 from siglip_jax.preprocessing import NAFLEX, Patches, Preprocessing
+from siglip_jax.training.start.frozen_parts import stored_shapes
 
 
 def preprocessing_of(config: ml_collections.ConfigDict) -> Preprocessing:
@@ -86,14 +88,22 @@ def outline(config: ml_collections.ConfigDict) -> tuple[TwoTowers, Preprocessing
     return TwoTowers(architecture, **compute_options(config)), preprocessing
 
 
-def batch_shapes(module: TwoTowers, preprocessing: Preprocessing, *, batch_size: int) -> dict[str, Any]:
-    """ShapeDtypeStructs of a global batch, as `training.step` takes it."""
+def batch_shapes(
+    module: TwoTowers, preprocessing: Preprocessing, *, batch_size: int, stored: Collection[str] = ()
+) -> dict[str, Any]:
+    """ShapeDtypeStructs of a global batch, as `training.step` takes it.
+
+    Args:
+      stored: keys of `TwoTowers.store` that are there in the place of "image" and "text".
+    """
     n = batch_size
     image: Any = jax.ShapeDtypeStruct((n, *preprocessing.row_shape), np.uint8)
     if module.architecture.naflex:
         image = Patches(image, jax.ShapeDtypeStruct((n, 2), np.int32))
-    return {
-        "image": image,
-        "text": jax.ShapeDtypeStruct((n, module.architecture.text_length), np.int32),
-        "group": jax.ShapeDtypeStruct((n,), np.int32),
-    }
+    text = jax.ShapeDtypeStruct((n, module.architecture.text_length), np.int32)
+    batch = {"image": image, "text": text, "group": jax.ShapeDtypeStruct((n,), np.int32)}
+    if not stored:
+        return batch
+    outputs = stored_shapes(module, batch, keys=stored)
+    gone = {key.partition("_")[0] for key in outputs}
+    return {key: value for key, value in batch.items() if key not in gone} | outputs
