@@ -8,7 +8,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -65,6 +66,7 @@ def train(
     batches: BatchIterator,
     workdir: epath.PathLike,
     fingerprint: str = "",
+    stores: Mapping[str, str] = types.MappingProxyType({}),
     evaluators: Sequence[Evaluator] = (),
     item_ids: ItemIds | None = None,
     began: float | None = None,
@@ -79,6 +81,7 @@ def train(
       workdir: gets config.json, the model's description, checkpoints/, metrics.jsonl, tensorboard/ and, where (t, b)
         was fitted or a loaded start looked at, start.json; where images were replaced, bad_pictures.jsonl.
       fingerprint: of the data; a run does not continue on other data.
+      stores: fingerprints of the stored vectors in the batches, by name; nor on others of these.
       evaluators: called with (step, params) at every checkpoint, every `config.evaluation.every` steps, and before
         the first step of a loaded model; their metrics go to the log and into the checkpoint. The parameters are
         the running mean where one is kept, sharded as the state.
@@ -95,7 +98,7 @@ def train(
     configs.check(config)
     preprocessing = _preprocessing_of(model, batches)
 
-    with hold_workdir(workdir, config, fingerprint):
+    with hold_workdir(workdir, config, fingerprint, stores=stores):
         _check_workdir(workdir, preprocessing)
         if is_first_process():
             model.save_description(workdir)
