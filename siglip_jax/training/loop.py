@@ -76,8 +76,9 @@ def train(
     Args:
       config: the fields of `training.config.default_config`.
       model: the start, from random weights or loaded.
-      batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3] or `Patches`, "text" int32 [n, L], "group" int32
-        [n]. Where it has an attribute `preprocessing`, as `make_loader`'s has, that must be the model's.
+      batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3], `Patches` or, for an adapter, {name: float32
+        [n, numbers]}, "text" int32 [n, L], "group" int32 [n]. Where it has an attribute `preprocessing`, as
+        `make_loader`'s has, that must be the model's.
       workdir: gets config.json, the model's description, checkpoints/, metrics.jsonl, tensorboard/ and, where (t, b)
         was fitted or a loaded start looked at, start.json; where images were replaced, bad_pictures.jsonl.
       fingerprint: of the data; a run does not continue on other data.

@@ -19,7 +19,7 @@ from siglip_jax.training.parallel.sharding import BATCH_AXES, batch_sharding, ke
 from siglip_jax.training.param_rules import Params
 
 State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar, and "ema" where a running mean is kept}
-Batch = dict[str, Any]  # {"image" uint8 [n, h, w, 3] or Patches, "text" int32 [n, L], "group" int32 [n]}
+Batch = dict[str, Any]  # {"image" uint8 [n, h, w, 3], Patches or features, "text" int32 [n, L], "group" int32 [n]}
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]  # the scalars are metrics of the step
 
 
