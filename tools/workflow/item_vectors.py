@@ -141,7 +141,7 @@ class Features:
         """Raises a UserError unless these are the features that a model takes."""
         if not wanted:
             raise UserError(f"{model}: it takes pictures; leave --features out")
-        expected = "expected " + ", ".join(f"--features={name}=STORE of {size} numbers" for name, size in wanted.items())
+        flags = (f"--features={name}=STORE of {size} numbers" for name, size in wanted.items())
         given = self.dimensions
         problems = [f"no {name} is given" for name in wanted if name not in given]
         problems += [f"{name} is unknown to it" for name in given if name not in wanted]
@@ -149,7 +149,7 @@ class Features:
             f"{name} has {given[name]} numbers" for name in given if name in wanted and given[name] != wanted[name]
         ]
         if problems:
-            raise UserError(f"{model}: {', '.join(problems)}; {expected}")
+            raise UserError(f"{model}: {', '.join(problems)}; expected {', '.join(flags)}")
 
     def of_split(self, dataset: epath.PathLike, split: str) -> dict[str, ItemVectors]:
         return {name: stores.of_split(dataset, split) for name, stores in self.stores.items()}
@@ -160,7 +160,7 @@ def open_item_vectors(
 ) -> ItemVectors:
     """The vectors of a split's items from one store or file, or several that are joined by id; prints the counts."""
     several = list(paths) if isinstance(paths, list | tuple) else [paths]
-    return VectorStores.open(name, several).of_split(dataset, split)  # type: ignore[arg-type]
+    return VectorStores.open(name, several).of_split(dataset, split)
 
 
 def split_ids(dataset: epath.PathLike, split: str) -> list[str]:

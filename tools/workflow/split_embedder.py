@@ -53,7 +53,9 @@ def split_embedder(
     def batches() -> Iterable[dict[str, Any]]:
         if kept:
             return kept
-        made = iterate_split(dataset, split=split, preprocessing=preprocessing, batch_size=size, rows=mine, features=features)
+        made = iterate_split(
+            dataset, split=split, preprocessing=preprocessing, batch_size=size, rows=mine, features=features
+        )
         read = _equal_batches(made, size=size, count=math.ceil(share / size))
         if not config.data.cache:
             return read
