@@ -148,9 +148,13 @@ class WithStored:
     source: Source
     stored: StoredOutputs
 
-    def __post_init__(self) -> None:
-        self.rows: Split = self.source.rows
-        self.recipe: Recipe = self.source.recipe
+    @property
+    def rows(self) -> Split:
+        return self.source.rows
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.source.recipe
 
     def take(self, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[BadRow]]:
         found, bad = self.source.take(rows, epoch)

@@ -71,6 +71,11 @@ class CachePlan:
     def bytes(self) -> int:
         return self.rows * sum(array.row_bytes for array in self.arrays.values())
 
+    @property
+    def sources(self) -> set[str]:
+        """ "image" and "text": what they stand for."""
+        return {part.source for part in self.parts}
+
     def __str__(self) -> str:
         towers = " and ".join(part.words for part in self.parts)
         shapes = ", ".join(
@@ -282,9 +287,8 @@ def _fill(
     share, shares = data_share(mesh)
     devices = mesh.shape["data"] * mesh.shape["fsdp"] // shares
     size = devices * min(config.microbatch or ROWS, max(1, ROWS // devices), -(-stored.rows_per_shard // devices))
-    sources = {part.source for part in plan.parts}
-    recipe = Recipe(preprocessing=model.preprocessing, pictures="image" in sources, titles="text" in sources)
-    disk = Disk(split, recipe, threads)
+    recipe = Recipe(preprocessing=model.preprocessing)
+    disk = Disk(split, recipe, threads, pictures="image" in plan.sources, titles="text" in plan.sources)
     store = make_storer(
         model.module,
         keys=[part.key for part in plan.parts],

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from siglip_jax.errors import UserError
 from siglip_jax.models.architecture import Architecture, TowerSize
 from siglip_jax.models.towers import TwoTowers, parameter_shapes
-from siglip_jax.preprocessing import Patches
 from siglip_jax.training.encode import Batch
 from siglip_jax.training.optimizer.freezing import frozen_parameters
 from siglip_jax.training.parallel.sharding import batch_sharding, keep_rows_apart, to_devices
@@ -80,11 +79,7 @@ def stored_shapes(module: TwoTowers, batch: Batch, *, keys: Collection[str]) -> 
     def store(params: Params, batch: Batch) -> Any:
         return module.apply({"params": params}, batch, tuple(keys), method="store")
 
-    def floats(image: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return image.update(dtype=np.float32)
-
-    image = batch["image"]
-    image = Patches(floats(image.pixels), image.shape) if isinstance(image, Patches) else floats(image)
+    image = jax.tree.map(lambda x: x.update(dtype=np.float32) if x.dtype == np.uint8 else x, batch["image"])
     return jax.eval_shape(store, parameter_shapes(module.architecture), {"image": image, "text": batch["text"]})
 
 

@@ -5,7 +5,7 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline.augment import Augmentation
@@ -21,6 +21,7 @@ def write_all(stored: StoredOutputs, values: dict[str, np.ndarray], *, bad=()) -
         stored.write(shard, part, bad=[each for each in bad if each.row in rows])
 
 
+@settings(deadline=None, max_examples=25)
 @given(data=st.data(), rows=st.integers(1, 20), rows_per_shard=st.integers(1, 9), dtype=st.sampled_from(["f", "b"]))
 def test_rows_are_those_written(tmp_path_factory, data, rows, rows_per_shard, dtype):
     dtype = {"f": np.dtype(np.float32), "b": np.dtype(ml_dtypes.bfloat16)}[dtype]

@@ -37,7 +37,13 @@ def train(config, shop_dataset, tmp_path):
 
 
 def assert_same(ours, theirs, *, atol=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=atol), ours, theirs)
+    def compare(path, x, y):
+        # The same number added to all keys changes no attention: the gradient of their bias is rounding alone, which
+        # Adam makes steps of full size.
+        noise = atol and jax.tree_util.keystr(path).endswith("['key']['bias']")
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-2 if noise else atol)
+
+    jax.tree_util.tree_map_with_path(compare, ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,10 @@ def assert_same(ours, theirs, *, atol=1e-5):
             {"optimizer.freeze": "heads", "data.flip": True, "microbatch": 8},
             "image_tokens [93, 2, 4, 16] float32, text_pooled [93, 16] float32",
         ),
-        ({"optimizer.freeze_rules": (("txt/.*", True),), "data.zoom": 0.2, "data.cache_frozen": "auto"}, "text_embed"),
+        (
+            {"optimizer.freeze_rules": (("txt/.*", True),), "data.zoom": 0.2, "data.cache_frozen": "auto", "steps": 6},
+            "text_embed",
+        ),
         ({"optimizer.freeze_rules": (("(img|txt)/.*", True),)}, "text_embedding [93, 16] float32"),
     ],
 )
@@ -117,7 +126,7 @@ def test_another_start_is_noticed(train, tiny_model, tmp_path, monkeypatch, caps
     shutil.rmtree(tmp_path / "start")
     tiny_model.replace(params={**tiny_model.params, "img": other}).save(tmp_path / "start")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
-    with pytest.raises(UserError, match=r"17 frozen parameters of the run are not those of its start"):
+    with pytest.raises(UserError, match=r"36 frozen parameters of the run are not those of its start"):
         train("run", **fields)
 
     shutil.rmtree(tmp_path / "run" / "checkpoints")  # nothing is lost now
