@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from siglip_jax.training.parallel.sharding import to_devices
 from siglip_jax.training.param_rules import Params
 
-# {"image" uint8 [n, h, w, 3], Patches or features, "text" int32 [n, L], "group" int32 [n]}. Where a frozen tower was run
-# once, what it made of them is in the place of "image" or "text", see `TwoTowers.encode_batch`.
+# {"image" uint8 [n, h, w, 3], Patches or features, "text" int32 [n, L], "group" int32 [n]}. What a frozen tower made of
+# "image" or "text" may be in their place, see `TwoTowers.encode_batch`.
 Batch = dict[str, Any]
 STORED_KEYS = ("image_embedding", "image_tokens", "image_shape", "text_embedding", "text_pooled")
 BATCH_KEYS = ("image", "text", "group", *STORED_KEYS)

@@ -1,11 +1,14 @@
 """Frozen towers run once: the same parameters as running them in each step."""
 
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+import siglip_jax
 from input_pipeline.augment import Augmentation
 from input_pipeline.loader.stored_outputs import StoredOutputs
 from siglip_jax.errors import UserError
@@ -159,6 +162,34 @@ for choice in ("on", "off"):
     learned = jax.tree.leaves([model.params["img"]["MAPHead_0"], model.params["txt"]["head"]])
     np.save(f"{sys.argv[3]}/{choice}.npy", np.concatenate([np.ravel(x) for x in learned]))
 """
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(train, config_file, shop_dataset, tmp_path, free_port, process_environment):
+    fields = {"optimizer.freeze": "heads", "data.flip": True, "mesh.fsdp": 2, "mesh.data": 1, "steps": 4}
+    flags = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={tmp_path / 'two'}"]
+    flags += [f"--config.{name}={value}" for name, value in (fields | {"data.cache_frozen": "on"}).items()]
+    flags += [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    code = "import sys; from siglip_jax.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *flags, f"--process_id={index}"],
+            env=process_environment(1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert ["run once" in output for output in outputs] == [True, False]
+    one = train("one", **(fields | {"mesh.fsdp": 1, "data.cache_frozen": "off"}))
+    assert_same(siglip_jax.load(tmp_path / "two").params, one)
 
 
 @pytest.fixture
