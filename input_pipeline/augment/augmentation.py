@@ -94,6 +94,12 @@ class Augmentation:
         return ", ".join(name for name, on in {**found, "choose_image": self.choose_image}.items() if on)
 
     @property
+    def changes_pictures(self) -> str:
+        """The fields that make a picture another one in each epoch, but for `flip`, which has two; "" for none."""
+        names = ("shift", "zoom", *_COLOURS)
+        return ", ".join(filter(None, [self.needs_files, *(name for name in names if getattr(self, name))]))
+
+    @property
     def changes_titles(self) -> bool:
         return bool(self.choose_title or self.title_attributes or self.title_dropout or self.title_shuffle)
 
@@ -152,17 +158,17 @@ class Augmentation:
     def change(self, images: np.ndarray | Patches, rows: np.ndarray, *, seed: int, epoch: int) -> None:
         """The same in place: fresh memory for each batch costs more than the changes. Arrays in row-major order."""
         if self.flip:
-            mirrored = (draws(rows, seed=seed, epoch=epoch, purpose=Purpose.FLIP) >> np.uint64(63)).astype(bool)
-            if isinstance(images, Patches):
-                _mirror_patches(images, mirrored)
-            else:
-                from input_pipeline.augment import pixel_kernels
-
-                pixel_kernels.mirror(images, mirrored)
+            mirror(images, self.mirrored(rows, seed=seed, epoch=epoch))
         if self.shift or self.zoom:
             self._move(images, rows, seed=seed, epoch=epoch)
         if any(getattr(self, name) for name in _COLOURS):
             self._colour(images, rows, seed=seed, epoch=epoch)
+
+    def mirrored(self, rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+        """bool [b]: which of the rows have a mirrored picture."""
+        if not self.flip:
+            return np.zeros(len(rows), bool)
+        return (draws(rows, seed=seed, epoch=epoch, purpose=Purpose.FLIP) >> np.uint64(63)).astype(bool)
 
     def _move(self, images: Any, rows: np.ndarray, *, seed: int, epoch: int) -> None:
         from input_pipeline.augment import pixel_kernels
@@ -211,6 +217,16 @@ class Augmentation:
 
 
 NO_AUGMENTATION = Augmentation(flip=False)
+
+
+def mirror(images: np.ndarray | Patches, which: np.ndarray) -> None:
+    """Mirrors pictures in place, where bool [b] says so."""
+    if isinstance(images, Patches):
+        _mirror_patches(images, which)
+    else:
+        from input_pipeline.augment import pixel_kernels
+
+        pixel_kernels.mirror(images, which)
 
 
 def _mirror_patches(patches: Patches, mirrored: np.ndarray) -> None:

@@ -1,10 +1,12 @@
 """SigLIP's two towers (arXiv 2303.15343), with the parameter tree of big_vision's `two_towers`, `vit` and
-`text_transformer`: {"img": ..., "txt": ..., "t": [1], "b": [1]}."""
+`text_transformer`: {"img": ..., "txt": ..., "t": [1], "b": [1]}; or an adapter in the place of the image tower."""
 
 from __future__ import annotations
 
 import functools
 import math
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from siglip_jax.errors import UserError, check_choice
-from siglip_jax.models.architecture import DTYPES, Architecture, TowerSize
+from siglip_jax.models.architecture import DTYPES, Architecture, FeatureSize, TowerSize
+from siglip_jax.models.feature_tower import STATISTICS, Features, FeatureTower
 from siglip_jax.models.transformer import REMAT_POLICIES, Dtype, Encoder, MapHead
 from siglip_jax.preprocessing import Patches
 
@@ -29,6 +32,9 @@ class ImageTower(nn.Module):
 
     For float `Patches` (big_vision naflex_vit): a dense embedding, the position embedding of `grid` resized for each
     picture, and padding that neither attention nor the head looks at.
+
+    Half a tower, to run what is frozen once: `part` "body" gives the tokens [n, tokens, width] that the pooling head
+    reads, as `Patches` for `Patches`; "head" takes those.
     """
 
     size: TowerSize
@@ -40,9 +46,20 @@ class ImageTower(nn.Module):
     unroll: int = 1
 
     @nn.compact
-    def __call__(self, image: jax.Array | Patches) -> jax.Array:
+    def __call__(self, image: jax.Array | Patches, *, part: str = "whole") -> Any:
+        tokens = image if part == "head" else self._tokens(image)
+        if part == "body":
+            return tokens
+        x, mask = (tokens.pixels, tokens.mask) if isinstance(tokens, Patches) else (tokens, None)
+        return MapHead(name="MAPHead_0", **self._sizes)(x, mask)
+
+    @property
+    def _sizes(self) -> dict[str, Any]:
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        sizes = dict(mlp_dim=self.size.mlp_dim, heads=self.size.heads, **kinds)
+        return dict(mlp_dim=self.size.mlp_dim, heads=self.size.heads, **kinds)
+
+    def _tokens(self, image: jax.Array | Patches) -> Any:
+        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         width, mask = self.size.width, None
         if isinstance(image, Patches):
             mask = image.mask
@@ -55,14 +72,16 @@ class ImageTower(nn.Module):
             x = nn.Conv(width, patch, strides=patch, padding="VALID", name="embedding", **kinds)(image)
             x = x.reshape(x.shape[0], -1, width)
             x = x + position_embedding(self, (1, x.shape[1], width)).astype(self.dtype)
-        x = Encoder(self.size.depth, remat=self.remat, unroll=self.unroll, name="Transformer", **sizes)(x, mask)
-        return MapHead(name="MAPHead_0", **sizes)(x, mask)
+        encoder = Encoder(self.size.depth, remat=self.remat, unroll=self.unroll, name="Transformer", **self._sizes)
+        x = encoder(x, mask)
+        return Patches(x, image.shape) if isinstance(image, Patches) else x
 
 
 class TextTower(nn.Module):
     """int32 ids [n, L] -> [n, projection], not normalised: no mask, pooled at the last position, linear head.
 
-    Without a `projection` there is no head: [n, width].
+    Without a `projection` there is no head: [n, width]. `part` "body" gives what the head reads, [n, width]; "head"
+    takes that.
     """
 
     size: TowerSize
@@ -74,7 +93,13 @@ class TextTower(nn.Module):
     unroll: int = 1
 
     @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: jax.Array, *, part: str = "whole") -> jax.Array:
+        x = ids if part == "head" else self._pooled(ids)
+        if part == "body" or self.projection is None:
+            return x
+        return nn.Dense(self.projection, name="head", dtype=self.dtype, param_dtype=self.param_dtype)(x)
+
+    def _pooled(self, ids: jax.Array) -> jax.Array:
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = nn.Embed(self.vocab_size, self.size.width, name="Embed_0", **kinds)(ids)
         x = x + position_embedding(self, (1, ids.shape[1], self.size.width)).astype(self.dtype)
@@ -87,8 +112,7 @@ class TextTower(nn.Module):
             name="Encoder_0",
             **kinds,
         )
-        x = encoder(x)[:, -1]
-        return x if self.projection is None else nn.Dense(self.projection, name="head", **kinds)(x)
+        return encoder(x)[:, -1]
 
 
 def position_embedding(module: ImageTower | TextTower, shape: tuple[int, ...]) -> jax.Array:
@@ -142,35 +166,97 @@ class TwoTowers(nn.Module):
                 raise UserError(f"model: {name}={dtype!r}; expected one of {', '.join(DTYPES)}")
         arch = self.architecture
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype, remat=self.remat, unroll=self.unroll)
-        self.img = ImageTower(arch.image, arch.patch_size, arch.grid, **kinds)
+        if isinstance(arch.image, FeatureSize):
+            self.img: nn.Module = FeatureTower(arch.image, dtype=self.dtype, param_dtype=self.param_dtype)
+        else:
+            self.img = ImageTower(arch.image, arch.patch_size, arch.grid, **kinds)
         self.txt = TextTower(arch.text, arch.vocab_size, arch.embedding_dim if arch.text_head else None, **kinds)
         # t is the LOG temperature; both are [1] in every published checkpoint.
         self.t = self.param("t", nn.initializers.constant(math.log(self.init_temperature)), (1,), jnp.float32)
         self.b = self.param("b", nn.initializers.constant(self.init_bias), (1,), jnp.float32)
 
     def __call__(
-        self, image: jax.Array | Patches, text: jax.Array
+        self, image: jax.Array | Patches | Features, text: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """float [n, h, w, 3] (or float `Patches`), int32 [n, L] -> unit-norm float32 [n, d] twice, then t and b."""
+        """What `encode_image` takes, int32 [n, L] -> unit-norm float32 [n, d] twice, then t and b."""
         return self.encode_image(image), self.encode_text(text), self.t, self.b
 
-    def encode_image(self, image: jax.Array | Patches) -> jax.Array:
-        """float [n, h, w, 3], or float `Patches` -> unit-norm float32 [n, d]."""
+    def encode_image(self, image: jax.Array | Patches | Features) -> jax.Array:
+        """float [n, h, w, 3], float `Patches`, or float [n, numbers] by name for an adapter -> unit-norm float32
+        [n, d].
+        """
         return l2_normalise(self.img(image))
 
     def encode_text(self, ids: jax.Array) -> jax.Array:
         """int32 [n, L] -> unit-norm float32 [n, d]."""
         return l2_normalise(self.txt(ids))
 
+    def encode_batch(self, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        """Unit-norm float32 [n, d] of images and of texts, from what the batch has of each.
+
+        Images: "image" as `encode_image` takes it, or what `store` gave: "image_embedding", or "image_tokens" with
+        "image_shape" where those are of `Patches`. Texts: "text", "text_embedding" or "text_pooled".
+        """
+        if "image_embedding" in batch:
+            image = batch["image_embedding"]
+        elif "image_tokens" in batch:
+            tokens, shape = batch["image_tokens"], batch.get("image_shape")
+            image = self.img(tokens if shape is None else Patches(tokens, shape), part="head")
+        else:
+            image = self.img(batch["image"])
+        if "text_embedding" in batch:
+            text = batch["text_embedding"]
+        elif "text_pooled" in batch:
+            text = self.txt(batch["text_pooled"], part="head")
+        else:
+            text = self.txt(batch["text"])
+        return l2_normalise(image), l2_normalise(text)
+
+    def store(self, batch: Mapping[str, Any], keys: Collection[str]) -> dict[str, jax.Array]:
+        """What `encode_batch` can go on from, in the type of the computation, of the "image" and "text" that are there.
+
+        Args:
+          keys: any of "image_embedding" [n, d], before it is normalised; "image_tokens" [n, tokens, width], the input
+            of the pooling head (of `Patches` with "image_shape" int32 [n, 2]); "text_embedding" [n, d]; "text_pooled"
+            [n, width], the input of the projection.
+        """
+        stored: dict[str, Any] = {}
+        if "image" in batch and "image_embedding" in keys:
+            stored["image_embedding"] = self.img(batch["image"])
+        if "image" in batch and "image_tokens" in keys:
+            tokens = self.img(batch["image"], part="body")
+            if isinstance(tokens, Patches):
+                stored["image_shape"], tokens = tokens.shape, tokens.pixels
+            stored["image_tokens"] = tokens
+        if "text" in batch and "text_embedding" in keys:
+            stored["text_embedding"] = self.txt(batch["text"])
+        if "text" in batch and "text_pooled" in keys:
+            stored["text_pooled"] = self.txt(batch["text"], part="body")
+        return stored
+
 
 def example_inputs(architecture: Architecture) -> tuple[Any, np.ndarray]:
     """One image and one title of zeros, as the towers take them."""
-    if architecture.naflex:
+    if architecture.features:
+        image: Any = {name: np.zeros((1, numbers), np.float32) for name, numbers in architecture.features.items()}
+    elif architecture.naflex:
         pixels = np.zeros((1, 1, architecture.patch_size**2 * 3), np.float32)
-        image: Any = Patches(pixels, np.ones((1, 2), np.int32))
+        image = Patches(pixels, np.ones((1, 2), np.int32))
     else:
         image = np.zeros((1, *architecture.image_size, 3), np.float32)
     return image, np.zeros((1, architecture.text_length), np.int32)
+
+
+def storage_dtype(name: str, dtype: Any) -> Any:
+    """What the parameter "img/embedding/kernel" is stored in where `dtype` is asked for.
+
+    float32 for t and b, since exp(t) multiplies every logit, and for the statistics of an adapter's inputs, whose means
+    are taken off before anything else is computed.
+    """
+    return np.dtype(np.float32) if _ALWAYS_FLOAT32.fullmatch(name) else jnp.dtype(dtype)
+
+
+_ALWAYS_FLOAT32 = re.compile(f"[tb]|img/({'|'.join(STATISTICS)})")
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,6 +16,7 @@ import dataclasses
 import os
 import re
 import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -26,14 +27,16 @@ from jax.sharding import Mesh
 from siglip_jax.analysis import collectives, flops
 from siglip_jax.analysis.hardware import Chip
 from siglip_jax.analysis.hlo import memory
-from siglip_jax.models.towers import parameter_shapes
+from siglip_jax.models.towers import parameter_shapes, storage_dtype
 from siglip_jax.training import config as configs
+from siglip_jax.training.encode import Batch
 from siglip_jax.training.optimizer.adamw import make_optimizer, make_schedule
 from siglip_jax.training.optimizer.freezing import frozen_parameters
 from siglip_jax.training.parallel.sharding import make_mesh, tree_shardings
 from siglip_jax.training.parallel.sharding_table import bytes_per_device
+from siglip_jax.training.param_rules import path_name
 from siglip_jax.training.start.spec import batch_shapes, outline
-from siglip_jax.training.step import Batch, State, init_state, make_train_step
+from siglip_jax.training.step import State, init_state, make_train_step
 
 GIB = 2**30
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMG])\) exceeds available", re.DOTALL)
@@ -55,8 +58,13 @@ class Step:
     mesh: Mesh
 
 
-def build_step(config: ml_collections.ConfigDict, *, devices: list[Any] | None = None) -> Step:
+def build_step(
+    config: ml_collections.ConfigDict, *, devices: list[Any] | None = None, stored: Collection[str] = ()
+) -> Step:
     """The step of `training.loop`, from shapes alone.
+
+    Args:
+      stored: see `start.spec.batch_shapes`.
 
     Raises:
       UserError: a config that no run could use, or one that does not fit these devices.
@@ -67,7 +75,7 @@ def build_step(config: ml_collections.ConfigDict, *, devices: list[Any] | None =
     configs.check_batch(config, mesh)
     optimizer = make_optimizer(config)
     params = jax.tree_util.tree_map_with_path(
-        lambda path, x: x if path[0].key in ("t", "b") else x.update(dtype=config.model.param_dtype),
+        lambda path, x: x.update(dtype=storage_dtype(path_name(path), config.model.param_dtype)),
         parameter_shapes(module.architecture),
     )
     state = jax.eval_shape(lambda tree: init_state(tree, optimizer, ema_decay=config.ema_decay), params)
@@ -83,7 +91,7 @@ def build_step(config: ml_collections.ConfigDict, *, devices: list[Any] | None =
         frozen=frozen_parameters(config, params),
         ema_decay=config.ema_decay,
     )
-    batch = batch_shapes(module, preprocessing, batch_size=config.batch_size)
+    batch = batch_shapes(module, preprocessing, batch_size=config.batch_size, stored=stored)
     return Step(function=function, state=state, batch=batch, mesh=mesh)
 
 

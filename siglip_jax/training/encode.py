@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +13,27 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from siglip_jax.training.parallel.sharding import to_devices
 from siglip_jax.training.param_rules import Params
-from siglip_jax.training.step import Batch
 
-ENCODED = ("image", "text", "group")
+# {"image" uint8 [n, h, w, 3], Patches or features, "text" int32 [n, L], "group" int32 [n]}. What a frozen tower made of
+# "image" or "text" may be in their place, see `TwoTowers.encode_batch`.
+Batch = dict[str, Any]
+STORED_KEYS = ("image_embedding", "image_tokens", "image_shape", "text_embedding", "text_pooled")
+BATCH_KEYS = ("image", "text", "group", *STORED_KEYS)
+
+
+def step_inputs(batch: Mapping[str, Any]) -> Batch:
+    """What a step takes of a batch of the loader, which also says which rows they are."""
+    return {key: batch[key] for key in BATCH_KEYS if key in batch}
+
+
+def encode_batch(
+    module: nn.Module, params: Params, batch: Batch, *, to_float: Callable[[Any], Any]
+) -> tuple[jax.Array, jax.Array]:
+    """Unit-norm float32 [n, d] of images and of texts."""
+    if "image" in batch:
+        batch = {**batch, "image": to_float(batch["image"])}
+    outputs: Any = module.apply({"params": params}, batch, method="encode_batch")
+    return outputs
 
 
 def make_encoder(
@@ -34,11 +52,10 @@ def make_encoder(
 
     @functools.partial(jax.jit, out_shardings=whole)
     def encode(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        outputs: Any = module.apply({"params": params}, to_float(batch["image"]), batch["text"])
-        return outputs[0], outputs[1], batch["group"]
+        return *encode_batch(module, params, batch, to_float=to_float), batch["group"]
 
     def encoded(params: Params, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        image, text, group = encode(params, to_devices({key: batch[key] for key in ENCODED}, mesh))
+        image, text, group = encode(params, to_devices(step_inputs(batch), mesh))
         return np.asarray(image), np.asarray(text), np.asarray(group)
 
     return encoded

@@ -8,7 +8,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -23,6 +24,7 @@ from siglip_jax.errors import Stopped, UserError
 from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.training import config as configs
+from siglip_jax.training.encode import Batch, step_inputs
 from siglip_jax.training.optimizer import ema
 from siglip_jax.training.optimizer.adamw import make_optimizer, make_schedule
 from siglip_jax.training.optimizer.freezing import check_freezing, frozen_parameters
@@ -37,12 +39,12 @@ from siglip_jax.training.run.profiler import Trace
 from siglip_jax.training.run.stopping import Stopping
 from siglip_jax.training.run.training_progress import Progress
 from siglip_jax.training.run.workdir import hold_workdir
+from siglip_jax.training.start.frozen_parts import check_same_frozen
 from siglip_jax.training.start.prepare_start import prepare
 from siglip_jax.training.start.spec import batch_shapes
-from siglip_jax.training.step import Batch, State, TrainStep, init_state, make_train_step
+from siglip_jax.training.step import State, TrainStep, init_state, make_train_step
 from siglip_jax.training.training_run import STEPS_IN_FLIGHT, Evaluator, ItemIds, Run
 
-BATCH_KEYS = ("image", "text", "group")
 DEADLINE_SHARE = 0.05  # of the time given, kept for the last save until one was timed
 
 
@@ -65,6 +67,7 @@ def train(
     batches: BatchIterator,
     workdir: epath.PathLike,
     fingerprint: str = "",
+    stores: Mapping[str, str] = types.MappingProxyType({}),
     evaluators: Sequence[Evaluator] = (),
     item_ids: ItemIds | None = None,
     began: float | None = None,
@@ -74,11 +77,14 @@ def train(
     Args:
       config: the fields of `training.config.default_config`.
       model: the start, from random weights or loaded.
-      batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3] or `Patches`, "text" int32 [n, L], "group" int32
-        [n]. Where it has an attribute `preprocessing`, as `make_loader`'s has, that must be the model's.
+      batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3], `Patches` or, for an adapter, {name: float32
+        [n, numbers]}, "text" int32 [n, L], "group" int32 [n]. Where it has an attribute `preprocessing`, as
+        `make_loader`'s has, that must be the model's; an attribute `stored` names what frozen towers made in the place
+        of "image" or "text".
       workdir: gets config.json, the model's description, checkpoints/, metrics.jsonl, tensorboard/ and, where (t, b)
         was fitted or a loaded start looked at, start.json; where images were replaced, bad_pictures.jsonl.
       fingerprint: of the data; a run does not continue on other data.
+      stores: fingerprints of the stored vectors in the batches, by name; nor on others of these.
       evaluators: called with (step, params) at every checkpoint, every `config.evaluation.every` steps, and before
         the first step of a loaded model; their metrics go to the log and into the checkpoint. The parameters are
         the running mean where one is kept, sharded as the state.
@@ -95,7 +101,7 @@ def train(
     configs.check(config)
     preprocessing = _preprocessing_of(model, batches)
 
-    with hold_workdir(workdir, config, fingerprint):
+    with hold_workdir(workdir, config, fingerprint, stores=stores):
         _check_workdir(workdir, preprocessing)
         if is_first_process():
             model.save_description(workdir)
@@ -121,6 +127,8 @@ def train(
         ) as checkpoints:
             if restored := checkpoints.restore_newest(like=_with_shardings(shapes, shardings)):
                 start, state, position = restored
+                if getattr(batches, "stored", ()):
+                    check_same_frozen(config, restored=state["params"], start=model.params)
                 batches.set_state(position)
             else:
                 start, position = 0, {}
@@ -167,7 +175,9 @@ def train(
                 if config.init and not start:  # what there is to lose
                     run.evaluate(0)
                 once, _ = make_step(remat="none", microbatch=0)  # work done twice is no use made of a device
-                batch = batch_shapes(model.module, preprocessing, batch_size=config.batch_size)
+                batch = batch_shapes(
+                    model.module, preprocessing, batch_size=config.batch_size, stored=getattr(batches, "stored", ())
+                )
                 progress.seconds_at_peak = seconds_at_peak(once, shapes, batch)
 
                 for step in range(start + 1, config.steps + 1):
@@ -255,7 +265,7 @@ def _with_shardings(shapes: State, shardings: Any) -> State:
 
 def _place(batch: dict[str, Any], *, mesh: Mesh) -> Batch:
     """What the step takes of a batch, on the devices."""
-    return to_devices({key: batch[key] for key in BATCH_KEYS}, mesh)
+    return to_devices(step_inputs(batch), mesh)
 
 
 def _show_best(checkpoints: Checkpoints, *, metric: str, workdir: epath.Path) -> None:

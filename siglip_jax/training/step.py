@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from siglip_jax.losses import sigmoid_loss
+from siglip_jax.training.encode import Batch, encode_batch
 from siglip_jax.training.optimizer import ema
 from siglip_jax.training.optimizer.freezing import stop_gradients
 from siglip_jax.training.parallel.microbatch import value_and_grad_in_microbatches
@@ -19,7 +20,6 @@ from siglip_jax.training.parallel.sharding import BATCH_AXES, batch_sharding, ke
 from siglip_jax.training.param_rules import Params
 
 State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar, and "ema" where a running mean is kept}
-Batch = dict[str, Any]  # {"image" uint8 [n, h, w, 3] or Patches, "text" int32 [n, L], "group" int32 [n]}
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]  # the scalars are metrics of the step
 
 
@@ -63,11 +63,8 @@ def make_train_step(
         return params if frozen is None else stop_gradients(params, frozen)
 
     def encode(params: Params, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        params = learning(params)
         with keep_rows_apart(mesh):
-            outputs: Any = module.apply({"params": params}, to_float(batch["image"]), batch["text"])
-        image, text, _, _ = outputs
-        return image, text
+            return encode_batch(module, learning(params), batch, to_float=to_float)
 
     def loss_of(params: Params, embeddings: tuple[jax.Array, jax.Array], batch: Batch) -> jax.Array:
         image, text = embeddings

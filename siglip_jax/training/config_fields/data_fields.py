@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from siglip_jax.training.config_fields.field import Field, FieldTable, Values, at_least, between
+from siglip_jax.training.config_fields.field import Field, FieldTable, Values, at_least, between, one_of
 
 _SHARE = Values("0 to 1")  # checked by `input_pipeline.augment.Augmentation`, as everything random below
 
@@ -48,6 +48,14 @@ DATA = FieldTable(
         "cache": Field(
             False,
             "Keep decoded, resized images and token ids in memory. Right for small images, not for millions of them.",
+            free=True,
+        ),
+        "cache_frozen": Field(
+            "auto",
+            "Run a tower that is frozen, wholly or up to its head, once over the training split and train from its "
+            "stored output, with the same numbers (docs/guide/finetuning.md). With auto, where that saves work; with "
+            "on, it is an error where it cannot be.",
+            one_of("auto", "on", "off"),
             free=True,
         ),
         "num_threads": Field(0, "Threads that decode.", at_least(0, "0 for as many as cores, or more"), free=True),

@@ -1,6 +1,7 @@
 """The towers against the real big_vision, and the options that must not change what they compute."""
 
 import collections
+import dataclasses
 
 import flax.traverse_util
 import jax
@@ -13,6 +14,7 @@ from siglip_jax.losses import sigmoid_loss
 from siglip_jax.models.architecture import Architecture, TowerSize
 from siglip_jax.models.towers import ImageTower, TwoTowers
 from siglip_jax.models.transformer import REMAT_POLICIES
+from siglip_jax.preprocessing import Patches
 
 ARCHITECTURES = {
     "loop": Architecture(
@@ -223,3 +225,29 @@ def test_architecture_json():
 def test_unknown_remat_is_refused():
     with pytest.raises(UserError, match="remat='most'; expected one of none, full"):
         jax.eval_shape(lambda: TwoTowers(TINY, remat="most").init(jax.random.key(0), *example(TINY)))
+
+
+def _naflex() -> tuple[Architecture, Patches]:
+    rng = np.random.default_rng(0)
+    patches = Patches(rng.normal(size=(3, 6, 192)).astype(np.float32), np.array([[2, 3], [1, 4], [2, 1]], np.int32))
+    return dataclasses.replace(TINY, naflex=True), patches
+
+
+@pytest.mark.parametrize("naflex", [False, True])
+def test_towers_go_on_from_what_a_part_of_them_made(naflex):
+    rng = np.random.default_rng(1)
+    architecture, image = _naflex() if naflex else (TINY, rng.normal(size=(3, 16, 24, 3)).astype(np.float32))
+    module = TwoTowers(architecture)
+    batch = {"image": image, "text": rng.integers(0, 50, (3, 6))}
+    params = module.init(jax.random.key(0), batch["image"], batch["text"])["params"]
+    image, text, _, _ = module.apply({"params": params}, batch["image"], batch["text"])
+    for keys in (("image_embedding", "text_pooled"), ("image_tokens", "text_embedding")):
+        stored = module.apply({"params": params}, batch, keys, method="store")
+        assert set(stored) - {"image_shape"} == set(keys)
+        assert ("image_shape" in stored) == (naflex and "image_tokens" in keys)
+        for name in ("image", "text"):
+            only = module.apply({"params": params}, {name: batch[name]}, keys, method="store")
+            assert set(only) == {key for key in stored if key.startswith(name)}
+        again = module.apply({"params": params}, stored, method="encode_batch")
+        np.testing.assert_allclose(again[0], image, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(again[1], text, rtol=0, atol=1e-6)
