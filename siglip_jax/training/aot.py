@@ -34,6 +34,7 @@ from siglip_jax.training.parallel.sharding import make_mesh, tree_shardings
 from siglip_jax.training.parallel.sharding_table import bytes_per_device
 from siglip_jax.training.start.spec import batch_shapes, outline
 from siglip_jax.training.step import Batch, State, init_state, make_train_step
+from siglip_jax.training.terms import Terms
 
 GIB = 2**30
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMG])\) exceeds available", re.DOTALL)
@@ -71,6 +72,7 @@ def build_step(config: ml_collections.ConfigDict, *, devices: list[Any] | None =
         parameter_shapes(module.architecture),
     )
     state = jax.eval_shape(lambda tree: init_state(tree, optimizer, ema_decay=config.ema_decay), params)
+    terms = Terms.of(config, embedding_dim=module.architecture.embedding_dim)
     function, _ = make_train_step(
         module,
         optimizer,
@@ -82,8 +84,9 @@ def build_step(config: ml_collections.ConfigDict, *, devices: list[Any] | None =
         microbatch=config.microbatch,
         frozen=frozen_parameters(config, params),
         ema_decay=config.ema_decay,
+        terms=terms,
     )
-    batch = batch_shapes(module, preprocessing, batch_size=config.batch_size)
+    batch = batch_shapes(module, preprocessing, batch_size=config.batch_size, more=terms.batch_keys)
     return Step(function=function, state=state, batch=batch, mesh=mesh)
 
 

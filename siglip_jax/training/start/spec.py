@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -86,8 +87,10 @@ def outline(config: ml_collections.ConfigDict) -> tuple[TwoTowers, Preprocessing
     return TwoTowers(architecture, **compute_options(config)), preprocessing
 
 
-def batch_shapes(module: TwoTowers, preprocessing: Preprocessing, *, batch_size: int) -> dict[str, Any]:
-    """ShapeDtypeStructs of a global batch, as `training.step` takes it."""
+def batch_shapes(
+    module: TwoTowers, preprocessing: Preprocessing, *, batch_size: int, more: Sequence[str] = ()
+) -> dict[str, Any]:
+    """ShapeDtypeStructs of a global batch, as `training.step` takes it; `more` are the keys of `Terms.batch_keys`."""
     n = batch_size
     image: Any = jax.ShapeDtypeStruct((n, *preprocessing.row_shape), np.uint8)
     if module.architecture.naflex:
@@ -96,4 +99,5 @@ def batch_shapes(module: TwoTowers, preprocessing: Preprocessing, *, batch_size:
         "image": image,
         "text": jax.ShapeDtypeStruct((n, module.architecture.text_length), np.int32),
         "group": jax.ShapeDtypeStruct((n,), np.int32),
+        **{key: jax.ShapeDtypeStruct((n, module.architecture.embedding_dim), np.float32) for key in more},
     }
