@@ -9,7 +9,6 @@ d_t x d_t products, so the vectors are read in blocks and need not fit into memo
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -29,13 +28,11 @@ class TeacherVectors:
       dimension: of the teacher's own vectors.
       kept: share of their squared length that is left in `vectors`, before those are made unit vectors: 1 where no
         number was left out.
-      fingerprint: sha256 of the teacher's own vectors, as float32, in this order.
     """
 
     vectors: np.ndarray
     dimension: int
     kept: float
-    fingerprint: str
 
     def __str__(self) -> str:
         width = self.vectors.shape[1]
@@ -61,17 +58,13 @@ def teacher_vectors(take: Take, count: int, *, width: int, name: str = "teacher"
     """
     if not count:
         raise UserError(f"{name}: no vector of any training row; expected those of the training split, under its ids")
-    digest, products = hashlib.sha256(), None
-    for _, block in _blocks(take, count):
-        digest.update(np.ascontiguousarray(block, np.float32))
-        unit = _unit(block, name)
-        if block.shape[1] <= width:
-            continue
-        product = unit.T @ unit
-        products = product if products is None else products + product
-    dimension = block.shape[1]
+    dimension = take(np.arange(1)).shape[1]
     basis, kept = np.eye(dimension, width), 1.0
-    if products is not None:
+    if dimension > width:
+        products = np.zeros((dimension, dimension))
+        for _, block in _blocks(take, count):
+            unit = _unit(block, name)
+            products += unit.T @ unit
         values, directions = np.linalg.eigh(products)
         basis = directions[:, ::-1][:, :width]
         basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(width)])
@@ -79,7 +72,7 @@ def teacher_vectors(take: Take, count: int, *, width: int, name: str = "teacher"
     vectors = np.empty((count, width), np.float32)
     for first, block in _blocks(take, count):
         vectors[first : first + len(block)] = _unit(_unit(block, name) @ basis, name, least=1e-6)
-    return TeacherVectors(vectors, dimension, kept, digest.hexdigest())
+    return TeacherVectors(vectors, dimension, kept)
 
 
 def _blocks(take: Take, count: int) -> Iterator[tuple[int, np.ndarray]]:

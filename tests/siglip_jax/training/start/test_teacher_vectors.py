@@ -1,7 +1,5 @@
 """A teacher's vectors in the model's dimension, against numpy's SVD of the whole matrix."""
 
-import hashlib
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,7 +43,6 @@ def test_cosines_are_those_of_the_best_vectors_of_that_width(count, dimension, w
     assert found.vectors.dtype == np.float32
     np.testing.assert_allclose(found.vectors @ found.vectors.T, best @ best.T, atol=2e-6)
     assert found.kept == pytest.approx(np.sum(values[:width] ** 2) / np.sum(values**2))
-    assert found.fingerprint == hashlib.sha256(x.tobytes()).hexdigest()
 
 
 def test_vectors_that_fit_stay_and_shorter_ones_get_zeros():
@@ -62,7 +59,6 @@ def test_vectors_that_fit_stay_and_shorter_ones_get_zeros():
 def test_the_same_vectors_again_are_the_same_to_the_bit():
     x = np.random.default_rng(1).normal(size=(40, 9)) + 1
     np.testing.assert_array_equal(fitted(x, 3).vectors, fitted(x, 3).vectors)
-    assert fitted(x, 3).fingerprint != fitted(x[::-1], 3).fingerprint
 
 
 @pytest.mark.parametrize(
