@@ -7,7 +7,6 @@ from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -15,7 +14,7 @@ from siglip_jax.errors import UserError, check_choice
 from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.models.architecture import DTYPES, Architecture
 from siglip_jax.models.presets import PRESETS, Preset
-from siglip_jax.models.towers import TwoTowers, parameter_shapes
+from siglip_jax.models.towers import TwoTowers, parameter_shapes, storage_dtype
 from siglip_jax.models.transformer import REMAT_POLICIES
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.weights import tensors
@@ -108,13 +107,13 @@ def load(
 
 
 def cast_params(params: Any, dtype: str) -> Any:
-    """Parameters in another dtype; t and b in float32, since exp(t) multiplies every logit."""
+    """Parameters in another dtype, but for those that `storage_dtype` keeps in float32."""
 
     def cast(path: tuple[jax.tree_util.DictKey, ...], x: Any) -> np.ndarray:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         with np.errstate(over="ignore"):  # said below
-            new = np.asarray(x).astype(jnp.float32 if path[0].key in ("t", "b") else jnp.dtype(dtype), copy=False)
+            new = np.asarray(x).astype(storage_dtype(name, dtype), copy=False)
         if new.dtype != x.dtype and not np.isfinite(np.asarray(new, np.float32)).all():
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(f"{name} holds numbers beyond {dtype}; keep the type it has, or use bfloat16")
         return new
 
@@ -124,8 +123,9 @@ def cast_params(params: Any, dtype: str) -> Any:
 def with_image_size(model: Model, image_size: tuple[int, int], *, method: str = "linear") -> Model:
     """The model for pictures of another size, its position embedding resized by `method`.
 
-    NaFlex models have no use for it: they resize theirs for each picture.
+    NaFlex models have no use for it: they resize theirs for each picture; adapters see none.
     """
+    model.architecture.pictures_tower("image_size")
     if model.architecture.naflex:
         raise UserError("image_size does not apply to a NaFlex model; set max_patches of its preprocessing")
     fields = model.architecture.to_json() | {"image_size": list(image_size)}
@@ -175,7 +175,7 @@ def _read(source: epath.Path, preset: Preset | None) -> Model:
     stored = detect_format(source).read(source, preset)
     check_params(stored.params, stored.architecture, source=stored.source)
     stored.check_bytes()  # last, since the checks above say more of what is wrong
-    dtype = np.asarray(stored.params["img"]["pos_embedding"]).dtype.name
+    dtype = np.asarray(stored.params["txt"]["pos_embedding"]).dtype.name
     module = TwoTowers(stored.architecture, dtype=stored.dtype, param_dtype=dtype if dtype in DTYPES else "float32")
     return Model(module=module, params=stored.params, preprocessing=stored.preprocessing)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -50,12 +50,15 @@ class Model:
     def encode_image(self, images: Any, *, batch_size: int = MAX_BATCH) -> np.ndarray:
         """float [n, h, w, 3] in [-1, 1], or a sequence of PIL images or encoded bytes -> unit-norm float32 [n, d].
 
-        A NaFlex model takes float `Patches` instead of the array.
+        A NaFlex model takes float `Patches` instead of the array, an adapter stored vectors by name, such as
+        {"cnn": float [n, 1024]}.
 
         Raises:
-          UserError: uint8 arrays (their range is not known), another picture size, or pictures without a known
-            preprocessing.
+          UserError: uint8 arrays (their range is not known), another picture size, pictures without a known
+            preprocessing, pictures for an adapter, or other features than it takes.
         """
+        if self.architecture.features or isinstance(images, Mapping):
+            return self._encode("encode_image", self._checked_features(images), batch_size)
         if not _is_array(images):
             images = self._known_preprocessing("pictures").images(_sequence("encode_image", "pictures", images))
         if self.architecture.naflex:
@@ -73,6 +76,27 @@ class Model:
                 "[-1, 1], or PIL images, which go through model.preprocessing"
             )
         return self._encode("encode_image", images, batch_size)
+
+    def _checked_features(self, features: Any) -> dict[str, np.ndarray]:
+        wanted = self.architecture.features
+        if not wanted:
+            raise UserError("encode_image: a dict of features; this model takes pictures")
+        expected = f"float [n, numbers] by name, with the numbers {wanted}"
+        if not isinstance(features, Mapping):
+            kind = type(features).__name__
+            raise UserError(f"encode_image: a {kind}; this model takes stored vectors, not pictures: {expected}")
+        if features.keys() != wanted.keys():
+            raise UserError(
+                f"encode_image: the features {', '.join(map(str, features)) or 'of none'}; expected {expected}"
+            )
+        for name, rows in features.items():
+            if not _is_array(rows) or isinstance(rows, Patches):
+                raise UserError(f"encode_image: {name} is a {type(rows).__name__}; expected {expected}")
+            if rows.ndim != 2 or rows.shape[1] != wanted[name] or not np.issubdtype(rows.dtype, np.floating):
+                raise UserError(f"encode_image: {name} is {rows.dtype} {list(rows.shape)}; expected {expected}")
+        if len(rows := {name: len(rows) for name, rows in features.items()}) and len({*rows.values()}) > 1:
+            raise UserError(f"encode_image: different numbers of rows, {rows}; expected one vector of each for an item")
+        return {name: features[name] for name in wanted}
 
     def _checked_patches(self, images: Any) -> Patches:
         values = self.architecture.patch_size**2 * 3

@@ -74,6 +74,27 @@ def start_distributed(values: flags.FlagValues) -> None:
     )
 
 
+def define_features(values: flags.FlagValues) -> None:
+    flags.DEFINE_multi_string(
+        "features",
+        [],
+        "name=STORE: stored vectors in the place of images, from an embedding store or a file (.npz, .npy, .parquet). "
+        "Several names are several inputs; a name given again joins stores by id, such as those of two splits.",
+        flag_values=values,
+    )
+
+
+def features_of(values: flags.FlagValues) -> dict[str, list[str]]:
+    """--features as {name: paths}."""
+    paths: dict[str, list[str]] = {}
+    for entry in values.features:
+        name, sign, path = entry.partition("=")
+        if not (name and sign and path):
+            raise UserError(f"--features={entry}: expected name=STORE")
+        paths.setdefault(name, []).append(path)
+    return paths
+
+
 def define_output(values: flags.FlagValues, text: str) -> None:
     flags.DEFINE_string("output", None, text, required=True, flag_values=values)
 

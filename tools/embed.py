@@ -3,6 +3,9 @@
 siglip-jax embed --model=runs/fashion --dataset=data/fashion --output=runs/fashion/embeddings
 siglip-jax embed --model=mobilenet.tflite --dataset=data/fashion --output=runs/mobilenet/embeddings
 siglip-jax embed --embeddings=mine.npy --dataset=data/fashion --output=runs/mine/embeddings
+siglip-jax embed --model=runs/adapter --features=cnn=runs/mobilenet/embeddings --dataset=data/fashion --output=...
+
+--features gives an adapter the stored vectors that it was trained on; items without any are left out and named.
 
 --embeddings brings vectors made elsewhere, by id: .npy with .ids.txt beside it, .npz (ids, embeddings), .parquet, .csv.
 
@@ -24,6 +27,7 @@ from tools import common_flags
 def define_flags(values: flags.FlagValues) -> None:
     common_flags.define_model(values, required=False)
     flags.DEFINE_string("embeddings", None, "File of embeddings, in the place of --model.", flag_values=values)
+    common_flags.define_features(values)
     common_flags.define_dataset(values)
     common_flags.define_output(values, "Folder of the embedding store.")
     flags.DEFINE_string("split", "test", "Split to embed.", flag_values=values)
@@ -54,14 +58,14 @@ def main(values: flags.FlagValues) -> None:
     if (values.model is None) == (values.embeddings is None):
         raise UserError("expected either --model to embed with, or --embeddings that are made already")
     where = {"dataset": values.dataset, "split": values.split, "output": values.output}
-    if values.embeddings is not None and (values.most is not None or values.on_error != "error"):
-        flag = "most" if values.most is not None else "on_error"
+    if values.embeddings is not None and (values.most is not None or values.on_error != "error" or values.features):
+        flag = "most" if values.most is not None else "features" if values.features else "on_error"
         raise UserError(f"--{flag} is of --model: embeddings that are made already are taken as they are")
     if values.embeddings is not None:
         store = embedding.import_embeddings(values.embeddings, **where)
     else:
         store = embedding.embed(
-            embedding.load_encoder(values.model),
+            embedding.load_encoder(values.model, features=common_flags.features_of(values)),
             **where,
             most=values.most,
             rows_per_shard=values.rows_per_shard,

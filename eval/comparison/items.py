@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -36,8 +36,10 @@ class Items:
     def without(self, ids: Collection[str]) -> Items:
         """Without these items."""
         kept = [place for place, item in enumerate(self.ids) if item not in ids]
-        if len(kept) == len(self.ids):
-            return self
+        return self if len(kept) == len(self.ids) else self.at(kept)
+
+    def at(self, kept: Sequence[int]) -> Items:
+        """Those at these places."""
         return dataclasses.replace(
             self,
             ids=[self.ids[k] for k in kept],

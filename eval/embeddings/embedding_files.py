@@ -10,15 +10,17 @@ Nothing is unpickled; what a file would take in memory is known before it is rea
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -66,33 +68,78 @@ def read_embeddings(path: str) -> EmbeddingFile:
         more than MAX_BYTES.
     """
     file = pathlib.Path(path)
-    readers = {".npy": _npy, ".npz": _npz, ".parquet": _parquet, ".csv": _csv}
-    reader = readers.get(file.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: expected embeddings as {', '.join(SUFFIXES)}, or the folder of an embedding store")
-    if not file.is_file():
-        raise UserError(f"{path}: no such file; expected embeddings as {', '.join(SUFFIXES)}")
-    try:
-        ids, vectors = reader(file)
-    except UserError:
-        raise
-    except (ValueError, KeyError, OSError, EOFError, MemoryError, pa.ArrowException, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as embeddings ({' '.join(str(error).split())[:150]})") from error
-    if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind not in "fiu":
-        raise UserError(
-            f"{path}: embeddings are {vectors.dtype} {list(vectors.shape)}; expected numbers [n, dimension]"
-        )
-    if len(ids) != len(vectors):
-        raise UserError(f"{path}: {len(ids)} ids for {len(vectors)} embeddings; expected one each, in the same order")
-    if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        repeated = next(item for item in ids if item in seen or seen.add(item))  # type: ignore[func-returns-value]
-        raise UserError(f"{path}: id {repeated!r} occurs twice; expected one embedding an item")
+    ids, vectors = read_raw(file)
+    check_ids(pa.array(ids, pa.string()), path)
     with np.errstate(over="ignore"):  # too large for float32 is infinite, which `aligned` refuses
         vectors = np.ascontiguousarray(vectors, np.float32)
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return EmbeddingFile(path, ids, vectors, digest)
+
+
+def read_raw(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
+    """(ids, numbers [n, dimension] as the file has them, an .npy's as a memory map); ids may repeat.
+
+    Raises:
+      UserError: as `read_embeddings`.
+    """
+    reader = _reader(path)
+    with _telling_damage(path):
+        ids, vectors = reader(path)
+    check_numbers(vectors, path)
+    if len(ids) != len(vectors):
+        raise UserError(f"{path}: {len(ids)} ids for {len(vectors)} embeddings; expected one each, in the same order")
+    return ids, vectors
+
+
+def read_ids(path: pathlib.Path) -> list[str]:
+    """The ids of an .npz or a Parquet file alone."""
+    _reader(path)
+    with _telling_damage(path):
+        if path.suffix.lower() == ".parquet":
+            return _ids(pq.read_table(path, columns=["id"]), path)
+        with np.load(path, allow_pickle=False) as arrays:
+            return _npz_ids(arrays, path)
+
+
+def check_numbers(vectors: np.ndarray, path: pathlib.Path) -> None:
+    """Raises a UserError unless they are numbers [n, dimension]."""
+    if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind not in "fiu":
+        raise UserError(
+            f"{path}: embeddings are {vectors.dtype} {list(vectors.shape)}; expected numbers [n, dimension]"
+        )
+
+
+def check_ids(ids: pa.Array, source: str) -> None:
+    """Raises a UserError that names an id which is there twice."""
+    counts: Any = pc.value_counts(ids)
+    if len(counts) != len(ids):
+        repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
+        raise UserError(f"{source}: id {repeated!r} occurs twice; expected one embedding an item")
+
+
+def beside(path: pathlib.Path) -> pathlib.Path:
+    """The ids of an .npy."""
+    return path.with_suffix(".ids.txt")
+
+
+def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], tuple[list[str], np.ndarray]]:
+    reader = {".npy": _npy, ".npz": _npz, ".parquet": _parquet, ".csv": _csv}.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: expected embeddings as {', '.join(SUFFIXES)}, or the folder of an embedding store")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected embeddings as {', '.join(SUFFIXES)}")
+    return reader
+
+
+@contextlib.contextmanager
+def _telling_damage(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, KeyError, OSError, EOFError, MemoryError, pa.ArrowException, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as embeddings ({' '.join(str(error).split())[:150]})") from error
 
 
 def _check_size(path: pathlib.Path, size: int) -> None:
@@ -101,27 +148,34 @@ def _check_size(path: pathlib.Path, size: int) -> None:
 
 
 def _npy(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
-    beside = path.with_suffix(".ids.txt")
-    if not beside.is_file():
-        raise UserError(f"{path}: no {beside.name} beside it; expected the ids there, one a line, in the same order")
-    _check_size(beside, beside.stat().st_size)
+    ids = beside(path)
+    if not ids.is_file():
+        raise UserError(f"{path}: no {ids.name} beside it; expected the ids there, one a line, in the same order")
+    _check_size(ids, ids.stat().st_size)
     vectors = np.load(path, mmap_mode="r", allow_pickle=False)  # no more than the file is long
     _check_size(path, 4 * vectors.size)
-    return beside.read_text(encoding="utf-8").removesuffix("\n").split("\n"), vectors
+    return ids.read_text(encoding="utf-8").removesuffix("\n").split("\n"), vectors
 
 
 def _npz(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         _check_size(path, sum(member.file_size for member in archive.infolist()))
     with np.load(path, allow_pickle=False) as arrays:
-        if not {"ids", "embeddings"} <= set(arrays.files):
-            raise UserError(f"{path}: holds {', '.join(arrays.files) or 'nothing'}; expected arrays ids and embeddings")
-        ids, vectors = arrays["ids"], arrays["embeddings"]
-    if not (isinstance(ids, np.ndarray) and isinstance(vectors, np.ndarray)):  # numpy hands other members out raw
+        ids, vectors = _npz_ids(arrays, path), arrays["embeddings"]
+    if not isinstance(vectors, np.ndarray):  # numpy hands other members out raw
+        raise ValueError("no .npy inside")
+    return ids, vectors
+
+
+def _npz_ids(arrays: Any, path: pathlib.Path) -> list[str]:
+    if not {"ids", "embeddings"} <= set(arrays.files):
+        raise UserError(f"{path}: holds {', '.join(arrays.files) or 'nothing'}; expected arrays ids and embeddings")
+    ids = arrays["ids"]
+    if not isinstance(ids, np.ndarray):
         raise ValueError("no .npy inside")
     if ids.ndim != 1 or ids.dtype.kind not in "Uiu":
         raise UserError(f"{path}: ids are {ids.dtype} {list(ids.shape)}; expected text [n]")
-    return [str(item) for item in ids.tolist()], vectors
+    return [str(item) for item in ids.tolist()]
 
 
 def _parquet(path: pathlib.Path) -> tuple[list[str], np.ndarray]:

@@ -30,6 +30,7 @@ NEEDED_KEYS = ("format", "library_version", "dimension", "count", "shards")
 OWN_KEYS = (*NEEDED_KEYS, "skipped")  # absent where nothing was
 SKIPPED_SHOWN, REASON_SHOWN = 5, 80  # rows, and letters of each
 _SHARD_BYTES = 256 << 20
+_PAGE_BYTES = 1 << 30
 _OWN_FILES = re.compile(r"(shard-[0-9]{5,}\.(parquet|json)|manifest\.json|plan\.json)(\.partial)?")
 
 
@@ -116,7 +117,9 @@ def write_shard(folder: epath.PathLike, number: int, ids: Sequence[str], vectors
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dimension)
     table = pa.table({"id": pa.array(list(ids), pa.string()), "embedding": column})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
+    # One page, in which the vectors lie as numpy has them: `mapped_files` maps it.
+    options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, sink, data_page_size=_PAGE_BYTES, **options)
     content = sink.getvalue()
     name = f"shard-{number:05d}.parquet"
     write_whole(epath.Path(folder) / name, content.to_pybytes())

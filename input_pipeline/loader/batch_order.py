@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
+from input_pipeline.loader.row_order import RowOrder
 from input_pipeline.loader.settings import DataShare
 
 
@@ -18,15 +18,20 @@ class Plan:
     so that the global batch does not depend on how many processes share it.
 
     Attributes:
-      order: row numbers by position, each epoch of `len(order)` in another order; a Grain `MapDataset`.
+      order: row numbers by position, each epoch of `len(order)` in another order.
       batch_size: of each of the processes.
       share: which of them this one is.
+      kept: int64, the rows of the split that take part and are numbered by `order`; None for all of them.
     """
 
-    order: Any
-    seed: int
+    order: RowOrder
     batch_size: int
     share: DataShare
+    kept: np.ndarray | None = None
+
+    @property
+    def seed(self) -> int:
+        return self.order.seed
 
     @property
     def global_size(self) -> int:
@@ -40,5 +45,8 @@ class Plan:
         """(epoch, int64 [batch_size] rows) of this process's part of a batch."""
         epoch, within = divmod(number, self.batches_per_epoch)
         start = epoch * len(self.order) + within * self.global_size + self.share.process_index * self.batch_size
-        rows = [self.order[position] for position in range(start, start + self.batch_size)]
-        return epoch, np.array(rows, np.int64)
+        return epoch, self.rows(self.order.at(np.arange(start, start + self.batch_size)))
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows of the split that the order numbers so."""
+        return numbers if self.kept is None else self.kept[numbers]

@@ -22,11 +22,13 @@ import numpy as np
 from input_pipeline.augment import Augmentation
 from input_pipeline.augment.augmentation import NO_AUGMENTATION
 from input_pipeline.dataset import Split, open_split
-from input_pipeline.loader.bad_rows import Budget, Replacement
+from input_pipeline.loader.bad_rows import Budget
 from input_pipeline.loader.batch_order import Plan
 from input_pipeline.loader.buffers import Recycler
 from input_pipeline.loader.evaluation_pass import Pass, pass_batch
-from input_pipeline.loader.examples import Disk, Memory, Recipe, Source, training_batch, tree_map
+from input_pipeline.loader.examples import Disk, Memory, Recipe, Source, WithVectors, training_batch, tree_map
+from input_pipeline.loader.item_vectors import NO_VECTORS, NOTHING, BatchVectors, ItemVectors, LeftOut
+from input_pipeline.loader.row_order import RowOrder
 from input_pipeline.loader.settings import DEFAULT_SPEED, WHOLE, DataShare, Speed
 from input_pipeline.loader.workers import begin_worker, parse_absl_flags, signals_blocked
 from siglip_jax.errors import UserError, checked_on_error
@@ -51,6 +53,8 @@ def make_loader(
     share: DataShare = WHOLE,
     speed: Speed = DEFAULT_SPEED,
     max_bad_fraction: float = 0.01,
+    features: Mapping[str, ItemVectors] | None = None,
+    more: Mapping[str, ItemVectors] | None = None,
     show_progress: bool = True,
 ) -> Batches:
     """Training batches of one process.
@@ -74,6 +78,10 @@ def make_loader(
       share: which part of each global batch this process has; the whole of it when absent.
       speed: threads, workers and memory. `cache=None` keeps rows that take less than AUTO_CACHE_BYTES.
       max_bad_fraction: of the rows; more replacements than that, over the epochs so far, stop the run.
+      features: stored vectors by name: "image" then is {name: float32 [b, d]}, and no picture is read. Titles are kept
+        in memory, and `augmentation` changes only these.
+      more: stored vectors by the key that a batch has them under, float32 [b, d]. Rows that lack a vector of either
+        kind take no part: `Batches.left_out` counts and names them.
 
     Raises:
       UserError: a batch larger than the process's share of the split, arguments out of range, no tokenizer, no memory,
@@ -82,6 +90,7 @@ def make_loader(
     """
     rows = open_split(dataset_dir, split)
     recipe = Recipe(preprocessing=preprocessing, augmentation=augmentation, seed=seed)
+    vectors = BatchVectors(features or {}, more or {})
     cached = check_batches(
         rows,
         recipe,
@@ -90,21 +99,25 @@ def make_loader(
         share=share,
         speed=speed,
         max_bad_fraction=max_bad_fraction,
+        vectors=vectors,
     )
     if preprocessing.tokenizer is None:
         raise UserError("the preprocessing has no tokenizer; training on titles needs one")
-    disk = Disk(rows, recipe, speed.threads)
-    order = grain.MapDataset.range(len(rows)).seed(seed)
+    disk = Disk(rows, recipe, speed.threads, pictures=not features)
+    source: Source = Memory.load(disk, show_progress) if cached else disk
+    kept = vectors.complete(len(rows))
     plan = Plan(
-        order=order.shuffle() if shuffle else order,
-        seed=seed,
+        order=RowOrder(len(kept), seed, shuffle),
         batch_size=batch_size,
         share=share,
+        kept=None if len(kept) == len(rows) else kept,
     )
     return Batches(
         preprocessing=preprocessing,
+        left_out=vectors.left_out(rows),
         _plan=plan,
-        _source=Memory.load(disk, show_progress) if cached else disk,
+        _source=WithVectors(source, vectors) if features or more else source,
+        _row_bytes=vectors.bytes_per_row + (0 if features else math.prod(preprocessing.row_shape)),
         _stop=sys.maxsize // 2 if epochs is None else epochs * plan.batches_per_epoch,
         _num_workers=speed.num_workers,
         _max_bad_fraction=max_bad_fraction,
@@ -120,6 +133,7 @@ def check_batches(
     share: DataShare = WHOLE,
     speed: Speed = DEFAULT_SPEED,
     max_bad_fraction: float = 0.01,
+    vectors: BatchVectors = NO_VECTORS,
 ) -> bool:
     """Whether the rows are kept in memory; raises what `make_loader` raises of these arguments, before any work."""
     _check_positive(batch_size=batch_size, epochs=1 if epochs is None else epochs)
@@ -129,12 +143,17 @@ def check_batches(
         raise UserError(f"max_bad_fraction={max_bad_fraction}; expected 0 to 1")
     process_count = share.process_count
     recipe.augmentation.check(recipe.preprocessing, rows.attribute_names)
-    if len(rows) // process_count < batch_size:
+    vectors.check(len(rows))
+    count = len(vectors.complete(len(rows)))
+    if count // process_count < batch_size:
+        left_out = vectors.left_out(rows)
         raise UserError(
             f"batch_size={batch_size} on {process_count} process{'es' * (process_count > 1)} needs "
-            f"{batch_size * process_count} rows; split {rows.name} has {len(rows)}; give a smaller batch"
+            f"{batch_size * process_count} rows; split {rows.name} has {len(rows)}"
+            f"{f', but {left_out.count} of them lack vectors ({left_out})' if left_out.count else ''}; "
+            "give a smaller batch"
         )
-    return _is_cached(speed, len(rows), recipe)
+    return bool(vectors.image) or _is_cached(speed, len(rows), recipe)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -144,12 +163,15 @@ class Batches(Iterator[dict[str, Any]]):
     Attributes:
       preprocessing: what the batches were made with; training refuses a model that has another.
       replaced: of the last batch, {"row", "id", "reason", "stand_in"} of each row that another one replaces.
+      left_out: the rows that have no stored vectors and are in no batch.
     """
 
     preprocessing: Preprocessing
+    left_out: LeftOut = NOTHING
     replaced: list[dict[str, Any]] = dataclasses.field(default_factory=list, init=False)
     _plan: Plan
     _source: Source
+    _row_bytes: int
     _stop: int
     _num_workers: int
     _max_bad_fraction: float
@@ -243,10 +265,10 @@ class Batches(Iterator[dict[str, Any]]):
 
     def _start(self) -> grain.DatasetIterator:
         numbers = grain.MapDataset.range(min(self._next, self._stop), self._stop)
-        batches = numbers.map(functools.partial(_make_batch, self._source, self._plan))
+        batches = numbers.map(functools.partial(training_batch, self._source, self._plan))
         # Two batches ahead at least, not Grain's 500: they may be hundreds of MB each, and the rows of one are decoded
         # in parallel. Four where they are small: steps and batches that take turns at being late then wait less.
-        ahead = 4 if 4 * self._plan.batch_size * math.prod(self.preprocessing.row_shape) <= AHEAD_BYTES else 2
+        ahead = 4 if 4 * self._plan.batch_size * self._row_bytes <= AHEAD_BYTES else 2
         prepared = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead))
         if self._num_workers:
             parse_absl_flags()
@@ -273,11 +295,6 @@ def _stop(running: list[grain.DatasetIterator]) -> None:
         running.pop().close()
 
 
-def _make_batch(source: Source, plan: Plan, number: int) -> tuple[dict[str, Any], list[Replacement]]:
-    epoch, rows = plan.batch(number)
-    return training_batch(source, rows, epoch)
-
-
 # --- passes over a split ----------------------------------------------------------------------------------------------
 
 
@@ -287,9 +304,11 @@ def iterate_split(
     split: str,
     preprocessing: Preprocessing,
     batch_size: int,
-    rows: range | None = None,
+    rows: range | np.ndarray | None = None,
     num_threads: int | None = None,
     on_error: str = "error",
+    features: Mapping[str, ItemVectors] | None = None,
+    more: Mapping[str, ItemVectors] | None = None,
 ) -> Pass:
     """Every row once, in order, the last batch short; the next batch is prepared while one is used.
 
@@ -300,20 +319,27 @@ def iterate_split(
       rows: which rows of the split, all of them when absent: a process's share, or what is left after a stop.
       on_error: what to do about a row that cannot be read or decoded: "error", or "skip" it, which makes its batch
         shorter, and list it in `Pass.skipped`. No row is ever replaced.
+      features, more: see `make_loader`; rows that lack a vector are always skipped, and listed.
 
     Raises:
       UserError: arguments out of range. While iterating: a bad row, by its id, or a damaged file.
     """
     _check_positive(batch_size=batch_size)
     on_error = checked_on_error("on_error", on_error)
-    disk = Disk(open_split(dataset_dir, split), Recipe(preprocessing=preprocessing), num_threads or os.cpu_count() or 1)
-    count = len(disk.rows)
-    rows = range(count) if rows is None else rows
-    if len(rows) and not 0 <= min(rows) <= max(rows) < count:
-        raise UserError(f"rows {rows.start}:{rows.stop} asked of split {split}; it has {count}")
-    starts = range(0, len(rows), batch_size)
+    disk = Disk(
+        open_split(dataset_dir, split),
+        Recipe(preprocessing=preprocessing),
+        num_threads or os.cpu_count() or 1,
+        pictures=not features,
+    )
+    count, vectors = len(disk.rows), BatchVectors(features or {}, more or {})
+    vectors.check(count)
+    chosen = np.arange(count) if rows is None else np.asarray(rows, np.int64)
+    if len(chosen) and not 0 <= chosen.min() <= chosen.max() < count:
+        raise UserError(f"rows {chosen.min()}:{chosen.max() + 1} asked of split {split}; it has {count}")
+    starts = range(0, len(chosen), batch_size)
     batches = grain.MapDataset.range(len(starts)).map(
-        lambda k: pass_batch(disk, np.array(rows[starts[k] : starts[k] + batch_size], np.int64), on_error=on_error)
+        lambda k: pass_batch(disk, chosen[starts[k] : starts[k] + batch_size], on_error=on_error, vectors=vectors)
     )
     return Pass(iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))))
 

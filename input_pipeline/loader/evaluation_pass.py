@@ -10,6 +10,7 @@ import numpy as np
 
 from input_pipeline.loader.bad_rows import BadRow
 from input_pipeline.loader.examples import Disk, tree_map
+from input_pipeline.loader.item_vectors import NO_VECTORS, BatchVectors
 from siglip_jax.errors import UserError
 
 
@@ -32,8 +33,12 @@ class Pass(Iterator[dict[str, Any]]):
                 return batch
 
 
-def pass_batch(disk: Disk, rows: np.ndarray, *, on_error: str) -> tuple[dict[str, Any], list[BadRow]]:
+def pass_batch(
+    disk: Disk, rows: np.ndarray, *, on_error: str, vectors: BatchVectors = NO_VECTORS
+) -> tuple[dict[str, Any], list[BadRow]]:
     """The examples of int64 [b] rows with "index", "id", "title" and "attributes", and the rows that are left out.
+
+    Those that lack a vector are left out whatever `on_error` says.
 
     Raises:
       UserError: a bad row, unless `on_error` is "skip"; a damaged file.
@@ -46,12 +51,18 @@ def pass_batch(disk: Disk, rows: np.ndarray, *, on_error: str) -> tuple[dict[str
             f"{disk.rows.dataset_dir}: split {disk.rows.name}: {bad[0]}{more}; build the dataset again, or leave out "
             "such rows (on_error=skip)"
         )
+    found = {each.row for each in bad}
+    for row, record in zip(rows.tolist(), records, strict=True):
+        if row not in found and (reason := vectors.lacking(row)):
+            bad.append(BadRow(row, record["id"] if record else "", reason))
     if bad:
         there = np.flatnonzero(~np.isin(rows, [each.row for each in bad]))
         arrays = {key: tree_map(lambda part: part[there], value) for key, value in arrays.items()}
         rows, records = rows[there], [records[k] for k in there]
+        bad.sort(key=lambda each: each.row)
     kept = [record for record in records if record is not None]
     return {
+        **vectors.take(rows),
         **arrays,
         "index": rows,
         "id": [record["id"] for record in kept],

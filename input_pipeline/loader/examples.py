@@ -14,7 +14,9 @@ from input_pipeline.augment import Augmentation
 from input_pipeline.augment.augmentation import NO_AUGMENTATION
 from input_pipeline.dataset import Split
 from input_pipeline.loader.bad_rows import ATTEMPTS, BadRow, Replacement, read_record, stand_ins
+from input_pipeline.loader.batch_order import Plan
 from input_pipeline.loader.buffers import Recycler
+from input_pipeline.loader.item_vectors import BatchVectors
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Patches, Preprocessing
@@ -61,9 +63,10 @@ class Recipe:
 class Source(Protocol):
     """Where examples come from."""
 
-    rows: Split
-    recipe: Recipe
-
+    @property
+    def rows(self) -> Split: ...
+    @property
+    def recipe(self) -> Recipe: ...
     def close(self) -> None: ...
     def take(self, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[BadRow]]:
         """{"image", "text", "group"} of int64 [b] rows, in arrays of the caller's own, and the rows without meaning."""
@@ -71,11 +74,16 @@ class Source(Protocol):
 
 @dataclasses.dataclass
 class Disk:
-    """Reads and decodes on demand."""
+    """Reads and decodes on demand.
+
+    Attributes:
+      pictures: whether there is an "image"; without, no picture is decoded.
+    """
 
     rows: Split
     recipe: Recipe
     num_threads: int
+    pictures: bool = True
 
     @functools.cached_property
     def _memory(self) -> Recycler:
@@ -96,12 +104,31 @@ class Disk:
     ) -> tuple[dict[str, Any], list[BadRow], list[dict[str, Any] | None]]:
         """As `take`, and the records; None where one cannot be read. No "text" without a tokenizer."""
         rows = np.asarray(rows, np.int64)
+        records: list[dict[str, Any] | None] = [None] * len(rows)
+        bad: list[BadRow] = []
+        arrays: dict[str, Any] = {}
+        if self.pictures:
+            arrays["image"] = self._decode(rows, epoch, records, bad)
+        else:
+            for k, row in enumerate(rows.tolist()):
+                record = read_record(self.rows, row)
+                if isinstance(record, BadRow):
+                    bad.append(record)
+                else:
+                    records[k] = _without_pictures(record)
+        arrays["group"] = np.array([0 if record is None else record["title_group"] for record in records], np.int32)
+        if self.recipe.preprocessing.tokenizer is not None:
+            arrays["text"] = self.recipe.text(records, rows, epoch)
+        return arrays, bad, records
+
+    def _decode(
+        self, rows: np.ndarray, epoch: int, records: list[dict[str, Any] | None], bad: list[BadRow]
+    ) -> np.ndarray | Patches:
+        """The pictures of the rows; writes into `records`, and appends to `bad`."""
         images = tree_map(
             lambda like: self._memory.empty((len(rows), *like.shape[1:]), like.dtype),
             self.recipe.preprocessing.batch([]),
         )
-        records: list[dict[str, Any] | None] = [None] * len(rows)
-        bad: list[BadRow] = []
 
         def prepare(start: int) -> None:
             here = slice(start, start + CHUNK_ROWS)
@@ -115,11 +142,7 @@ class Disk:
 
         for _ in self._pool.map(prepare, range(0, len(rows), CHUNK_ROWS)):
             pass  # an error in a thread is raised here
-        arrays: dict[str, Any] = {"image": images}
-        arrays["group"] = np.array([0 if record is None else record["title_group"] for record in records], np.int32)
-        if self.recipe.preprocessing.tokenizer is not None:
-            arrays["text"] = self.recipe.text(records, rows, epoch)
-        return arrays, bad, records
+        return images
 
     def _prepare(
         self, row: int, epoch: int, images: np.ndarray | Patches, place: int
@@ -132,8 +155,7 @@ class Disk:
             self.recipe.picture(record, row, epoch, images, place)
         except UserError as error:
             problem = BadRow(row, record["id"], str(error))
-        # The pictures are done with: their memory is the next one's.
-        return {key: value for key, value in record.items() if key not in PICTURES}, problem
+        return _without_pictures(record), problem
 
     def close(self) -> None:
         """Stops the threads."""
@@ -146,7 +168,7 @@ class Memory:
     """The whole split, decoded once.
 
     Attributes:
-      arrays: image uint8 [N, h, w, 3] or `Patches`, text int32 [N, L], group int32 [N].
+      arrays: image uint8 [N, h, w, 3] or `Patches` where pictures are decoded, text int32 [N, L], group int32 [N].
       bad: by row.
       records: what titles are made of; empty where they are always the same.
     """
@@ -160,10 +182,10 @@ class Memory:
     @classmethod
     def load(cls, disk: Disk, show_progress: bool) -> Memory:
         recipe, count = disk.recipe, len(disk.rows)
-        plain = Disk(disk.rows, dataclasses.replace(recipe, augmentation=NO_AUGMENTATION), disk.num_threads)
+        plain = dataclasses.replace(disk, recipe=dataclasses.replace(recipe, augmentation=NO_AUGMENTATION))
         memory = cls(disk.rows, recipe, {}, {}, [])
         chunk = 64 * CHUNK_ROWS
-        label = f"decoding {disk.rows.name} into memory"
+        label = f"{'decoding' if disk.pictures else 'reading titles of'} {disk.rows.name} into memory"
         for start in progress(range(0, count, chunk), total=count, step=chunk, label=label, show=show_progress):
             found, bad, records = plain.examples(np.arange(start, min(start + chunk, count)))
             for key, value in found.items():
@@ -179,7 +201,8 @@ class Memory:
     def take(self, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[BadRow]]:
         found = {key: tree_map(lambda part: part[rows], value) for key, value in self.arrays.items()}
         recipe = self.recipe
-        recipe.augmentation.change(found["image"], rows, seed=recipe.seed, epoch=epoch)
+        if "image" in found:
+            recipe.augmentation.change(found["image"], rows, seed=recipe.seed, epoch=epoch)
         if self.records:
             found["text"] = recipe.text([self.records[row] for row in rows], rows, epoch)
         return found, [self.bad[row] for row in rows.tolist() if row in self.bad] if self.bad else []
@@ -188,12 +211,36 @@ class Memory:
         pass
 
 
-def training_batch(source: Source, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[Replacement]]:
-    """The examples of the rows, with "index" int64 [b]; a bad row is replaced by another, a draw of its own.
+@dataclasses.dataclass
+class WithVectors:
+    """Examples with stored vectors; of rows that lack none."""
+
+    source: Source
+    vectors: BatchVectors
+
+    @property
+    def rows(self) -> Split:
+        return self.source.rows
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.source.recipe
+
+    def take(self, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[BadRow]]:
+        found, bad = self.source.take(rows, epoch)
+        return {**self.vectors.take(rows), **found}, bad
+
+    def close(self) -> None:
+        self.source.close()
+
+
+def training_batch(source: Source, plan: Plan, number: int) -> tuple[dict[str, Any], list[Replacement]]:
+    """The examples of a batch, with "index" int64 [b]; a bad row is replaced by another, a draw of its own.
 
     Raises:
       UserError: ATTEMPTS rows were drawn to replace one, and all are bad.
     """
+    epoch, rows = plan.batch(number)
     batch, bad = source.take(rows, epoch)
     index = rows.copy()
     wanting = {each.row: each for each in sorted(bad, key=lambda each: each.row)}
@@ -202,7 +249,8 @@ def training_batch(source: Source, rows: np.ndarray, epoch: int) -> tuple[dict[s
         if not wanting:
             break
         asked = np.array(list(wanting), np.int64)
-        found = stand_ins(asked, count=len(source.rows), attempt=attempt, seed=source.recipe.seed, epoch=epoch)
+        found = stand_ins(asked, count=len(plan.order), attempt=attempt, seed=source.recipe.seed, epoch=epoch)
+        found = plan.rows(found)
         examples, worse = source.take(found, epoch)
         still_bad = {each.row for each in worse}
         for k, (row, other) in enumerate(zip(asked.tolist(), found.tolist(), strict=True)):
@@ -221,7 +269,9 @@ def training_batch(source: Source, rows: np.ndarray, epoch: int) -> tuple[dict[s
 
 
 def tree_map(function: Callable[..., Any], *values: Any) -> Any:
-    """`function` of arrays, or of each field of `Patches`."""
+    """`function` of arrays, or of each of those of `Patches` or of a dict."""
+    if isinstance(values[0], dict):
+        return {name: tree_map(function, *(value[name] for value in values)) for name in values[0]}
     if isinstance(values[0], Patches):
         return Patches(*map(function, *values))
     return function(*values)
@@ -230,6 +280,11 @@ def tree_map(function: Callable[..., Any], *values: Any) -> Any:
 def empty_rows(count: int, like: np.ndarray | Patches) -> Any:
     """Zeros [count, ...] in the shape and type of the rows of `like`."""
     return tree_map(lambda part: np.zeros((count, *part.shape[1:]), part.dtype), like)
+
+
+def _without_pictures(record: dict[str, Any]) -> dict[str, Any]:
+    """What is left when the pictures are done with: their memory is the next one's."""
+    return {key: value for key, value in record.items() if key not in PICTURES}
 
 
 def _blacken(images: np.ndarray | Patches, place: int) -> None:

@@ -43,7 +43,7 @@ def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tenso
 
     Raises:
       UserError: TensorFlow is not installed, the folder exists, the model has no known preprocessing or one of
-        NaFlex pictures, or its resize cannot be written in a graph.
+        NaFlex pictures, it is an adapter of stored vectors, or its resize cannot be written in a graph.
     """
     if target_tensorflow:
         check_choice("--target_tensorflow", target_tensorflow, READERS)
@@ -56,6 +56,7 @@ def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tenso
     preprocessing = model.preprocessing
     if preprocessing is None:
         raise UserError("export: the model has no known preprocessing; save it with preprocessing= first")
+    model.architecture.pictures_tower("export")
     if preprocessing.resize == NAFLEX:
         raise UserError(
             "export: this model takes NaFlex pictures, whose sizes differ, and there is no SavedModel for these; "

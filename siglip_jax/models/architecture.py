@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from typing import Any
 
 from siglip_jax.errors import UserError
@@ -10,6 +12,7 @@ from siglip_jax.errors import UserError
 DTYPES = ("float32", "bfloat16", "float16")  # of computing and of storing
 # Far beyond any model; a damaged file must not ask for terabytes.
 MAX_SIZE, MAX_DEPTH, MAX_PIXELS = 2**24, 1024, 2**14
+FEATURE_NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,14 +26,61 @@ class TowerSize:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureSize:
+    """Sizes of an adapter: an image tower whose input is one or several stored vectors of an item.
+
+    Attributes:
+      inputs: how many numbers each vector has, ((name, numbers), ...) in the order of the names; a mapping may be
+        given.
+      width: of the embedding, at most the numbers of all inputs together.
+      mlp_dim, depth: width and number of the hidden layers.
+    """
+
+    inputs: tuple[tuple[str, int], ...]
+    width: int
+    mlp_dim: int
+    depth: int = 1
+
+    def __post_init__(self) -> None:
+        pairs = dict(self.inputs)  # of pairs or of a mapping
+        # In one order whatever a config or a file had: neither keeps it, and a tree of arrays has its keys sorted.
+        object.__setattr__(self, "inputs", tuple(sorted(pairs.items())))
+        if bad := [name for name in pairs if not FEATURE_NAME.fullmatch(name)]:
+            raise UserError(f"model: a feature named {bad[0]!r}; expected letters, digits, _ and -, a letter first")
+        if not pairs:
+            raise UserError("model: an adapter without features; expected at least one name and its numbers")
+        sizes = (*pairs.values(), self.width, self.mlp_dim, self.depth)
+        if any(type(size) is not int or not 0 < size <= MAX_SIZE for size in sizes):
+            raise UserError(f"model: {self}; expected whole numbers from 1 to {MAX_SIZE}")
+        if self.width > self.numbers:
+            raise UserError(
+                f"model: an adapter of width {self.width} over {self.numbers} numbers; expected at most as many"
+            )
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """{name: how many numbers its vectors have}."""
+        return dict(self.inputs)
+
+    @property
+    def numbers(self) -> int:
+        """Of all inputs together."""
+        return sum(self.dimensions.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "inputs": self.dimensions}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
     """Everything that decides the parameter shapes of a SigLIP model; plain JSON there and back.
 
     Attributes:
       image_size: (height, width) in pixels; what is left of a division by `patch_size` is not looked at (384 by 14 in
-        the published So400m).
-      patch_size: pixels per side of a square patch.
-      image, text: sizes of the two transformers.
+        the published So400m). (1, 1) of an adapter, which sees no pixels.
+      patch_size: pixels per side of a square patch; 1 of an adapter.
+      image: sizes of the transformer of pictures, or of the adapter of stored vectors.
+      text: sizes of the transformer of titles.
       vocab_size, text_length: rows of the token embedding, tokens per title.
       text_head: whether a linear layer follows the text tower; SigLIP 1 i18n has none.
       naflex: pictures of any aspect ratio, as `Patches`; `image_size` then is the grid of the position embedding times
@@ -41,7 +91,7 @@ class Architecture:
 
     image_size: tuple[int, int]
     patch_size: int
-    image: TowerSize
+    image: TowerSize | FeatureSize
     text: TowerSize
     vocab_size: int
     text_length: int
@@ -50,7 +100,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         sizes = (*self.image_size, self.patch_size, self.vocab_size, self.text_length)
-        whole = (*sizes, *dataclasses.astuple(self.image), *dataclasses.astuple(self.text))
+        towers = [tower for tower in (self.image, self.text) if isinstance(tower, TowerSize)]
+        whole = (*sizes, *(size for tower in towers for size in dataclasses.astuple(tower)))
         if len(self.image_size) != 2 or any(type(size) is not int or not 0 < size <= MAX_SIZE for size in whole):
             raise UserError(f"model: {self}; expected (height, width) and whole numbers from 1 to {MAX_SIZE}")
         for name, found, limit in (
@@ -62,10 +113,15 @@ class Architecture:
         if any(side < self.patch_size for side in self.image_size):
             raise UserError(f"model: image_size {self.image_size} is smaller than patch_size {self.patch_size}")
         for name, tower in (("image", self.image), ("text", self.text)):
-            if tower.width % tower.heads:
+            if isinstance(tower, TowerSize) and tower.width % tower.heads:
                 raise UserError(f"model: {name}.width {tower.width} is not a multiple of {name}.heads {tower.heads}")
         if type(self.text_head) is not bool or type(self.naflex) is not bool:
             raise UserError(f"model: text_head={self.text_head!r}, naflex={self.naflex!r}; expected true or false")
+        if self.features and (self.image_size, self.patch_size, self.naflex) != ((1, 1), 1, False):
+            raise UserError(
+                f"model: image_size={self.image_size}, patch_size={self.patch_size}, naflex={self.naflex} of an "
+                "adapter, which sees no pictures; expected (1, 1), 1 and false"
+            )
         if not self.text_head and self.text.width != self.image.width:
             raise UserError(
                 f"model: without a text head both towers need one width; "
@@ -81,13 +137,30 @@ class Architecture:
     def embedding_dim(self) -> int:
         return self.image.width
 
+    @property
+    def features(self) -> dict[str, int]:
+        """{name: numbers} of the vectors that an adapter takes; empty for a model of pictures."""
+        return self.image.dimensions if isinstance(self.image, FeatureSize) else {}
+
+    def pictures_tower(self, what: str) -> TowerSize:
+        """Sizes of the transformer of pictures.
+
+        Raises:
+          UserError: `what` needs one, and this model is an adapter.
+        """
+        if isinstance(self.image, FeatureSize):
+            raise UserError(f"{what}: this model takes the features {self.features}, not pictures")
+        return self.image
+
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "image_size": list(self.image_size)}
+        image = self.image.to_json() if isinstance(self.image, FeatureSize) else dataclasses.asdict(self.image)
+        return {**dataclasses.asdict(self), "image_size": list(self.image_size), "image": image}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Architecture:
         try:
-            towers = {name: TowerSize(**fields[name]) for name in ("image", "text")}
+            image = FeatureSize if "inputs" in fields["image"] else TowerSize
+            towers = {"image": image(**fields["image"]), "text": TowerSize(**fields["text"])}
             return cls(**{**fields, **towers, "image_size": tuple(fields["image_size"])})
         except UserError:
             raise
@@ -112,11 +185,20 @@ def parameter_counts(architecture: Architecture) -> dict[str, int]:
     def encoder(size: TowerSize) -> int:
         return size.depth * (attention_and_mlp(size) + 2 * norm(size.width)) + norm(size.width)
 
+    def pictures(size: TowerSize) -> int:
+        rows, columns = architecture.grid
+        patches = (architecture.patch_size**2 * 3 + 1 + rows * columns) * size.width
+        return patches + encoder(size) + size.width + attention_and_mlp(size) + norm(size.width)
+
+    def adapter(size: FeatureSize) -> int:
+        statistics = 2 * size.numbers + len(size.inputs) + 1  # mean, scale; weight; strength
+        projection = size.numbers * size.width if size.width < size.numbers else 0
+        widths = [size.numbers, *[size.mlp_dim] * size.depth, size.width]
+        return statistics + projection + sum((a + 1) * b for a, b in itertools.pairwise(widths))
+
     image, text = architecture.image, architecture.text
-    rows, columns = architecture.grid
-    patches = (architecture.patch_size**2 * 3 + 1 + rows * columns) * image.width
-    pooling = image.width + attention_and_mlp(image) + norm(image.width)
     tokens = (architecture.vocab_size + architecture.text_length) * text.width
     head = (text.width + 1) * architecture.embedding_dim if architecture.text_head else 0
-    counts = {"image": patches + encoder(image) + pooling, "text": tokens + encoder(text) + head}
+    shown = adapter(image) if isinstance(image, FeatureSize) else pictures(image)
+    counts = {"image": shown, "text": tokens + encoder(text) + head}
     return {**counts, "total": sum(counts.values()) + 2}

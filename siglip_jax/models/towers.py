@@ -1,10 +1,11 @@
 """SigLIP's two towers (arXiv 2303.15343), with the parameter tree of big_vision's `two_towers`, `vit` and
-`text_transformer`: {"img": ..., "txt": ..., "t": [1], "b": [1]}."""
+`text_transformer`: {"img": ..., "txt": ..., "t": [1], "b": [1]}; or an adapter in the place of the image tower."""
 
 from __future__ import annotations
 
 import functools
 import math
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from siglip_jax.errors import UserError, check_choice
-from siglip_jax.models.architecture import DTYPES, Architecture, TowerSize
+from siglip_jax.models.architecture import DTYPES, Architecture, FeatureSize, TowerSize
+from siglip_jax.models.feature_tower import STATISTICS, Features, FeatureTower
 from siglip_jax.models.transformer import REMAT_POLICIES, Dtype, Encoder, MapHead
 from siglip_jax.preprocessing import Patches
 
@@ -142,20 +144,25 @@ class TwoTowers(nn.Module):
                 raise UserError(f"model: {name}={dtype!r}; expected one of {', '.join(DTYPES)}")
         arch = self.architecture
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype, remat=self.remat, unroll=self.unroll)
-        self.img = ImageTower(arch.image, arch.patch_size, arch.grid, **kinds)
+        if isinstance(arch.image, FeatureSize):
+            self.img: nn.Module = FeatureTower(arch.image, dtype=self.dtype, param_dtype=self.param_dtype)
+        else:
+            self.img = ImageTower(arch.image, arch.patch_size, arch.grid, **kinds)
         self.txt = TextTower(arch.text, arch.vocab_size, arch.embedding_dim if arch.text_head else None, **kinds)
         # t is the LOG temperature; both are [1] in every published checkpoint.
         self.t = self.param("t", nn.initializers.constant(math.log(self.init_temperature)), (1,), jnp.float32)
         self.b = self.param("b", nn.initializers.constant(self.init_bias), (1,), jnp.float32)
 
     def __call__(
-        self, image: jax.Array | Patches, text: jax.Array
+        self, image: jax.Array | Patches | Features, text: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """float [n, h, w, 3] (or float `Patches`), int32 [n, L] -> unit-norm float32 [n, d] twice, then t and b."""
+        """What `encode_image` takes, int32 [n, L] -> unit-norm float32 [n, d] twice, then t and b."""
         return self.encode_image(image), self.encode_text(text), self.t, self.b
 
-    def encode_image(self, image: jax.Array | Patches) -> jax.Array:
-        """float [n, h, w, 3], or float `Patches` -> unit-norm float32 [n, d]."""
+    def encode_image(self, image: jax.Array | Patches | Features) -> jax.Array:
+        """float [n, h, w, 3], float `Patches`, or float [n, numbers] by name for an adapter -> unit-norm float32
+        [n, d].
+        """
         return l2_normalise(self.img(image))
 
     def encode_text(self, ids: jax.Array) -> jax.Array:
@@ -165,12 +172,26 @@ class TwoTowers(nn.Module):
 
 def example_inputs(architecture: Architecture) -> tuple[Any, np.ndarray]:
     """One image and one title of zeros, as the towers take them."""
-    if architecture.naflex:
+    if architecture.features:
+        image: Any = {name: np.zeros((1, numbers), np.float32) for name, numbers in architecture.features.items()}
+    elif architecture.naflex:
         pixels = np.zeros((1, 1, architecture.patch_size**2 * 3), np.float32)
-        image: Any = Patches(pixels, np.ones((1, 2), np.int32))
+        image = Patches(pixels, np.ones((1, 2), np.int32))
     else:
         image = np.zeros((1, *architecture.image_size, 3), np.float32)
     return image, np.zeros((1, architecture.text_length), np.int32)
+
+
+def storage_dtype(name: str, dtype: Any) -> Any:
+    """What the parameter "img/embedding/kernel" is stored in where `dtype` is asked for.
+
+    float32 for t and b, since exp(t) multiplies every logit, and for the statistics of an adapter's inputs, whose means
+    are taken off before anything else is computed.
+    """
+    return np.dtype(np.float32) if _ALWAYS_FLOAT32.fullmatch(name) else jnp.dtype(dtype)
+
+
+_ALWAYS_FLOAT32 = re.compile(f"[tb]|img/({'|'.join(STATISTICS)})")
 
 
 @functools.lru_cache(maxsize=64)

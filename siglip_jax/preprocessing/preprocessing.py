@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -219,7 +219,12 @@ class Preprocessing:
         return self.to_float(self.batch(arrays))
 
     def to_float(self, image: Any) -> Any:
-        """uint8 [..., 3] or `Patches` (numpy or JAX) -> float32 in `value_range`, zero where there is no patch."""
+        """uint8 [..., 3] or `Patches` (numpy or JAX) -> float32 in `value_range`, zero where there is no patch.
+
+        A dict of features, what an adapter takes instead of pictures, is returned as it is: they are no pixels.
+        """
+        if isinstance(image, Mapping):
+            return image
         low, high = self.value_range
         scale, offset = np.float32((high - low) / 255), np.float32(low)
         if isinstance(image, Patches):

@@ -26,12 +26,13 @@ from jax.sharding import Mesh
 from siglip_jax.analysis import collectives, flops
 from siglip_jax.analysis.hardware import Chip
 from siglip_jax.analysis.hlo import memory
-from siglip_jax.models.towers import parameter_shapes
+from siglip_jax.models.towers import parameter_shapes, storage_dtype
 from siglip_jax.training import config as configs
 from siglip_jax.training.optimizer.adamw import make_optimizer, make_schedule
 from siglip_jax.training.optimizer.freezing import frozen_parameters
 from siglip_jax.training.parallel.sharding import make_mesh, tree_shardings
 from siglip_jax.training.parallel.sharding_table import bytes_per_device
+from siglip_jax.training.param_rules import path_name
 from siglip_jax.training.start.spec import batch_shapes, outline
 from siglip_jax.training.step import Batch, State, init_state, make_train_step
 from siglip_jax.training.terms import Terms
@@ -68,7 +69,7 @@ def build_step(config: ml_collections.ConfigDict, *, devices: list[Any] | None =
     configs.check_batch(config, mesh)
     optimizer = make_optimizer(config)
     params = jax.tree_util.tree_map_with_path(
-        lambda path, x: x if path[0].key in ("t", "b") else x.update(dtype=config.model.param_dtype),
+        lambda path, x: x.update(dtype=storage_dtype(path_name(path), config.model.param_dtype)),
         parameter_shapes(module.architecture),
     )
     state = jax.eval_shape(lambda tree: init_state(tree, optimizer, ema_decay=config.ema_decay), params)

@@ -8,7 +8,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -66,6 +67,7 @@ def train(
     batches: BatchIterator,
     workdir: epath.PathLike,
     fingerprint: str = "",
+    stores: Mapping[str, str] = types.MappingProxyType({}),
     evaluators: Sequence[Evaluator] = (),
     item_ids: ItemIds | None = None,
     began: float | None = None,
@@ -75,12 +77,13 @@ def train(
     Args:
       config: the fields of `training.config.default_config`.
       model: the start, from random weights or loaded.
-      batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3] or `Patches`, "text" int32 [n, L], "group" int32
-        [n]; with weights in `config.teacher` also "teacher" float32 [n, d], unit rows. Where it has an attribute
-        `preprocessing`, as `make_loader`'s has, that must be the model's.
+      batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3], `Patches` or, for an adapter, {name: float32
+        [n, numbers]}, "text" int32 [n, L], "group" int32 [n]; with weights in `config.teacher` also "teacher" float32
+        [n, d], unit rows. Where it has an attribute `preprocessing`, as `make_loader`'s has, that must be the model's.
       workdir: gets config.json, the model's description, checkpoints/, metrics.jsonl, tensorboard/ and, where (t, b)
         was fitted or a loaded start looked at, start.json; where images were replaced, bad_pictures.jsonl.
       fingerprint: of the data; a run does not continue on other data.
+      stores: fingerprints of the stored vectors in the batches, by name; nor on others of these.
       evaluators: called with (step, params) at every checkpoint, every `config.evaluation.every` steps, and before
         the first step of a loaded model; their metrics go to the log and into the checkpoint. The parameters are
         the running mean where one is kept, sharded as the state.
@@ -97,7 +100,7 @@ def train(
     configs.check(config)
     preprocessing = _preprocessing_of(model, batches)
 
-    with hold_workdir(workdir, config, fingerprint):
+    with hold_workdir(workdir, config, fingerprint, stores=stores):
         _check_workdir(workdir, preprocessing)
         if is_first_process():
             model.save_description(workdir)

@@ -20,7 +20,7 @@ from siglip_jax.training.param_rules import Params
 from siglip_jax.training.terms import NO_TERMS, Terms
 
 State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar, and "ema" where a running mean is kept}
-# {"image" uint8 [n, h, w, 3] or Patches, "text" int32 [n, L], "group" int32 [n]}, and what `terms` ask for
+# {"image" uint8 [n, h, w, 3], Patches or features, "text" int32 [n, L], "group" int32 [n]}, and what `terms` ask for
 Batch = dict[str, Any]
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]  # the scalars are metrics of the step
 

@@ -189,7 +189,8 @@ def read(path: epath.Path, preset: Preset | None = None) -> StoredModel:
 
 
 def write(model: StoredModel, path: epath.Path, layout: str = "stacked") -> list[str]:
-    """Writes the parameters. UserError where the path does not end in .npz."""
+    """Writes the parameters. UserError where the path does not end in .npz, and for an adapter."""
+    model.architecture.pictures_tower("save as big_vision")
     if path.suffix != ".npz":
         raise UserError(f"save: {path}; a big_vision checkpoint is an .npz file")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -82,11 +82,12 @@ def config_of(architecture: Architecture, *, dtype: str, pad_id: int) -> dict[st
     """The config.json of an architecture, complete, so that no default of any version matters.
 
     Raises:
-      UserError: a picture or a grid that is not square, which Hugging Face's models cannot have.
+      UserError: a picture or a grid that is not square, or an adapter, which Hugging Face's models cannot have.
     """
     rows, columns = architecture.grid
     if rows != columns:
         raise UserError(f"image_size {architecture.image_size} is not square; Hugging Face's SigLIP models must be")
+    image = architecture.pictures_tower("config.json")
     prefix = "siglip2" if architecture.naflex else "siglip"
     picture = {"num_patches": rows * columns} if architecture.naflex else {"image_size": architecture.image_size[0]}
     common = {"attention_dropout": 0.0, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
@@ -112,7 +113,7 @@ def config_of(architecture: Architecture, *, dtype: str, pad_id: int) -> dict[st
         },
         "vision_config": {
             "model_type": f"{prefix}_vision_model",
-            **tower(architecture.image),
+            **tower(image),
             **picture,
             "num_channels": 3,
             "patch_size": architecture.patch_size,
@@ -151,6 +152,7 @@ def read(folder: epath.Path, preset: Preset | None = None) -> StoredModel:
 
 def write(model: StoredModel, folder: epath.Path, layout: str = "stacked") -> list[str]:
     """Writes config.json and model.safetensors, what `SiglipModel.from_pretrained` reads, and the processor's files."""
+    model.architecture.pictures_tower("save as huggingface")
     pad_id = 1 if model.preprocessing is None else model.preprocessing.pad_id
     dtype = np.asarray(model.params["img"]["pos_embedding"]).dtype.name
     config = config_of(model.architecture, dtype=dtype, pad_id=pad_id)

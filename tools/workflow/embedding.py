@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from input_pipeline.loader.evaluation_pass import Pass
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
+from tools.workflow.item_vectors import Features
 
 EMBED_BATCH = 256
 SHARD_ROWS = 32 * EMBED_BATCH  # 25 MB of 768 numbers
@@ -31,14 +32,19 @@ SHARD_ROWS = 32 * EMBED_BATCH  # 25 MB of 768 numbers
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoder:
-    """What turns pictures into vectors: batches of `preprocessing`, arrays or `Patches` of uint8 -> float32 [n, d]."""
+    """What turns pictures into vectors: batches of `preprocessing`, arrays or `Patches` of uint8 -> float32 [n, d].
+
+    Attributes:
+      features: what it reads in the place of pictures, an adapter's; batches are {name: float32 [n, d_name]} then.
+    """
 
     encode: Callable[[Any], np.ndarray]
     preprocessing: Preprocessing
     description: dict[str, Any]
+    features: Features | None = None
 
 
-def image_encoder(model: Any, *, name: str) -> ImageEncoder:
+def image_encoder(model: Any, *, name: str, features: Features | None = None) -> ImageEncoder:
     """The image tower of a `siglip_jax.Model`."""
     preprocessing = model.preprocessing
     if preprocessing is None:
@@ -53,16 +59,31 @@ def image_encoder(model: Any, *, name: str) -> ImageEncoder:
         "dtype": np.dtype(model.module.dtype).name,
         "image_tower_sha256": _checksum(model.params["img"]),
     }
-    return ImageEncoder(encode, preprocessing, description)
+    wanted = model.architecture.features
+    if features is not None:
+        features.check(wanted, model=name)
+        description["features"] = {each: features.stores[each].description for each in wanted}
+    elif wanted:
+        raise UserError(
+            f"{name}: takes stored vectors, not pictures; expected "
+            + ", ".join(f"--features={each}=STORE of {size} numbers" for each, size in wanted.items())
+        )
+    return ImageEncoder(encode, preprocessing, description, features)
 
 
-def load_encoder(path: str) -> ImageEncoder:
-    """A saved model or a workdir; or a network that `eval.embeddings.encoders.encoder_table` has an entry for."""
+def load_encoder(path: str, *, features: Mapping[str, Sequence[epath.PathLike]] | None = None) -> ImageEncoder:
+    """A saved model or a workdir; or a network that `eval.embeddings.encoders.encoder_table` has an entry for.
+
+    Args:
+      features: of an adapter, the stores by name.
+    """
     if (network := open_network(path)) is not None:
+        if features:
+            raise UserError(f"{path}: takes pictures; leave --features out")
         return ImageEncoder(network.encode_image, network.preprocessing, network.description)
     from siglip_jax.loading import load
 
-    return image_encoder(load(path), name=path)
+    return image_encoder(load(path), name=path, features=Features.open(features) if features else None)
 
 
 def embed(
@@ -108,7 +129,7 @@ def embed(
         manifest=manifest,
         rows=len(chosen),
         rows_per_shard=rows_per_shard,
-        may_skip=on_error == "skip",
+        may_skip=on_error == "skip" or encoder.features is not None,
     )
     with first_process_first("the store is claimed"):
         complete = plan.claim(overwrite=overwrite)
@@ -159,7 +180,11 @@ def _embed_shards(
     low, high = (len(shards) * (jax.process_index() + k) // jax.process_count() for k in (0, 1))
     missing = [number for number in range(low, high) if not plan.is_finished(number)]
     options: dict[str, Any] = dict(
-        split=split, preprocessing=encoder.preprocessing, batch_size=batch_size, on_error=on_error
+        split=split,
+        preprocessing=encoder.preprocessing,
+        batch_size=batch_size,
+        on_error=on_error,
+        features=encoder.features and encoder.features.of_split(dataset, split),
     )
 
     def batches() -> Iterator[tuple[int, Pass, dict[str, Any] | None]]:

@@ -32,13 +32,14 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from eval.comparison.by_attributes import attribute_measures, relevance_of
+from eval.comparison.by_attributes import attribute_measures, relevance_over
+from eval.comparison.items import Items, read_split
 from eval.metrics import mean_metrics, report_name
 from eval.metrics.metric_names import max_cutoff
 from eval.protocols import AttributeRelevance, rank_catalogue
 from eval.protocols.cross_modal import cross_modal_retrieval, retrieval_names
-from input_pipeline.dataset import attributes
 from input_pipeline.duplicates.normalised_titles import title_groups
+from input_pipeline.loader.item_vectors import ItemVectors, complete_rows
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
 from tools.workflow.split_embedder import split_embedder
@@ -48,20 +49,29 @@ _FIELD = "config.evaluation.while_training"
 
 
 class SplitItems:
-    """The items of the evaluation split; read when they are first asked for, since many evaluators need none."""
+    """The items of the evaluation split; read when they are first asked for, since many evaluators need none.
 
-    def __init__(self, config: ml_collections.ConfigDict, dataset: epath.PathLike):
-        self.config, self._dataset = config, dataset
+    Args:
+      rows: those of the split that are embedded; None for all of them.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, dataset: epath.PathLike, rows: np.ndarray | None = None):
+        self.config, self._dataset, self._rows = config, dataset, rows
 
     @functools.cached_property
+    def _items(self) -> Items:
+        items = read_split(self._dataset, self.config.evaluation.split)
+        return items if self._rows is None else items.at(self._rows.tolist())
+
+    @property
     def columns(self) -> tuple[list[str], list[str], dict[str, list[str]]]:
         """(ids, titles, {attribute: values}), in the order of the split."""
-        return attributes(self._dataset, self.config.evaluation.split)
+        return self._items.ids, self._items.titles, self._items.columns
 
     @functools.cached_property
     def relevance(self) -> AttributeRelevance:
         """The config's relevance rules over the items; UserError where they lack an attribute."""
-        return relevance_of(self.config, self._dataset)
+        return relevance_over(self.config, self._items)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +154,20 @@ EVALUATORS: dict[str, EvaluatorEntry] = {
 }
 
 
-def make_evaluators(config: ml_collections.ConfigDict, *, model: Model, dataset: epath.PathLike) -> list[Evaluator]:
+def make_evaluators(
+    config: ml_collections.ConfigDict,
+    *,
+    model: Model,
+    dataset: epath.PathLike,
+    features: Callable[[str], Mapping[str, ItemVectors]] | None = None,
+) -> list[Evaluator]:
     """The evaluators that `config.evaluation.while_training` names, over `config.evaluation.split`.
 
     They are one function, so that the split is embedded once. Every process embeds its share and computes the metrics
     of the whole.
+
+    Args:
+      features: of an adapter, those of a split by its name; items that lack one are not evaluated.
 
     Raises:
       UserError: before any training: an unknown name, a module or function that cannot be imported, one that returns no
@@ -163,7 +182,8 @@ def make_evaluators(config: ml_collections.ConfigDict, *, model: Model, dataset:
                 f"config.evaluation.best_metric={options.best_metric!r}; nothing is measured, see while_training"
             )
         return []
-    items = SplitItems(config, dataset)
+    vectors = features(options.split) if features else None
+    items = SplitItems(config, dataset, complete_rows(vectors) if vectors else None)
     reported = {
         name: list(entry.names(items) if entry.names else _measured(name, entry, _random_split(model, items)))
         for name, entry in entries.items()
@@ -172,7 +192,7 @@ def make_evaluators(config: ml_collections.ConfigDict, *, model: Model, dataset:
     known = [metric for metrics in reported.values() for metric in metrics]
     if options.best_metric and options.best_metric not in known:
         raise UserError(f"config.evaluation.best_metric={options.best_metric!r}; expected one of {', '.join(known)}")
-    embed = split_embedder(config, model=model, dataset=dataset)
+    embed = split_embedder(config, model=model, dataset=dataset, features=vectors)
 
     def evaluate(step: int, params: Any) -> dict[str, float]:
         image, text, group = embed(params)

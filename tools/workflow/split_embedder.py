@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from input_pipeline.dataset import open_split
 from input_pipeline.loader import iterate_split
+from input_pipeline.loader.item_vectors import ItemVectors, complete_rows
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
 from siglip_jax.training.encode import ENCODED, make_encoder
@@ -23,17 +24,28 @@ ROWS = 256  # of a process, embedded at a time
 
 
 def split_embedder(
-    config: ml_collections.ConfigDict, *, model: Model, dataset: epath.PathLike
+    config: ml_collections.ConfigDict,
+    *,
+    model: Model,
+    dataset: epath.PathLike,
+    features: Mapping[str, ItemVectors] | None = None,
 ) -> Callable[[Any], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """params -> (image [n, d], text [n, d], title group [n]) of the evaluation split in its order, on every process."""
+    """params -> (image [n, d], text [n, d], title group [n]) of the evaluation split in its order, on every process.
+
+    Args:
+      features: of an adapter; rows that lack one are left out.
+    """
     mesh, split = make_mesh(config.mesh), config.evaluation.split
     preprocessing = model.preprocessing
     if preprocessing is None:
         raise UserError("train: the model has no known preprocessing; save it with preprocessing= first")
-    count, processes = len(open_split(dataset, split)), jax.process_count()
+    rows, processes = np.arange(len(open_split(dataset, split))), jax.process_count()
+    if features:
+        rows = complete_rows(features)
+    count = len(rows)
     share = math.ceil(count / processes)  # a process's rows are a stretch; the last one's may be short or none
     begin = min(count, jax.process_index() * share)
-    mine = range(begin, min(count, begin + share))
+    mine = rows[begin : begin + share]
     size = _divisible(min(ROWS, share), mesh, processes)
     encode = make_encoder(model.module, to_float=preprocessing.to_float, mesh=mesh)
     kept: list[dict[str, Any]] = []
@@ -41,7 +53,9 @@ def split_embedder(
     def batches() -> Iterable[dict[str, Any]]:
         if kept:
             return kept
-        made = iterate_split(dataset, split=split, preprocessing=preprocessing, batch_size=size, rows=mine)
+        made = iterate_split(
+            dataset, split=split, preprocessing=preprocessing, batch_size=size, rows=mine, features=features
+        )
         read = _equal_batches(made, size=size, count=math.ceil(share / size))
         if not config.data.cache:
             return read

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import ml_collections
@@ -16,16 +18,22 @@ from input_pipeline.loader import DataShare, Speed, make_loader
 from input_pipeline.loader.bad_rows import readable_titles
 from input_pipeline.loader.batches import check_batches
 from input_pipeline.loader.examples import Recipe
+from input_pipeline.loader.item_vectors import NO_VECTORS, BatchVectors, ItemVectors, complete_rows
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
+from tools.workflow.item_vectors import Features
 
 if TYPE_CHECKING:
     from siglip_jax.model import Model
 
 
 def start_model(
-    config: ml_collections.ConfigDict, dataset: epath.PathLike, *, workdir: epath.PathLike | None = None
+    config: ml_collections.ConfigDict,
+    dataset: epath.PathLike,
+    *,
+    workdir: epath.PathLike | None = None,
+    features: Mapping[str, ItemVectors] | None = None,
 ) -> Model:
     """The model before the first step: loaded from `config.init`, or random with a tokenizer of the training titles.
 
@@ -34,6 +42,7 @@ def start_model(
     Args:
       workdir: of a run that may have started. It goes on with its tokenizer, since a title that could be read at its
         start may be damaged now.
+      features: of the training split, which a new adapter takes its statistics from.
     """
     from siglip_jax import model as models
     from siglip_jax.models.towers import TwoTowers
@@ -60,13 +69,55 @@ def start_model(
     preprocessing = preprocessing.replace(tokenizer=tokenizer)
     architecture = architecture_of(config, preprocessing, vocab_size=preprocessing.vocab_size)
     module = TwoTowers(architecture, init_temperature=options.init_temperature, init_bias=options.init_bias, **compute)
-    return models.init(module, preprocessing, seed=config.seed)
+    model = models.init(module, preprocessing, seed=config.seed)
+    return _start_adapter(config, model, features) if features else model
 
 
-def train_on_dataset(config: ml_collections.ConfigDict, *, dataset: epath.PathLike, workdir: epath.PathLike) -> Model:
+def _start_adapter(config: ml_collections.ConfigDict, model: Model, features: Mapping[str, ItemVectors]) -> Model:
+    from siglip_jax.training.start.feature_statistics import start_adapter
+
+    options = config.model.adapter
+    model, found = start_adapter(
+        model,
+        lambda rows: {name: each.take(rows) for name, each in features.items()},
+        complete_rows(features),
+        strength=options.strength,
+        weights=options.weights.to_dict(),
+    )
+    given, width = sum(each.dimension for each in features.values()), model.architecture.embedding_dim
+    print(f"adapter: {width} of {given} numbers, {found.kept:.1%} of their length ({found.rows} rows)", flush=True)
+    return model
+
+
+def _with_features(config: ml_collections.ConfigDict, features: Features | None) -> ml_collections.ConfigDict:
+    """The config with `model.features` as the stores are; a UserError where it names others."""
+    asked = config.model.features.to_dict()
+    if features is None:
+        if asked:
+            given = ", ".join(f"--features={name}=STORE" for name in asked)
+            raise UserError(f"config.model.features={asked} without stores; expected {given}")
+        return config
+    if asked:
+        features.check(asked, model="config.model.features")
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.features = features.dimensions
+    return config
+
+
+def train_on_dataset(
+    config: ml_collections.ConfigDict,
+    *,
+    dataset: epath.PathLike,
+    workdir: epath.PathLike,
+    features: Mapping[str, Sequence[epath.PathLike]] | None = None,
+) -> Model:
     """`training.loop.train` with the model, the batches and the evaluators that `config` and `dataset` say.
 
     Continues a run in `workdir`, and returns the trained model, which the workdir holds as well.
+
+    Args:
+      features: stores by name, which an adapter reads in the place of pictures; see `item_vectors.Features`.
 
     Raises:
       UserError: a config, dataset or workdir that cannot be trained with.
@@ -85,12 +136,25 @@ def train_on_dataset(config: ml_collections.ConfigDict, *, dataset: epath.PathLi
     if config.batch_size % shares:
         raise UserError(f"config.batch_size={config.batch_size} does not divide over {shares} processes")
     fingerprint = dataset_fingerprint(dataset)
-    claim_workdir(epath.Path(workdir), config, fingerprint)  # before the work of preparing data
-    model = start_model(config, dataset, workdir=workdir)
+    opened = Features.open(features) if features else None
+    config = _with_features(config, opened)
+    stores = {f"features/{name}": sha256 for name, sha256 in opened.fingerprints.items()} if opened else {}
+    claim_workdir(epath.Path(workdir), config, fingerprint, stores=stores)  # before the work of preparing data
+    vectors = opened.of_split(dataset, config.data.train_split) if opened else None
+    model = start_model(config, dataset, workdir=workdir, features=vectors)
+    if opened:
+        opened.check(model.architecture.features, model=config.init)
+    elif model.architecture.features:
+        raise UserError(f"{config.init}: takes stored vectors; expected --features=name=STORE")
     if model.preprocessing is None:
         raise UserError("train: the model has no known preprocessing; save it with preprocessing= first")
     print(f"parameters: {_count_parameters(config, model)}", flush=True)
-    evaluators = make_evaluators(config, model=model, dataset=dataset)
+    evaluators = make_evaluators(
+        config,
+        model=model,
+        dataset=dataset,
+        features=functools.partial(opened.of_split, dataset) if opened else None,
+    )
     batches = make_loader(
         dataset,
         split=config.data.train_split,
@@ -101,7 +165,10 @@ def train_on_dataset(config: ml_collections.ConfigDict, *, dataset: epath.PathLi
         share=DataShare(share, shares),
         speed=_speed(config),
         max_bad_fraction=config.data.max_bad_fraction,
+        features=vectors,
     )
+    if batches.left_out.count:
+        print(f"{batches.left_out.count} training rows take no part, since they lack vectors ({batches.left_out})")
 
     def item_ids(index: np.ndarray) -> list[str]:
         return [record["id"] for record in open_split(dataset, config.data.train_split).__getitems__(index)]
@@ -113,6 +180,7 @@ def train_on_dataset(config: ml_collections.ConfigDict, *, dataset: epath.PathLi
             batches=batches,
             workdir=workdir,
             fingerprint=fingerprint,
+            stores=stores,
             item_ids=item_ids,
             evaluators=evaluators,
             began=began,
@@ -145,7 +213,12 @@ def _speed(config: ml_collections.ConfigDict) -> Speed:
     return Speed(num_threads=options.num_threads or None, num_workers=options.num_workers, cache=options.cache)
 
 
-def dry_run(config: ml_collections.ConfigDict, *, dataset: epath.PathLike) -> None:
+def dry_run(
+    config: ml_collections.ConfigDict,
+    *,
+    dataset: epath.PathLike,
+    features: Mapping[str, Sequence[epath.PathLike]] | None = None,
+) -> None:
     """Prints where every parameter would live, memory, FLOPs, steps and hours on this machine; trains nothing.
 
     The hours are those of a few steps timed on zeros, so they know nothing of waiting for data.
@@ -156,12 +229,17 @@ def dry_run(config: ml_collections.ConfigDict, *, dataset: epath.PathLike) -> No
     from siglip_jax.training.start.spec import outline
 
     rows = open_split(dataset, config.data.train_split)
+    opened = Features.open(features) if features else None
+    config = _with_features(config, opened)
+    vectors = BatchVectors(opened.of_split(dataset, config.data.train_split)) if opened else NO_VECTORS
     step = aot.build_step(config)
     _, shares = data_share(step.mesh)
     recipe = Recipe(preprocessing=outline(config)[1], augmentation=_augmentation(config), seed=config.seed)
     batch_size = config.batch_size // shares
-    check_batches(rows, recipe, batch_size=batch_size, share=DataShare(0, shares), speed=_speed(config))
-    per_epoch = len(rows) // config.batch_size
+    check_batches(
+        rows, recipe, batch_size=batch_size, share=DataShare(0, shares), speed=_speed(config), vectors=vectors
+    )
+    per_epoch = len(vectors.complete(len(rows))) // config.batch_size
     print(sharding_table(step.state, step.mesh), flush=True)
     report, compiled = aot.compile_step(config, step, capacity=aot.device_memory())
     print(aot.describe(report))

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from siglip_jax.models.architecture import DTYPES
+from typing import Any
+
+from siglip_jax.models.architecture import DTYPES, FEATURE_NAME
 from siglip_jax.preprocessing.resize_table import RESIZES
 from siglip_jax.training.config_fields.field import Field, FieldTable, Values, above, at_least, one_of
 
 _DTYPES = one_of(*DTYPES)
 _TOWER = dict(width=768, depth=12, mlp_dim=3072, heads=12)
+_ADAPTER = dict(width=0, mlp_dim=1024, depth=1, strength=1.0, weights={})
 _SIZES = Values("width, depth, mlp_dim and heads, each at least 1; heads divides width")
+
+
+def _are_features(value: Any) -> bool:
+    return all(FEATURE_NAME.fullmatch(name) and type(size) is int and size > 0 for name, size in value.items())
+
+
+def _is_adapter(value: Any) -> bool:
+    sizes = (value.get("mlp_dim"), value.get("depth"))
+    numbers = (value.get("strength"), *value.get("weights").values())
+    return (
+        set(value) == set(_ADAPTER)
+        and all(type(size) is int and size > 0 for size in sizes)
+        and type(value.get("width")) is int
+        and value.get("width") >= 0
+        and all(isinstance(number, int | float) and number >= 0 for number in numbers)
+    )
+
 
 PREPROCESSING = FieldTable(
     "Preprocessing",
@@ -48,6 +68,19 @@ MODEL = FieldTable(
         "patch_size": Field(16, "Pixels of a patch's side.", Values("at least 1")),
         "image": Field(_TOWER, "Sizes of the image tower.", _SIZES),
         "text": Field(_TOWER, "Sizes of the text tower.", _SIZES),
+        "features": Field(
+            {},
+            "Stored vectors that an adapter takes in the place of pictures, and how many numbers each has. "
+            "`siglip-jax train --features` fills it in.",
+            Values('{name: numbers}, such as {"cnn": 1024}; empty for pictures', _are_features),
+        ),
+        "adapter": Field(
+            _ADAPTER,
+            "Of an adapter: width of the embedding (0 for all numbers), width and number of the hidden layers, the "
+            "longest that the learned part can be where the stored vectors are 1, and what an input weighs in the base "
+            "where that is not 1.",
+            Values('width, mlp_dim, depth, strength of 0 or more, weights such as {"cnn": 2.0}', _is_adapter),
+        ),
         "dtype": Field("float32", "Type of the computation.", _DTYPES),
         "param_dtype": Field("float32", "Type that parameters are stored in.", _DTYPES),
         "remat": Field(

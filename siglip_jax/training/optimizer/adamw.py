@@ -12,8 +12,10 @@ from siglip_jax.training.optimizer.freezing import freezes_any, frozen_parameter
 from siglip_jax.training.optimizer.rates import has_rates, scale_by_rates
 from siglip_jax.training.param_rules import Params, match_rules
 
-# Only matrices shrink: norms, biases, the temperature and the bias of the loss keep what they learn.
+# Only matrices shrink: norms, biases, the temperature and the bias of the loss keep what they learn. What is fixed of
+# an adapter gets no gradient, and must not shrink either.
 DECAY_RULES = (
+    (r"img/(mean|scale|weight|strength|projection)", False),
     (r".*/kernel", True),
     (r".*/embedding", True),
     (r".*/(pos_embedding|probe)", True),

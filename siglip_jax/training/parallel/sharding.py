@@ -44,6 +44,13 @@ PARAMETER_RULES: ShardingRules = (
     # A convolution [h, w, 3, width], or a matrix [values of a patch, width] in NaFlex: the width is last in both.
     (r"(.*/)?img/embedding/kernel", {4: P(None, None, None, "fsdp"), 2: P(None, "fsdp")}),
     (r"(.*/)?img/embedding/bias", P()),
+    # An adapter: what is fixed of it, then its MLP.
+    (r"(.*/)?img/(mean|scale|weight|strength)", P()),
+    (r"(.*/)?img/projection", P("fsdp", None)),
+    (r"(.*/)?img/hidden_[0-9]+/kernel", P("fsdp", "tensor")),
+    (r"(.*/)?img/hidden_[0-9]+/bias", P("tensor")),
+    (r"(.*/)?img/output/kernel", P("tensor", "fsdp")),
+    (r"(.*/)?img/output/bias", P()),
     (r"(.*/)?txt/Embed_0/embedding", P("fsdp", None)),
     (r"(.*/)?txt/head/kernel", P("fsdp", None)),
     (r"(.*/)?txt/head/bias", P()),
@@ -153,7 +160,7 @@ def data_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def to_devices(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """This process's rows of a global batch, arrays or `Patches` -> global ones sharded by `batch_sharding`."""
+    """This process's rows of a global batch, arrays or trees of them -> global ones sharded by `batch_sharding`."""
     sharding = batch_sharding(mesh)
 
     def place(rows: np.ndarray) -> jax.Array:

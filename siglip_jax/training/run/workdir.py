@@ -7,7 +7,8 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,14 +22,30 @@ from siglip_jax.training.config import config_to_json, without_free_fields
 LOCK = "lock"
 
 
-def claim_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
-    """Writes config.json into a new workdir; refuses one that is in use, or of another run, naming the differences."""
-    with hold_workdir(workdir, config, fingerprint):
+def claim_workdir(
+    workdir: epath.Path,
+    config: ml_collections.ConfigDict,
+    fingerprint: str,
+    *,
+    stores: Mapping[str, str] = types.MappingProxyType({}),
+) -> None:
+    """Writes config.json into a new workdir; refuses one that is in use, or of another run, naming the differences.
+
+    Args:
+      stores: fingerprints of the stored vectors that the run reads besides its data, by name.
+    """
+    with hold_workdir(workdir, config, fingerprint, stores=stores):
         pass
 
 
 @contextlib.contextmanager
-def hold_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> Iterator[None]:
+def hold_workdir(
+    workdir: epath.Path,
+    config: ml_collections.ConfigDict,
+    fingerprint: str,
+    *,
+    stores: Mapping[str, str] = types.MappingProxyType({}),
+) -> Iterator[None]:
     """As `claim_workdir`, and keeps other processes out until the end of the `with`.
 
     The lock is the operating system's (flock), so a process that is killed leaves none behind. Process 0 of a run
@@ -47,7 +64,7 @@ def hold_workdir(workdir: epath.Path, config: ml_collections.ConfigDict, fingerp
             raise UserError(f"--workdir {workdir} is not empty and holds no run; choose a new folder")
     workdir.mkdir(parents=True, exist_ok=True)
     with _locked(workdir):
-        _claim(workdir, config, fingerprint)
+        _claim(workdir, {"config": config_to_json(config), "data": fingerprint, "stores": dict(stores)})
         yield
 
 
@@ -74,8 +91,7 @@ def _locked(workdir: epath.Path) -> Iterator[None]:
         # The file stays: removing it while another process waits at it would let two of them in.
 
 
-def _claim(workdir: epath.Path, config: ml_collections.ConfigDict, fingerprint: str) -> None:
-    ours = {"config": config_to_json(config), "data": fingerprint}
+def _claim(workdir: epath.Path, ours: dict[str, Any]) -> None:
     path = workdir / "config.json"
     if path.exists():
         different = _differences(path, ours)
@@ -95,7 +111,10 @@ def _differences(path: epath.Path, ours: dict[str, Any]) -> list[str]:
     """Between ours and a run's config.json, but for the free fields."""
     try:
         theirs = json.loads(path.read_text())
-        runs: list[dict[str, Any]] = [{"config": dict(run["config"]), "data": run["data"]} for run in (ours, theirs)]
+        runs: list[dict[str, Any]] = [
+            {"config": dict(run["config"]), "data": run["data"], "stores": dict(run.get("stores", {}))}
+            for run in (ours, theirs)
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not of a training run ({error}); choose another --workdir") from error
     for run in runs:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from siglip_jax.model import Model
+from siglip_jax.models.architecture import FeatureSize
 from siglip_jax.training import config as configs
 from siglip_jax.training.config import unsuited_to_loaded_weights
 from siglip_jax.training.encode import make_encoder
@@ -104,10 +105,15 @@ def not_of_the_loaded_model(config: ml_collections.ConfigDict, model: Model) -> 
     """
     assert model.preprocessing is not None
     usual = configs.default_config()
-    preprocessing = ("image_size", "resize", "max_patches", "text_length", "lowercase", "punctuation")
-    own = {("preprocessing", name): getattr(model.preprocessing, name) for name in preprocessing}
-    own |= {("model", "patch_size"): model.architecture.patch_size}
-    own |= {("model", name): dataclasses.asdict(getattr(model.architecture, name)) for name in ("image", "text")}
+    preprocessing: tuple[str, ...] = ("text_length", "lowercase", "punctuation")
+    own: dict[tuple[str, str], Any] = {("model", "text"): dataclasses.asdict(model.architecture.text)}
+    if isinstance(model.architecture.image, FeatureSize):
+        own |= {("model", "features"): model.architecture.features}
+    else:
+        preprocessing = ("image_size", "resize", "max_patches", *preprocessing)
+        own |= {("model", "patch_size"): model.architecture.patch_size, ("model", "features"): {}}
+        own |= {("model", "image"): dataclasses.asdict(model.architecture.image)}
+    own |= {("preprocessing", name): getattr(model.preprocessing, name) for name in preprocessing}
     found: list[str] = []
     for (group, name), value in own.items():
         asked, default = (_plain(each[group][name]) for each in (config, usual))

@@ -12,7 +12,7 @@ from etils import epath
 
 from siglip_jax import files
 from siglip_jax.errors import UserError
-from siglip_jax.models.architecture import Architecture, TowerSize
+from siglip_jax.models.architecture import Architecture, FeatureSize, TowerSize
 from siglip_jax.models.presets import PRESETS
 from siglip_jax.models.towers import TwoTowers
 from siglip_jax.preprocessing import NAFLEX, Patches, Preprocessing
@@ -25,6 +25,9 @@ def preprocessing_of(config: ml_collections.ConfigDict) -> Preprocessing:
       UserError: pictures that patches do not divide.
     """
     fields, patch_size = config.preprocessing, config.model.patch_size
+    titles = {name: fields[name] for name in ("text_length", "lowercase", "punctuation")}
+    if config.model.features:
+        return Preprocessing(image_size=(1, 1), **titles)  # sees no pictures
     if patch_size > 0 and any(side % patch_size for side in fields.image_size):
         raise UserError(
             f"config.preprocessing.image_size={tuple(fields.image_size)} is not a multiple of config.model.patch_size="
@@ -36,25 +39,30 @@ def preprocessing_of(config: ml_collections.ConfigDict) -> Preprocessing:
         fill=fields.fill,
         patch_size=patch_size if fields.resize == NAFLEX else 0,
         max_patches=fields.max_patches,
-        text_length=fields.text_length,
-        lowercase=fields.lowercase,
-        punctuation=fields.punctuation,
+        **titles,
     )
 
 
 def architecture_of(
     config: ml_collections.ConfigDict, preprocessing: Preprocessing, *, vocab_size: int
 ) -> Architecture:
-    """Of a model that starts from random weights."""
+    """Of a model that starts from random weights; an adapter's, where `config.model.features` names some."""
+    features = config.model.features.to_dict()
     return Architecture(
         image_size=preprocessing.image_size,
-        patch_size=config.model.patch_size,
-        image=TowerSize(**config.model.image),
+        patch_size=1 if features else config.model.patch_size,
+        image=_adapter(features, config) if features else TowerSize(**config.model.image),
         text=TowerSize(**config.model.text),
         vocab_size=vocab_size,
         text_length=preprocessing.text_length,
         naflex=preprocessing.resize == NAFLEX,
     )
+
+
+def _adapter(features: dict[str, int], config: ml_collections.ConfigDict) -> FeatureSize:
+    options = config.model.adapter
+    width = options.width or sum(features.values())
+    return FeatureSize(inputs=tuple(features.items()), width=width, mlp_dim=options.mlp_dim, depth=options.depth)
 
 
 def compute_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -93,7 +101,9 @@ def batch_shapes(
     """ShapeDtypeStructs of a global batch, as `training.step` takes it; `more` are the keys of `Terms.batch_keys`."""
     n = batch_size
     image: Any = jax.ShapeDtypeStruct((n, *preprocessing.row_shape), np.uint8)
-    if module.architecture.naflex:
+    if features := module.architecture.features:
+        image = {name: jax.ShapeDtypeStruct((n, numbers), np.float32) for name, numbers in features.items()}
+    elif module.architecture.naflex:
         image = Patches(image, jax.ShapeDtypeStruct((n, 2), np.int32))
     return {
         "image": image,

@@ -1,0 +1,81 @@
+"""An image tower whose input is stored vectors of an item: an adapter over encoders that are not run again.
+
+It starts as the encoders themselves. With x_k the vectors of input k, m_k and s_k mean and deviation of the training
+rows, u(v) = v / |v| and r(v) = v / sqrt(1 + |v|^2), which is shorter than 1:
+
+    base = u(projection(concat_k weight_k u(x_k - m_k)))
+    z    = base + strength * r(MLP(concat_k (x_k - m_k) / s_k))
+
+The MLP's last layer is zero at the start, so cosines of z are those of the base. The residual is bounded since an
+unbounded one grows until the base, which is what the encoders know, does not matter. Everything of the base is fixed:
+statistics, weights and the projection come from `training.start.feature_statistics`, strength is chosen. The projection
+is an uncentred SVD, which keeps cosines; at full width there is none, and they are kept exactly.
+
+Parameters: mean, scale float32 [D], weight [inputs], strength [1], projection [D, width], hidden_i and output (Dense);
+D numbers of all inputs in the order of their names.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from siglip_jax.models.architecture import FeatureSize
+from siglip_jax.models.transformer import Dtype
+
+Features = dict[str, jax.Array]  # by the names of `FeatureSize.inputs`
+STATISTICS = ("mean", "scale", "weight", "strength")  # kept in float32
+FIXED = (*STATISTICS, "projection")  # no gradient reaches them
+
+
+class FeatureTower(nn.Module):
+    """{name: float [n, numbers]} -> float32 [n, width], not normalised."""
+
+    size: FeatureSize
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
+
+    @nn.compact
+    def __call__(self, features: Features) -> jax.Array:
+        size, numbers = self.size, self.size.numbers
+        mean = self._fixed("mean", nn.initializers.zeros, (numbers,), jnp.float32)
+        scale = self._fixed("scale", nn.initializers.ones, (numbers,), jnp.float32)
+        weight = self._fixed("weight", nn.initializers.ones, (len(size.inputs),), jnp.float32)
+        strength = self._fixed("strength", nn.initializers.ones, (1,), jnp.float32)
+
+        centred = jnp.concatenate([features[name].astype(jnp.float32) for name, _ in size.inputs], axis=-1) - mean
+        base = jnp.concatenate(directions(centred, size, weight), axis=-1)
+        if size.width < numbers:
+            # Columns that are orthogonal, as those of an SVD are.
+            columns = self._fixed("projection", nn.initializers.orthogonal(), (numbers, size.width), self.param_dtype)
+            base = jnp.matmul(base, columns.astype(jnp.float32), precision="highest")
+
+        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        hidden = centred / scale
+        for layer in range(size.depth):
+            hidden = nn.gelu(nn.Dense(size.mlp_dim, name=f"hidden_{layer}", **kinds)(hidden), approximate=True)
+        residual = nn.Dense(size.width, name="output", kernel_init=nn.initializers.zeros, **kinds)(hidden)
+        return unit(base) + strength * bounded(residual.astype(jnp.float32))
+
+    def _fixed(self, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], dtype: Dtype) -> jax.Array:
+        return jax.lax.stop_gradient(self.param(name, init, shape, dtype))
+
+
+def directions(centred: Any, size: FeatureSize, weight: Any) -> list[Any]:
+    """float [..., D], numpy or JAX -> each input's part of it, made unit and times its weight [inputs]."""
+    ends = [0, *itertools.accumulate(size.dimensions.values())]
+    return [weight[k] * unit(centred[..., begin:end]) for k, (begin, end) in enumerate(itertools.pairwise(ends))]
+
+
+def unit(x: Any) -> Any:
+    """x / |x| over the last axis, numpy or JAX; zero stays zero."""
+    return x / ((x * x).sum(axis=-1, keepdims=True) ** 0.5 + 1e-12)
+
+
+def bounded(x: jax.Array) -> jax.Array:
+    """x / sqrt(1 + |x|^2) over the last axis: x itself where it is short, never as long as 1."""
+    return x * jax.lax.rsqrt(1 + jnp.sum(x * x, axis=-1, keepdims=True))
