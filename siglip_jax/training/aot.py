@@ -37,6 +37,7 @@ from siglip_jax.training.parallel.sharding_table import bytes_per_device
 from siglip_jax.training.param_rules import path_name
 from siglip_jax.training.start.spec import batch_shapes, outline
 from siglip_jax.training.step import State, init_state, make_train_step
+from siglip_jax.training.terms import Terms
 
 GIB = 2**30
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMG])\) exceeds available", re.DOTALL)
@@ -79,6 +80,7 @@ def build_step(
         parameter_shapes(module.architecture),
     )
     state = jax.eval_shape(lambda tree: init_state(tree, optimizer, ema_decay=config.ema_decay), params)
+    terms = Terms.of(config, embedding_dim=module.architecture.embedding_dim)
     function, _ = make_train_step(
         module,
         optimizer,
@@ -90,8 +92,9 @@ def build_step(
         microbatch=config.microbatch,
         frozen=frozen_parameters(config, params),
         ema_decay=config.ema_decay,
+        terms=terms,
     )
-    batch = batch_shapes(module, preprocessing, batch_size=config.batch_size, stored=stored)
+    batch = batch_shapes(module, preprocessing, batch_size=config.batch_size, stored=stored, more=terms.batch_keys)
     return Step(function=function, state=state, batch=batch, mesh=mesh)
 
 

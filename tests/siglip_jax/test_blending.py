@@ -63,9 +63,7 @@ def test_outside_the_ends(alpha):
 def test_the_difference_between_models_is_named(tiny_model):
     check_blendable({"start": tiny_model, "tuned": tiny_model.replace(params=dict(tiny_model.params))})
     other = tiny_model.replace(preprocessing=tiny_model.preprocessing.replace(resize="bicubic"))
-    with pytest.raises(
-        UserError, match=r"tuned cannot be blended with start.*preprocessing.resize: 'bicubic' here"
-    ):
+    with pytest.raises(UserError, match=r"tuned cannot be blended with start.*preprocessing.resize: 'bicubic' here"):
         check_blendable({"start": tiny_model, "tuned": other})
     lacking = tiny_model.replace(params={name: leaf for name, leaf in tiny_model.params.items() if name != "t"})
     with pytest.raises(UserError, match=r"parameters.t: None here, \[1\] there"):

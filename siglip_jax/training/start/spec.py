@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -105,12 +105,18 @@ def outline(config: ml_collections.ConfigDict, *, platform: str | None = None) -
 
 
 def batch_shapes(
-    module: TwoTowers, preprocessing: Preprocessing, *, batch_size: int, stored: Collection[str] = ()
+    module: TwoTowers,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    stored: Collection[str] = (),
+    more: Sequence[str] = (),
 ) -> dict[str, Any]:
     """ShapeDtypeStructs of a global batch, as `training.step` takes it.
 
     Args:
       stored: keys of `TwoTowers.store` that are there in the place of "image" and "text".
+      more: the keys of `Terms.batch_keys`.
     """
     n = batch_size
     image: Any = jax.ShapeDtypeStruct((n, *preprocessing.row_shape), np.uint8)
@@ -118,10 +124,13 @@ def batch_shapes(
         image = {name: jax.ShapeDtypeStruct((n, numbers), np.float32) for name, numbers in features.items()}
     elif module.architecture.naflex:
         image = Patches(image, jax.ShapeDtypeStruct((n, 2), np.int32))
-    text = jax.ShapeDtypeStruct((n, module.architecture.text_length), np.int32)
-    batch = {"image": image, "text": text, "group": jax.ShapeDtypeStruct((n,), np.int32)}
-    if not stored:
-        return batch
-    outputs = stored_shapes(module, batch, keys=stored)
-    gone = {key.partition("_")[0] for key in outputs}
-    return {key: value for key, value in batch.items() if key not in gone} | outputs
+    batch = {
+        "image": image,
+        "text": jax.ShapeDtypeStruct((n, module.architecture.text_length), np.int32),
+        "group": jax.ShapeDtypeStruct((n,), np.int32),
+    }
+    if stored:
+        outputs = stored_shapes(module, batch, keys=stored)
+        gone = {key.partition("_")[0] for key in outputs}
+        batch = {key: value for key, value in batch.items() if key not in gone} | outputs
+    return batch | {key: jax.ShapeDtypeStruct((n, module.architecture.embedding_dim), np.float32) for key in more}
