@@ -25,7 +25,7 @@ def vectors(shop_dataset):
 
 @pytest.fixture(scope="module")
 def stores(shop_dataset, vectors, tmp_path_factory):
-    """{"cnn": [a store of the training items, a file of the others], "pixels": [a file of all but two, and another]}."""
+    """{"cnn": [a store of the training items, a file of the others], "pixels": [a file that lacks two items]}."""
     folder = tmp_path_factory.mktemp("stores")
     train, test = (read_split(shop_dataset, split).ids for split in ("train", "test"))
     manifest = {"model": {"name": "a cnn"}, "preprocessing": None, "dataset": {}}
