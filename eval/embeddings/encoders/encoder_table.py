@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from eval.embeddings.encoders import colour_encoder, pixel_encoder
+from eval.embeddings.encoders import colour_encoder, edge_encoder, pixel_encoder
 from eval.embeddings.encoders.colour_encoder import ColourEncoder
+from eval.embeddings.encoders.edge_encoder import EdgeEncoder
 from eval.embeddings.encoders.onnx_encoder import OnnxEncoder
 from eval.embeddings.encoders.pixel_encoder import PixelEncoder
 from eval.embeddings.encoders.savedmodel_encoder import SavedModelEncoder
@@ -46,6 +47,7 @@ ENCODERS: dict[str, Callable[[str], NetworkEncoder]] = {
     "saved_model.pb": SavedModelEncoder,
     pixel_encoder.PREFIX: PixelEncoder,
     colour_encoder.PREFIX: ColourEncoder,
+    edge_encoder.PREFIX: EdgeEncoder,
 }
 
 
