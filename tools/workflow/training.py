@@ -85,8 +85,8 @@ def _start_adapter(config: ml_collections.ConfigDict, model: Model, features: Ma
         strength=options.strength,
         weights=options.weights.to_dict(),
     )
-    given, width = sum(each.dimension for each in features.values()), model.architecture.embedding_dim
-    print(f"adapter: {width} of {given} numbers, {found.kept:.1%} of their length ({found.rows} rows)", flush=True)
+    given, kept = sum(each.dimension for each in features.values()), model.architecture.image.base  # type: ignore[union-attr]
+    print(f"adapter: {kept} of {given} numbers keep {found.kept:.1%} of their length ({found.rows} rows)", flush=True)
     return model
 
 

@@ -64,8 +64,8 @@ def architecture_of(
 
 def _adapter(features: dict[str, int], config: ml_collections.ConfigDict) -> FeatureSize:
     options = config.model.adapter
-    width = options.width or sum(features.values())
-    return FeatureSize(inputs=tuple(features.items()), width=width, mlp_dim=options.mlp_dim, depth=options.depth)
+    sizes = {name: options[name] for name in ("head", "mlp_dim", "depth")}
+    return FeatureSize(inputs=tuple(features.items()), base=options.base or sum(features.values()), **sizes)
 
 
 def compute_options(config: ml_collections.ConfigDict, *, platform: str | None = None) -> dict[str, Any]:
