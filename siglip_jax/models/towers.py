@@ -189,7 +189,10 @@ class TwoTowers(nn.Module):
 
     def encode_text(self, ids: jax.Array) -> jax.Array:
         """int32 [n, L] -> unit-norm float32 [n, d]."""
-        text, size = l2_normalise(self.txt(ids)), self.architecture.image
+        return self._unit_text(self.txt(ids))
+
+    def _unit_text(self, text: jax.Array) -> jax.Array:
+        text, size = l2_normalise(text), self.architecture.image
         return beside_nothing(text, size) if isinstance(size, FeatureSize) else text
 
     def encode_batch(self, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
@@ -211,7 +214,7 @@ class TwoTowers(nn.Module):
             text = self.txt(batch["text_pooled"], part="head")
         else:
             text = self.txt(batch["text"])
-        return l2_normalise(image), l2_normalise(text)
+        return l2_normalise(image), self._unit_text(text)
 
     def store(self, batch: Mapping[str, Any], keys: Collection[str]) -> dict[str, jax.Array]:
         """What `encode_batch` can go on from, in the type of the computation, of the "image" and "text" that are there.
