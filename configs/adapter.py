@@ -4,8 +4,10 @@
   siglip-jax train --config=configs/adapter.py --dataset=data/shop --workdir=runs/adapter \\
     --features=cnn=runs/cnn-train --features=cnn=runs/cnn-test
 
-No image is read while it trains. It starts as the encoders themselves, and half of the cosine of two
-images stays theirs (config.model.adapter.strength).
+Stores of coarse pixels, colours and edges are worth their second (`siglip-jax embed --model=pixels:16x12`, `colours:6x7x7`,
+`edges:8x6x8`): give them as further features. No image is read while it trains. It starts as the encoders themselves;
+config.model.adapter.strength says how much of the cosine of two images is what was learned, and `siglip-jax blend`
+chooses it afterwards.
 `:tiny` trains a handful of steps, to try the path.
 """
 
@@ -18,12 +20,17 @@ def get_config(argument: str = ""):
     config = default_config()
     config.preprocessing.text_length = 16
     config.preprocessing.vocab_size = 4096
-    config.model.adapter = dict(base=256, head=256, mlp_dim=1024, depth=1, strength=0.5, weights={})
+    config.model.adapter = dict(base=256, head=256, mlp_dim=1024, depth=1, strength=0.7, weights={})
     config.model.text = dict(width=128, depth=1, mlp_dim=512, heads=2)
-    config.model.init_bias = -7.6  # log(p / (1 - p)) for one positive in a batch of 2,048
+    # exp(t) stays 5 between a title and what is learned (sqrt(strength) of an image). Where it learns, it grows until
+    # only the title of the very item counts, and items that are merely alike rank worse.
+    config.model.init_temperature = 6.0
+    config.optimizer.freeze_rules = (("t", True),)
+    config.model.init_bias = -8.0  # near log(p / (1 - p)) for one positive in a batch of 2,048
 
     config.batch_size = 2048
-    config.steps, config.optimizer.warmup_steps = 400, 40
+    config.optimizer.learning_rate = 4e-3
+    config.steps, config.optimizer.warmup_steps = 200, 10
     config.checkpoint_every = 100
     config.log_every = 10
     if argument == "tiny":

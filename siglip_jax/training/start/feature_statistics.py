@@ -88,7 +88,8 @@ def feature_start(
     Args:
       take, rows: see `start_adapter`.
       strength: see `with_strength`.
-      weights: of inputs in the base, 1 where none is given.
+      weights: of inputs in the base; the square root of an input's share of the largest one's numbers where none is
+        given, so that a few numbers of colour do not outweigh a network's thousand.
 
     Raises:
       UserError: no rows, vectors of another size, not finite or equal in all rows, a weight of no input or of 0 for
@@ -99,7 +100,8 @@ def feature_start(
         raise UserError(
             f"config.model.adapter.weights: no feature {unknown[0]!r}; there are {', '.join(size.dimensions)}"
         )
-    weight = np.array([weights.get(name, 1.0) for name in size.dimensions])
+    most = max(size.dimensions.values())
+    weight = np.array([weights.get(name, math.sqrt(numbers / most)) for name, numbers in size.dimensions.items()])
     if not weight.any():
         raise UserError("config.model.adapter.weights: all 0; expected one feature at least that weighs more")
     if not len(rows):
