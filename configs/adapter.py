@@ -7,8 +7,8 @@
 Stores of coarse pixels, colours and edges are worth their second: `siglip-jax embed --model=pixels:16x12`,
 `colours:6x7x7`, `edges:8x6x8`. Give them as further features. No image is read while it trains.
 
-It starts as the encoders themselves. config.model.adapter.strength says how much of the cosine of two images is what was
-learned; it can be chosen after training.
+It starts as the encoders themselves. config.model.adapter.strength says how much of the cosine of two images is what
+was learned; it can be chosen after training.
 `:tiny` trains a handful of steps, to try the path.
 """
 
