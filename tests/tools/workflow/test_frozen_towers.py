@@ -189,7 +189,7 @@ def test_two_processes_share_the_work(train, config_file, shop_dataset, tmp_path
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     assert ["run once" in output for output in outputs] == [True, False]
     one = train("one", **(fields | {"mesh.fsdp": 1, "data.cache_frozen": "off"}))
-    assert_same(siglip_jax.load(tmp_path / "two").params, one)
+    assert_same(siglip_jax.load(tmp_path / "two").params, one, atol=1e-4)
 
 
 @pytest.fixture
