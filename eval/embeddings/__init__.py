@@ -1,6 +1,6 @@
 """Vectors of items on disk and in memory: the store (`store`, written shard by shard by `sharded_writer`), files that
-somebody brings (`embedding_files`), smaller vectors (`reduction`), cosines (`vectors`), and other people's image
-networks (`encoders`).
+somebody brings (`embedding_files`), both left on the disk (`stored_vectors`, by way of `mapped_files`), smaller vectors
+(`reduction`), cosines (`vectors`), and other people's image networks (`encoders`).
 """
 
 import lazy_loader

@@ -61,6 +61,14 @@ def read_record(rows: Split, number: int) -> dict[str, Any] | BadRow:
         return BadRow(number, "", f"damaged record ({rows.why_unreadable(number)})")
 
 
+def read_records(rows: Split, numbers: Sequence[int]) -> list[dict[str, Any] | BadRow]:
+    """As `read_record`, of many rows at once, which is faster."""
+    try:
+        return list(rows.__getitems__(numbers))
+    except Exception:  # now find out which
+        return [read_record(rows, number) for number in numbers]
+
+
 def readable_titles(rows: Split) -> Iterator[str]:
     """The titles in row order, without those of records that are damaged.
 
@@ -68,10 +76,7 @@ def readable_titles(rows: Split) -> Iterator[str]:
       UserError: a file of which nothing can be read.
     """
     for start in range(0, len(rows), READ_ROWS):
-        try:
-            records: list[Any] = rows[start : start + READ_ROWS]
-        except Exception:  # now find out which
-            records = [read_record(rows, number) for number in range(start, min(start + READ_ROWS, len(rows)))]
+        records = read_records(rows, range(start, min(start + READ_ROWS, len(rows))))
         yield from (record["title"] for record in records if not isinstance(record, BadRow))
 
 

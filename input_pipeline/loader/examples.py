@@ -13,7 +13,7 @@ import numpy as np
 from input_pipeline.augment import Augmentation
 from input_pipeline.augment.augmentation import NO_AUGMENTATION
 from input_pipeline.dataset import Split
-from input_pipeline.loader.bad_rows import ATTEMPTS, BadRow, Replacement, read_record, stand_ins
+from input_pipeline.loader.bad_rows import ATTEMPTS, BadRow, Replacement, read_record, read_records, stand_ins
 from input_pipeline.loader.batch_order import Plan
 from input_pipeline.loader.buffers import Recycler
 from input_pipeline.loader.item_vectors import BatchVectors
@@ -111,8 +111,7 @@ class Disk:
         if self.pictures:
             arrays["image"] = self._decode(rows, epoch, records, bad)
         else:
-            for k, row in enumerate(rows.tolist()):
-                record = read_record(self.rows, row)
+            for k, record in enumerate(read_records(self.rows, rows.tolist())):
                 if isinstance(record, BadRow):
                     bad.append(record)
                 else:

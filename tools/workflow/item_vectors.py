@@ -119,14 +119,14 @@ class Features:
     """All of a model's inputs.
 
     Attributes:
-      stores: by name, in the order of the flags.
+      stores: by name, in the order of the names: that of the flags must not matter when a run goes on.
     """
 
     stores: Mapping[str, VectorStores]
 
     @classmethod
     def open(cls, paths: Mapping[str, Sequence[epath.PathLike]]) -> Features:
-        return cls({name: VectorStores.open(name, some) for name, some in paths.items()})
+        return cls({name: VectorStores.open(name, some) for name, some in sorted(paths.items())})
 
     @property
     def dimensions(self) -> dict[str, int]:
