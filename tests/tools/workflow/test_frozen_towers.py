@@ -135,6 +135,7 @@ def test_another_start_is_noticed(train, tiny_model, tmp_path, monkeypatch, caps
     shutil.rmtree(tmp_path / "run" / "checkpoints")  # nothing is lost now
     monkeypatch.setattr(frozen_towers, "remove_outputs", remove)
     capsys.readouterr()
+    shutil.rmtree(tmp_path / "start")
     tiny_model.save(tmp_path / "start")
     assert_same(train("run", **fields), first, atol=0)
     assert "was made from another run's parameters; it is made again" in capsys.readouterr().out
