@@ -4,7 +4,8 @@
   siglip-jax train --config=configs/adapter.py --dataset=data/shop --workdir=runs/adapter \\
     --features=cnn=runs/cnn-train --features=cnn=runs/cnn-test
 
-No image is read while it trains. It starts as the encoders themselves and can turn their vectors by a bounded angle.
+No image is read while it trains. It starts as the encoders themselves, and half of the cosine of two
+images stays theirs (config.model.adapter.strength).
 `:tiny` trains a handful of steps, to try the path.
 """
 
@@ -17,7 +18,7 @@ def get_config(argument: str = ""):
     config = default_config()
     config.preprocessing.text_length = 16
     config.preprocessing.vocab_size = 4096
-    config.model.adapter = dict(width=256, mlp_dim=1024, depth=1, strength=1.0, weights={})
+    config.model.adapter = dict(base=256, head=256, mlp_dim=1024, depth=1, strength=0.5, weights={})
     config.model.text = dict(width=128, depth=1, mlp_dim=512, heads=2)
     config.model.init_bias = -7.6  # log(p / (1 - p)) for one positive in a batch of 2,048
 

@@ -25,7 +25,6 @@ def get_config(argument: str = ""):
     config.model.patch_size = 8
     config.model.image = dict(width=128, depth=3, mlp_dim=512, heads=2)
     config.model.text = dict(width=128, depth=1, mlp_dim=512, heads=2)
-    config.model.unroll = 3
     config.model.init_bias = -4.1  # log(p / (1 - p)) for one positive in a batch of 64
 
     config.batch_size = 64

@@ -22,7 +22,6 @@ def get_config(argument: str = ""):
     config.model.patch_size = 12  # 16 patches: many small steps beat few large ones in this time
     config.model.image = dict(width=192, depth=3, mlp_dim=768, heads=3)
     config.model.text = dict(width=128, depth=1, mlp_dim=512, heads=2)
-    config.model.unroll = 4
     config.model.init_bias = -4.8  # log(p / (1 - p)) for one positive in a batch of 128
 
     config.batch_size = 128

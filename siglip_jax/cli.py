@@ -30,6 +30,7 @@ PROGRAMS = {
     "train": "fine-tune on a dataset; resumes by itself from --workdir",
     "compile": "a config's step compiled for a TPU slice, on any machine: memory, FLOPs, fits or not",
     "embed": "a model and a dataset -> an embedding store (Parquet)",
+    "blend": "models between a start and what was tuned from it: ranked, the best saved",
     "index": "an embedding store -> a search index, exact or ScaNN, with its measured recall",
     "rank": "embedding stores, with or without logs -> ranking metrics with intervals, and the report",
     "simulate": "a dataset -> simulated sessions in the format of logs, to try `rank` on",

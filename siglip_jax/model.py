@@ -87,15 +87,16 @@ class Model:
             raise UserError(f"encode_image: a {kind}; this model takes stored vectors, not pictures: {expected}")
         if features.keys() != wanted.keys():
             raise UserError(
-                f"encode_image: the features {', '.join(map(str, features)) or 'of none'}; expected {expected}"
+                f"encode_image: the features {', '.join(map(str, features)) or 'none'}; expected {expected}"
             )
         for name, rows in features.items():
             if not _is_array(rows) or isinstance(rows, Patches):
                 raise UserError(f"encode_image: {name} is a {type(rows).__name__}; expected {expected}")
             if rows.ndim != 2 or rows.shape[1] != wanted[name] or not np.issubdtype(rows.dtype, np.floating):
                 raise UserError(f"encode_image: {name} is {rows.dtype} {list(rows.shape)}; expected {expected}")
-        if len(rows := {name: len(rows) for name, rows in features.items()}) and len({*rows.values()}) > 1:
-            raise UserError(f"encode_image: different numbers of rows, {rows}; expected one vector of each for an item")
+        if len({len(rows) for rows in features.values()}) > 1:
+            counts = ", ".join(f"{name} {len(rows)}" for name, rows in features.items())
+            raise UserError(f"encode_image: different numbers of rows ({counts}); expected one of each for an item")
         return {name: features[name] for name in wanted}
 
     def _checked_patches(self, images: Any) -> Patches:

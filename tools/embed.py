@@ -2,6 +2,7 @@
 
 siglip-jax embed --model=runs/fashion --dataset=data/fashion --output=runs/fashion/embeddings
 siglip-jax embed --model=mobilenet.tflite --dataset=data/fashion --output=runs/mobilenet/embeddings
+siglip-jax embed --model=pixels:16x12 --dataset=data/fashion --output=runs/pixels/embeddings
 siglip-jax embed --embeddings=mine.npy --dataset=data/fashion --output=runs/mine/embeddings
 siglip-jax embed --model=runs/adapter --features=cnn=runs/mobilenet/embeddings --dataset=data/fashion --output=...
 

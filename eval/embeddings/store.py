@@ -175,7 +175,8 @@ def read_store(folder: epath.PathLike) -> EmbeddingStore:
         if hashlib.sha256(content).hexdigest() != shard["sha256"]:
             raise UserError(f"embedding store {folder}: {shard['file']} is not what was written (sha256); embed again")
         try:
-            table = pq.read_table(pa.BufferReader(content))
+            # Threads of Arrow's may hold the last reference to `content`, and abort a process that is ending.
+            table = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
         except (pa.ArrowException, OSError):
             raise UserError(f"embedding store {folder}: {shard['file']} is not Parquet; embed again") from None
         kinds: dict[str, Any] = dict(zip(table.schema.names, table.schema.types, strict=True))

@@ -9,6 +9,7 @@ from typing import Any
 LADDER_BOX = (860, 360)
 _PRECISIONS = ("float32", "int8")
 _LADDER_PLOT = (64, 836, 16, 300)  # left, right, top, bottom
+_CURVES_BOX, _CURVES_PLOT = (860, 340), (64, 836, 16, 284)
 
 
 def nice_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
@@ -118,6 +119,63 @@ def ladder(found: dict[str, Any]) -> dict[str, Any] | None:
             {"at": y(value), "label": f"{value or 0:.3g}".replace("-", "−")} for value in nice_ticks(low, high)
         ],
     }
+
+
+def curves(lines: dict[str, list[dict[str, Any]]], *, marked: float) -> dict[str, Any]:
+    """SVG geometry of estimates along an axis: {"x", "mean", "low", "high"} of each line, whiskers, and the zero level.
+
+    Args:
+      lines: {label: points}, left out where a point was not measured (None); at most two labels have colours.
+      marked: the x that a vertical line is drawn at.
+    """
+    drawn = {name: [p for p in points if None not in p.values()] for name, points in lines.items()}
+    every = [point for points in drawn.values() for point in points]
+    left, right, top, bottom = _CURVES_PLOT
+    lowest, highest = min((p["low"] for p in every), default=0.0), max((p["high"] for p in every), default=0.0)
+    pad = 0.08 * ((max(highest, 0.0) - min(lowest, 0.0)) or 0.01)
+    low, high = min(lowest, 0.0) - pad, max(highest, 0.0) + pad
+    first, last = min((p["x"] for p in every), default=0.0), max((p["x"] for p in every), default=1.0)
+
+    def x(value: float) -> float:
+        return round(left + (right - left) * (0.03 + 0.94 * (value - first) / ((last - first) or 1.0)), 1)
+
+    def y(value: float) -> float:
+        return round(bottom - (bottom - top) * (value - low) / (high - low), 1)
+
+    return {
+        "width": _CURVES_BOX[0],
+        "height": _CURVES_BOX[1],
+        "left": left,
+        "right": right,
+        "top": top,
+        "bottom": bottom,
+        "zero": y(0.0),
+        "marked": x(marked),
+        "lines": [
+            {
+                "label": name,
+                "path": "M" + "L".join(f"{x(p['x'])} {y(p['mean'])}" for p in points),
+                "points": [
+                    {
+                        "x": x(p["x"]) + shift,  # side by side, where whiskers of two lines would cover each other
+                        **{key: y(p[place]) for key, place in (("y", "mean"), ("low", "low"), ("high", "high"))},
+                        "title": f"{name}, {p['x']:g}: {p['mean']:+.4f} [{p['low']:+.4f}, {p['high']:+.4f}]",
+                    }
+                    for p in points
+                ],
+            }
+            for (name, points), shift in zip(drawn.items(), _shifts(len(drawn)), strict=True)
+            if points
+        ],
+        "ticks_x": [{"at": x(value), "label": f"{value:g}"} for value in sorted({p["x"] for p in every})],
+        "ticks_y": [
+            {"at": y(value), "label": f"{value or 0:.3g}".replace("-", "−")} for value in nice_ticks(low, high)
+        ],
+    }
+
+
+def _shifts(lines: int) -> list[float]:
+    return [4.0 * (number - (lines - 1) / 2) for number in range(lines)]
 
 
 def loss_curve(curve: list[dict[str, Any]]) -> dict[str, Any] | None:

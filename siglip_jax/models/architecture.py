@@ -32,12 +32,14 @@ class FeatureSize:
     Attributes:
       inputs: how many numbers each vector has, ((name, numbers), ...) in the order of the names; a mapping may be
         given.
-      width: of the embedding, at most the numbers of all inputs together.
+      base: how many numbers of an embedding stand for the inputs as they are, at most those of all inputs together.
+      head: how many stand for what is learned, which titles are compared with.
       mlp_dim, depth: width and number of the hidden layers.
     """
 
     inputs: tuple[tuple[str, int], ...]
-    width: int
+    base: int
+    head: int
     mlp_dim: int
     depth: int = 1
 
@@ -49,13 +51,11 @@ class FeatureSize:
             raise UserError(f"model: a feature named {bad[0]!r}; expected letters, digits, _ and -, a letter first")
         if not pairs:
             raise UserError("model: an adapter without features; expected at least one name and its numbers")
-        sizes = (*pairs.values(), self.width, self.mlp_dim, self.depth)
+        sizes = (*pairs.values(), self.base, self.head, self.mlp_dim, self.depth)
         if any(type(size) is not int or not 0 < size <= MAX_SIZE for size in sizes):
             raise UserError(f"model: {self}; expected whole numbers from 1 to {MAX_SIZE}")
-        if self.width > self.numbers:
-            raise UserError(
-                f"model: an adapter of width {self.width} over {self.numbers} numbers; expected at most as many"
-            )
+        if self.base > self.numbers:
+            raise UserError(f"model: a base of {self.base} for {self.numbers} numbers; expected at most as many")
 
     @property
     def dimensions(self) -> dict[str, int]:
@@ -66,6 +66,16 @@ class FeatureSize:
     def numbers(self) -> int:
         """Of all inputs together."""
         return sum(self.dimensions.values())
+
+    @property
+    def projects(self) -> bool:
+        """Whether the base is a projection of the inputs."""
+        return self.base < self.numbers
+
+    @property
+    def width(self) -> int:
+        """Of the embedding."""
+        return self.head + self.base
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "inputs": self.dimensions}
@@ -122,10 +132,9 @@ class Architecture:
                 f"model: image_size={self.image_size}, patch_size={self.patch_size}, naflex={self.naflex} of an "
                 "adapter, which sees no pictures; expected (1, 1), 1 and false"
             )
-        if not self.text_head and self.text.width != self.image.width:
+        if not self.text_head and self.text.width != self.text_dim:
             raise UserError(
-                f"model: without a text head both towers need one width; "
-                f"text {self.text.width}, image {self.image.width}"
+                f"model: without a text head both towers need one width; text {self.text.width}, image {self.text_dim}"
             )
 
     @property
@@ -136,6 +145,11 @@ class Architecture:
     @property
     def embedding_dim(self) -> int:
         return self.image.width
+
+    @property
+    def text_dim(self) -> int:
+        """What the text tower gives: `embedding_dim`, or the learned part of an adapter's."""
+        return self.image.head if isinstance(self.image, FeatureSize) else self.image.width
 
     @property
     def features(self) -> dict[str, int]:
@@ -192,13 +206,14 @@ def parameter_counts(architecture: Architecture) -> dict[str, int]:
 
     def adapter(size: FeatureSize) -> int:
         statistics = 2 * size.numbers + len(size.inputs) + 1  # mean, scale; weight; strength
-        projection = size.numbers * size.width if size.width < size.numbers else 0
-        widths = [size.numbers, *[size.mlp_dim] * size.depth, size.width]
-        return statistics + projection + sum((a + 1) * b for a, b in itertools.pairwise(widths))
+        projection = size.numbers * size.base if size.projects else 0
+        linear = size.numbers * size.head
+        widths = [size.numbers, *[size.mlp_dim] * size.depth, size.head]
+        return statistics + projection + linear + sum((a + 1) * b for a, b in itertools.pairwise(widths))
 
     image, text = architecture.image, architecture.text
     tokens = (architecture.vocab_size + architecture.text_length) * text.width
-    head = (text.width + 1) * architecture.embedding_dim if architecture.text_head else 0
+    head = (text.width + 1) * architecture.text_dim if architecture.text_head else 0
     shown = adapter(image) if isinstance(image, FeatureSize) else pictures(image)
     counts = {"image": shown, "text": tokens + encoder(text) + head}
     return {**counts, "total": sum(counts.values()) + 2}

@@ -1,18 +1,24 @@
 """An image tower whose input is stored vectors of an item: an adapter over encoders that are not run again.
 
 It starts as the encoders themselves. With x_k the vectors of input k, m_k and s_k mean and deviation of the training
-rows, u(v) = v / |v| and r(v) = v / sqrt(1 + |v|^2), which is shorter than 1:
+rows, u(v) = v / |v|, r(v) = v / sqrt(1 + |v|^2), which is shorter than 1, and a strength a from 0 to 1:
 
     base = u(projection(concat_k weight_k u(x_k - m_k)))
-    z    = base + strength * r(MLP(concat_k (x_k - m_k) / s_k))
+    head = r(linear(y) + MLP(y)),  y = concat_k (x_k - m_k) / s_k
+    z    = [sqrt(a) head, sqrt(1 - a) base]
 
-The MLP's last layer is zero at the start, so cosines of z are those of the base. The residual is bounded since an
-unbounded one grows until the base, which is what the encoders know, does not matter. Everything of the base is fixed:
-statistics, weights and the projection come from `training.start.feature_statistics`, strength is chosen. The projection
-is an uncentred SVD, which keeps cosines; at full width there is none, and they are kept exactly.
+A title is [its vector, 0]: it is compared with the head alone. Between images the cosine is (1 - a) cos_base +
+a cos_head where the head has become long, so the strength can be chosen after training, and 0 is the encoders again.
+The head is zero at the start, so the cosines are those of the base, and bounded, since an unbounded one grows until the
+base, which is what the encoders know, does not matter. It comes first, so that a prefix of an embedding can be compared
+with titles.
 
-Parameters: mean, scale float32 [D], weight [inputs], strength [1], projection [D, width], hidden_i and output (Dense);
-D numbers of all inputs in the order of their names.
+The base is fixed: statistics, weights and the projection come from
+`training.start.feature_statistics`. The projection is an uncentred SVD, which keeps cosines; at full width there is
+none, and they are kept exactly.
+
+Parameters: mean, scale float32 [D], weight [inputs], strength [1], projection [D, base], and the Dense layers hidden_i,
+output and linear; D numbers of all inputs in the order of their names.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ FIXED = (*STATISTICS, "projection")  # no gradient reaches them
 
 
 class FeatureTower(nn.Module):
-    """{name: float [n, numbers]} -> float32 [n, width], not normalised."""
+    """{name: float [n, numbers]} -> float32 [n, head + base], of length at most 1."""
 
     size: FeatureSize
     dtype: Dtype = "float32"
@@ -45,21 +51,24 @@ class FeatureTower(nn.Module):
         mean = self._fixed("mean", nn.initializers.zeros, (numbers,), jnp.float32)
         scale = self._fixed("scale", nn.initializers.ones, (numbers,), jnp.float32)
         weight = self._fixed("weight", nn.initializers.ones, (len(size.inputs),), jnp.float32)
-        strength = self._fixed("strength", nn.initializers.ones, (1,), jnp.float32)
+        strength = self._fixed("strength", nn.initializers.constant(0.5), (1,), jnp.float32)
 
         centred = jnp.concatenate([features[name].astype(jnp.float32) for name, _ in size.inputs], axis=-1) - mean
         base = jnp.concatenate(directions(centred, size, weight), axis=-1)
-        if size.width < numbers:
+        if size.projects:
             # Columns that are orthogonal, as those of an SVD are.
-            columns = self._fixed("projection", nn.initializers.orthogonal(), (numbers, size.width), self.param_dtype)
+            columns = self._fixed("projection", nn.initializers.orthogonal(), (numbers, size.base), self.param_dtype)
             base = jnp.matmul(base, columns.astype(jnp.float32), precision="highest")
 
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        hidden = centred / scale
+        standard = hidden = centred / scale
         for layer in range(size.depth):
             hidden = nn.gelu(nn.Dense(size.mlp_dim, name=f"hidden_{layer}", **kinds)(hidden), approximate=True)
-        residual = nn.Dense(size.width, name="output", kernel_init=nn.initializers.zeros, **kinds)(hidden)
-        return unit(base) + strength * bounded(residual.astype(jnp.float32))
+        last = dict(kernel_init=nn.initializers.zeros, **kinds)
+        head = nn.Dense(size.head, name="output", **last)(hidden)
+        head = head + nn.Dense(size.head, use_bias=False, name="linear", **last)(standard)
+        head = bounded(head.astype(jnp.float32))
+        return jnp.concatenate([jnp.sqrt(strength) * head, jnp.sqrt(1 - strength) * unit(base)], axis=-1)
 
     def _fixed(self, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], dtype: Dtype) -> jax.Array:
         return jax.lax.stop_gradient(self.param(name, init, shape, dtype))
@@ -69,6 +78,11 @@ def directions(centred: Any, size: FeatureSize, weight: Any) -> list[Any]:
     """float [..., D], numpy or JAX -> each input's part of it, made unit and times its weight [inputs]."""
     ends = [0, *itertools.accumulate(size.dimensions.values())]
     return [weight[k] * unit(centred[..., begin:end]) for k, (begin, end) in enumerate(itertools.pairwise(ends))]
+
+
+def beside_nothing(text: jax.Array, size: FeatureSize) -> jax.Array:
+    """Vectors of titles [n, head] -> [n, head + base], zero where images have the base."""
+    return jnp.pad(text, ((0, 0), (0, size.base)))
 
 
 def unit(x: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from siglip_jax.errors import UserError, check_choice
 from siglip_jax.models.architecture import DTYPES, Architecture, FeatureSize, TowerSize
-from siglip_jax.models.feature_tower import STATISTICS, Features, FeatureTower
+from siglip_jax.models.feature_tower import STATISTICS, Features, FeatureTower, beside_nothing
 from siglip_jax.models.transformer import REMAT_POLICIES, Dtype, Encoder, MapHead
 from siglip_jax.preprocessing import Patches
 
@@ -170,7 +170,7 @@ class TwoTowers(nn.Module):
             self.img: nn.Module = FeatureTower(arch.image, dtype=self.dtype, param_dtype=self.param_dtype)
         else:
             self.img = ImageTower(arch.image, arch.patch_size, arch.grid, **kinds)
-        self.txt = TextTower(arch.text, arch.vocab_size, arch.embedding_dim if arch.text_head else None, **kinds)
+        self.txt = TextTower(arch.text, arch.vocab_size, arch.text_dim if arch.text_head else None, **kinds)
         # t is the LOG temperature; both are [1] in every published checkpoint.
         self.t = self.param("t", nn.initializers.constant(math.log(self.init_temperature)), (1,), jnp.float32)
         self.b = self.param("b", nn.initializers.constant(self.init_bias), (1,), jnp.float32)
@@ -189,7 +189,11 @@ class TwoTowers(nn.Module):
 
     def encode_text(self, ids: jax.Array) -> jax.Array:
         """int32 [n, L] -> unit-norm float32 [n, d]."""
-        return l2_normalise(self.txt(ids))
+        return self._unit_text(self.txt(ids))
+
+    def _unit_text(self, text: jax.Array) -> jax.Array:
+        text, size = l2_normalise(text), self.architecture.image
+        return beside_nothing(text, size) if isinstance(size, FeatureSize) else text
 
     def encode_batch(self, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
         """Unit-norm float32 [n, d] of images and of texts, from what the batch has of each.
@@ -210,7 +214,7 @@ class TwoTowers(nn.Module):
             text = self.txt(batch["text_pooled"], part="head")
         else:
             text = self.txt(batch["text"])
-        return l2_normalise(image), l2_normalise(text)
+        return l2_normalise(image), self._unit_text(text)
 
     def store(self, batch: Mapping[str, Any], keys: Collection[str]) -> dict[str, jax.Array]:
         """What `encode_batch` can go on from, in the type of the computation, of the "image" and "text" that are there.

@@ -37,6 +37,7 @@ from siglip_jax.training.parallel.sharding_table import bytes_per_device
 from siglip_jax.training.param_rules import path_name
 from siglip_jax.training.start.spec import batch_shapes, outline
 from siglip_jax.training.step import State, init_state, make_train_step
+from siglip_jax.training.terms import Terms
 
 GIB = 2**30
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)([KMG])\) exceeds available", re.DOTALL)
@@ -70,8 +71,8 @@ def build_step(
       UserError: a config that no run could use, or one that does not fit these devices.
     """
     configs.check(config)
-    module, preprocessing = outline(config)
     mesh = make_mesh(config.mesh, devices)
+    module, preprocessing = outline(config, platform=mesh.devices.flat[0].platform)
     configs.check_batch(config, mesh)
     optimizer = make_optimizer(config)
     params = jax.tree_util.tree_map_with_path(
@@ -79,6 +80,7 @@ def build_step(
         parameter_shapes(module.architecture),
     )
     state = jax.eval_shape(lambda tree: init_state(tree, optimizer, ema_decay=config.ema_decay), params)
+    terms = Terms.of(config, embedding_dim=module.architecture.embedding_dim)
     function, _ = make_train_step(
         module,
         optimizer,
@@ -90,8 +92,9 @@ def build_step(
         microbatch=config.microbatch,
         frozen=frozen_parameters(config, params),
         ema_decay=config.ema_decay,
+        terms=terms,
     )
-    batch = batch_shapes(module, preprocessing, batch_size=config.batch_size, stored=stored)
+    batch = batch_shapes(module, preprocessing, batch_size=config.batch_size, stored=stored, more=terms.batch_keys)
     return Step(function=function, state=state, batch=batch, mesh=mesh)
 
 

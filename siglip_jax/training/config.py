@@ -18,6 +18,7 @@ from siglip_jax.training.config_fields.model_fields import MODEL, PREPROCESSING
 from siglip_jax.training.config_fields.optimizer_fields import OPTIMIZER
 from siglip_jax.training.config_fields.run_fields import RUN
 from siglip_jax.training.config_fields.steps_fields import AVERAGING, MESH, START, STEPS
+from siglip_jax.training.config_fields.terms_fields import MATRYOSHKA, TEACHER
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -30,6 +31,8 @@ TABLES: tuple[FieldTable, ...] = (
     STEPS,
     OPTIMIZER,
     AVERAGING,
+    TEACHER,
+    MATRYOSHKA,
     MESH,
     RUN,
     EVALUATION,
@@ -153,6 +156,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} is not below config.steps={config.steps}"
         )
+    widths, weights = (len(config.matryoshka[name]) for name in ("widths", "weights"))
+    if widths != weights:
+        raise UserError(f"config.matryoshka: {widths} widths and {weights} weights; expected a weight for each width")
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,9 +21,9 @@ STORED_KEYS = ("image_embedding", "image_tokens", "image_shape", "text_embedding
 BATCH_KEYS = ("image", "text", "group", *STORED_KEYS)
 
 
-def step_inputs(batch: Mapping[str, Any]) -> Batch:
-    """What a step takes of a batch of the loader, which also says which rows they are."""
-    return {key: batch[key] for key in BATCH_KEYS if key in batch}
+def step_inputs(batch: Mapping[str, Any], *, more: Sequence[str] = ()) -> Batch:
+    """What a step takes of a batch of the loader, which also says which rows they are; `more` keys among it."""
+    return {key: batch[key] for key in (*BATCH_KEYS, *more) if key in batch}
 
 
 def encode_batch(

@@ -43,6 +43,7 @@ from siglip_jax.training.start.frozen_parts import check_same_frozen
 from siglip_jax.training.start.prepare_start import prepare
 from siglip_jax.training.start.spec import batch_shapes
 from siglip_jax.training.step import State, TrainStep, init_state, make_train_step
+from siglip_jax.training.terms import Terms
 from siglip_jax.training.training_run import STEPS_IN_FLIGHT, Evaluator, ItemIds, Run
 
 DEADLINE_SHARE = 0.05  # of the time given, kept for the last save until one was timed
@@ -78,9 +79,9 @@ def train(
       config: the fields of `training.config.default_config`.
       model: the start, from random weights or loaded.
       batches: see `BatchIterator`; rows "image" uint8 [n, h, w, 3], `Patches` or, for an adapter, {name: float32
-        [n, numbers]}, "text" int32 [n, L], "group" int32 [n]. Where it has an attribute `preprocessing`, as
-        `make_loader`'s has, that must be the model's; an attribute `stored` names what frozen towers made in the place
-        of "image" or "text".
+        [n, numbers]}, "text" int32 [n, L], "group" int32 [n]; with weights in `config.teacher` also "teacher" float32
+        [n, d], unit rows. Where it has an attribute `preprocessing`, as `make_loader`'s has, that must be the model's;
+        an attribute `stored` names what frozen towers made in the place of "image" or "text".
       workdir: gets config.json, the model's description, checkpoints/, metrics.jsonl, tensorboard/ and, where (t, b)
         was fitted or a loaded start looked at, start.json; where images were replaced, bad_pictures.jsonl.
       fingerprint: of the data; a run does not continue on other data.
@@ -116,7 +117,10 @@ def train(
         first_state = functools.partial(_first_state, optimizer=optimizer, ema_decay=config.ema_decay)
         shapes = jax.eval_shape(first_state, model.params)
 
-        make_step = functools.partial(_make_step, config, model=model, optimizer=optimizer, mesh=mesh, shapes=shapes)
+        terms = Terms.of(config, embedding_dim=model.architecture.embedding_dim)
+        make_step = functools.partial(
+            _make_step, config, model=model, optimizer=optimizer, mesh=mesh, shapes=shapes, terms=terms
+        )
         step_function, shardings = make_step(remat=model.module.remat, microbatch=config.microbatch)
 
         with Checkpoints(
@@ -156,7 +160,11 @@ def train(
                 Stopping(
                     deadline=deadline, margin=lambda: 2 * checkpoints.save_seconds or margin, lag=STEPS_IN_FLIGHT + 1
                 ) as stopping,
-                Feed(batches, functools.partial(_place, mesh=mesh), count=config.steps - start) as feed,
+                Feed(
+                    batches,
+                    functools.partial(_place, mesh=mesh, more=terms.batch_keys),
+                    count=config.steps - start,
+                ) as feed,
             ):
                 run = Run(
                     config=config,
@@ -176,7 +184,11 @@ def train(
                     run.evaluate(0)
                 once, _ = make_step(remat="none", microbatch=0)  # work done twice is no use made of a device
                 batch = batch_shapes(
-                    model.module, preprocessing, batch_size=config.batch_size, stored=getattr(batches, "stored", ())
+                    model.module,
+                    preprocessing,
+                    batch_size=config.batch_size,
+                    stored=getattr(batches, "stored", ()),
+                    more=terms.batch_keys,
                 )
                 progress.seconds_at_peak = seconds_at_peak(once, shapes, batch)
 
@@ -239,6 +251,7 @@ def _make_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     shapes: State,
+    terms: Terms,
     remat: str,
     microbatch: int,
 ) -> tuple[TrainStep, Any]:
@@ -255,6 +268,7 @@ def _make_step(
         microbatch=microbatch,
         frozen=frozen_parameters(config, shapes["params"]),
         ema_decay=config.ema_decay,
+        terms=terms,
     )
 
 
@@ -263,9 +277,14 @@ def _with_shardings(shapes: State, shardings: Any) -> State:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def _place(batch: dict[str, Any], *, mesh: Mesh) -> Batch:
+def _place(batch: dict[str, Any], *, mesh: Mesh, more: Sequence[str]) -> Batch:
     """What the step takes of a batch, on the devices."""
-    return to_devices(step_inputs(batch), mesh)
+    if missing := [key for key in more if key not in batch]:
+        raise UserError(
+            f"train: a batch of {', '.join(batch)} has no {missing[0]}"
+            + ("; config.teacher has weights, so each batch needs unit vectors" * (missing[0] == "teacher"))
+        )
+    return to_devices(step_inputs(batch, more=more), mesh)
 
 
 def _show_best(checkpoints: Checkpoints, *, metric: str, workdir: epath.Path) -> None:

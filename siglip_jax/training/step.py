@@ -18,6 +18,7 @@ from siglip_jax.training.optimizer.freezing import stop_gradients
 from siglip_jax.training.parallel.microbatch import value_and_grad_in_microbatches
 from siglip_jax.training.parallel.sharding import BATCH_AXES, batch_sharding, keep_rows_apart, tree_shardings
 from siglip_jax.training.param_rules import Params
+from siglip_jax.training.terms import NO_TERMS, Terms
 
 State = dict[str, Any]  # {"params", "opt_state", "step" int32 scalar, and "ema" where a running mean is kept}
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]  # the scalars are metrics of the step
@@ -41,6 +42,7 @@ def make_train_step(
     microbatch: int = 0,
     frozen: Params | None = None,
     ema_decay: float = 0.0,
+    terms: Terms = NO_TERMS,
 ) -> tuple[TrainStep, Any]:
     """Builds the jitted step.
 
@@ -53,6 +55,7 @@ def make_train_step(
         either way (`parallel.microbatch`).
       frozen: tree of bools, True where a parameter gets no gradient (`optimizer.freezing`); None for none.
       ema_decay: of the running mean of the parameters (`optimizer.ema`); 0 keeps none.
+      terms: what is minimised beside the loss of the pairs; each is a metric of the step.
 
     Returns:
       (step, state shardings). The state is donated; its sharding does not change, so the step compiles once.
@@ -66,33 +69,41 @@ def make_train_step(
         with keep_rows_apart(mesh):
             return encode_batch(module, learning(params), batch, to_float=to_float)
 
-    def loss_of(params: Params, embeddings: tuple[jax.Array, jax.Array], batch: Batch) -> jax.Array:
+    def loss_of(
+        params: Params, embeddings: tuple[jax.Array, jax.Array], batch: Batch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         image, text = embeddings
         params = learning(params)
-        return sigmoid_loss(
-            image,
-            text,
-            params["t"],
-            params["b"],
-            groups=batch["group"],
-            same_group=same_group,
-            mesh=mesh,
-            axis=BATCH_AXES,
-        )
+
+        def pair_loss(image: jax.Array, text: jax.Array) -> jax.Array:
+            return sigmoid_loss(
+                image,
+                text,
+                params["t"],
+                params["b"],
+                groups=batch["group"],
+                same_group=same_group,
+                mesh=mesh,
+                axis=BATCH_AXES,
+            )
+
+        return terms.add_to(pair_loss(image, text), image=image, text=text, batch=batch, pair_loss=pair_loss)
 
     if microbatch:
         value_and_grad = value_and_grad_in_microbatches(
-            encode, loss_of, microbatch=microbatch, mesh=mesh, axis=BATCH_AXES
+            encode, loss_of, microbatch=microbatch, has_aux=True, mesh=mesh, axis=BATCH_AXES
         )
     else:
-        value_and_grad = jax.value_and_grad(lambda params, batch: loss_of(params, encode(params, batch), batch))
+        value_and_grad = jax.value_and_grad(
+            lambda params, batch: loss_of(params, encode(params, batch), batch), has_aux=True
+        )
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        loss, gradients = value_and_grad(state["params"], batch)
+        (_, losses), gradients = value_and_grad(state["params"], batch)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = {
-            "loss": loss,
+            **losses,
             "gradient_norm": optax.global_norm(gradients),
             "learning_rate": jnp.asarray(schedule(state["step"])),
             "temperature": jnp.exp(params["t"][0]),

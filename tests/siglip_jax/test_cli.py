@@ -163,7 +163,7 @@ WRONG = {
         "train {config} --config.model.patch_size=0 --dataset={data} --workdir={new}",
         "whole numbers from 1",
     ),
-    "no unrolling": ("train {config} --config.model.unroll=0 --dataset={data} --workdir={new}", "unroll"),
+    "no unrolling": ("train {config} --config.model.unroll=-1 --dataset={data} --workdir={new}", "unroll"),
     "negative rate": (
         "train {config} --config.optimizer.learning_rate=-1 --dataset={data} --workdir={new}",
         "learning_rate=-1",

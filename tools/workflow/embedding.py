@@ -57,7 +57,7 @@ def image_encoder(model: Any, *, name: str, features: Features | None = None) ->
         "name": name,
         "architecture": model.architecture.to_json(),
         "dtype": np.dtype(model.module.dtype).name,
-        "image_tower_sha256": _checksum(model.params["img"]),
+        "image_tower_sha256": params_checksum(model.params["img"]),
     }
     wanted = model.architecture.features
     if features is not None:
@@ -231,7 +231,7 @@ def _part(rows: range, stretch: range) -> range:
     return rows[stretch.start : stretch.stop]
 
 
-def _checksum(params: Any) -> str:
+def params_checksum(params: Any) -> str:
     """sha256 of parameters, by name."""
     import jax
 

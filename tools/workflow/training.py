@@ -18,7 +18,7 @@ from input_pipeline.loader import DataShare, Speed, make_loader
 from input_pipeline.loader.bad_rows import readable_titles
 from input_pipeline.loader.batches import check_batches
 from input_pipeline.loader.examples import Recipe
-from input_pipeline.loader.item_vectors import NO_VECTORS, BatchVectors, ItemVectors, complete_rows
+from input_pipeline.loader.item_vectors import BatchVectors, ItemVectors, complete_rows
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
@@ -85,8 +85,8 @@ def _start_adapter(config: ml_collections.ConfigDict, model: Model, features: Ma
         strength=options.strength,
         weights=options.weights.to_dict(),
     )
-    given, width = sum(each.dimension for each in features.values()), model.architecture.embedding_dim
-    print(f"adapter: {width} of {given} numbers, {found.kept:.1%} of their length ({found.rows} rows)", flush=True)
+    given, kept = sum(each.dimension for each in features.values()), model.architecture.image.base  # type: ignore[union-attr]
+    print(f"adapter: {kept} of {given} numbers keep {found.kept:.1%} of their length ({found.rows} rows)", flush=True)
     return model
 
 
@@ -130,6 +130,7 @@ def train_on_dataset(
     from siglip_jax.training.run.workdir import claim_workdir
     from tools.workflow.evaluators import make_evaluators
     from tools.workflow.frozen_towers import remove_outputs
+    from tools.workflow.teacher import open_teacher, teacher_of_split
 
     began = time.monotonic()
     check(config)
@@ -141,6 +142,8 @@ def train_on_dataset(
     opened = Features.open(features) if features else None
     config = _with_features(config, opened)
     stores = {f"features/{name}": sha256 for name, sha256 in opened.fingerprints.items()} if opened else {}
+    if (teacher := open_teacher(config)) is not None:
+        stores["teacher"] = teacher.fingerprint
     claim_workdir(epath.Path(workdir), config, fingerprint, stores=stores)  # before the work of preparing data
     vectors = opened.of_split(dataset, config.data.train_split) if opened else None
     model = start_model(config, dataset, workdir=workdir, features=vectors)
@@ -160,6 +163,11 @@ def train_on_dataset(
     stored = _run_frozen_towers(
         config, model=model, dataset=dataset, workdir=workdir, fingerprint=fingerprint, stores=stores
     )
+    more: dict[str, ItemVectors] = {}
+    if teacher is not None:
+        more["teacher"] = teacher_of_split(
+            teacher, dataset=dataset, split=config.data.train_split, width=model.architecture.embedding_dim
+        )
     batches = make_loader(
         dataset,
         split=config.data.train_split,
@@ -172,6 +180,7 @@ def train_on_dataset(
         max_bad_fraction=config.data.max_bad_fraction,
         features=vectors,
         stored=stored,
+        more=more,
     )
     if batches.left_out.count:
         print(f"{batches.left_out.count} training rows take no part, since they lack vectors ({batches.left_out})")
@@ -283,12 +292,18 @@ def dry_run(
     from siglip_jax.training.parallel.sharding_table import sharding_table
     from siglip_jax.training.start.spec import outline
     from tools.workflow.frozen_towers import plan_cache
+    from tools.workflow.teacher import open_teacher
 
     check(config)
     rows = open_split(dataset, config.data.train_split)
     opened = Features.open(features) if features else None
     config = _with_features(config, opened)
-    vectors = BatchVectors(opened.of_split(dataset, config.data.train_split)) if opened else NO_VECTORS
+    teacher = open_teacher(config)
+    split = config.data.train_split
+    vectors = BatchVectors(
+        opened.of_split(dataset, split) if opened else {},
+        {"teacher": teacher.of_split(dataset, split)} if teacher else {},
+    )
     module, preprocessing = outline(config)
     augmentation = _augmentation(config)
     plan = plan_cache(

@@ -1,4 +1,4 @@
-"""Which encoder reads which network: one entry each in ENCODERS.
+"""Which encoder reads which network, and those that need none: one entry each in ENCODERS.
 
 To add one, write a file and its entry here (docs/adding.md).
 """
@@ -11,7 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
+from eval.embeddings.encoders import colour_encoder, edge_encoder, pixel_encoder
+from eval.embeddings.encoders.colour_encoder import ColourEncoder
+from eval.embeddings.encoders.edge_encoder import EdgeEncoder
 from eval.embeddings.encoders.onnx_encoder import OnnxEncoder
+from eval.embeddings.encoders.pixel_encoder import PixelEncoder
 from eval.embeddings.encoders.savedmodel_encoder import SavedModelEncoder
 from eval.embeddings.encoders.tflite_encoder import TfliteEncoder
 from siglip_jax.preprocessing import Preprocessing
@@ -34,22 +38,32 @@ class NetworkEncoder(Protocol):
         ...
 
 
-# {suffix of the path, or name of a file in the folder: called with the path}. The library that a network needs is
-# imported when an encoder is made, since it is installed only by those who have such networks.
+# {suffix of the path, name of a file in the folder, or, ending in a colon, what the name of an encoder without files
+# begins with: called with the path or the name}. The library that a network needs is imported when an encoder is made,
+# since it is installed only by those who have such networks.
 ENCODERS: dict[str, Callable[[str], NetworkEncoder]] = {
     ".tflite": TfliteEncoder,
     ".onnx": OnnxEncoder,
     "saved_model.pb": SavedModelEncoder,
+    pixel_encoder.PREFIX: PixelEncoder,
+    colour_encoder.PREFIX: ColourEncoder,
+    edge_encoder.PREFIX: EdgeEncoder,
 }
 
 
 def open_network(path: str) -> NetworkEncoder | None:
-    """The encoder of a network by the suffix of its path or by a file in its folder; None where no entry fits.
+    """The encoder of a network by the suffix of its path, a file in its folder or the name; None where no entry fits.
 
     Raises:
       UserError: the library is not installed, or the network cannot be read or takes no images.
     """
     for mark, encoder in ENCODERS.items():
-        if path.endswith(mark) if mark.startswith(".") else (epath.Path(path) / mark).exists():
+        if _fits(path, mark):
             return encoder(path)
     return None
+
+
+def _fits(path: str, mark: str) -> bool:
+    if mark.endswith(":"):
+        return path.startswith(mark)
+    return path.endswith(mark) if mark.startswith(".") else (epath.Path(path) / mark).exists()

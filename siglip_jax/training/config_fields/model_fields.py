@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from siglip_jax.models.architecture import DTYPES, FEATURE_NAME
@@ -10,7 +11,7 @@ from siglip_jax.training.config_fields.field import Field, FieldTable, Values, a
 
 _DTYPES = one_of(*DTYPES)
 _TOWER = dict(width=768, depth=12, mlp_dim=3072, heads=12)
-_ADAPTER = dict(width=0, mlp_dim=1024, depth=1, strength=1.0, weights={})
+_ADAPTER = dict(base=0, head=256, mlp_dim=1024, depth=1, strength=0.5, weights={})
 _SIZES = Values("width, depth, mlp_dim and heads, each at least 1; heads divides width")
 
 
@@ -19,14 +20,15 @@ def _are_features(value: Any) -> bool:
 
 
 def _is_adapter(value: Any) -> bool:
-    sizes = (value.get("mlp_dim"), value.get("depth"))
-    numbers = (value.get("strength"), *value.get("weights").values())
+    if set(value) != set(_ADAPTER):
+        return False
+    sizes, weights = (value.base, value.head, value.mlp_dim, value.depth), value.weights.values()
     return (
-        set(value) == set(_ADAPTER)
-        and all(type(size) is int and size > 0 for size in sizes)
-        and type(value.get("width")) is int
-        and value.get("width") >= 0
-        and all(isinstance(number, int | float) and number >= 0 for number in numbers)
+        all(type(size) is int for size in sizes)
+        and value.base >= 0
+        and min(sizes[1:]) > 0
+        and 0 < value.strength < 1
+        and all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights)
     )
 
 
@@ -76,10 +78,10 @@ MODEL = FieldTable(
         ),
         "adapter": Field(
             _ADAPTER,
-            "Of an adapter: width of the embedding (0 for all numbers), width and number of the hidden layers, the "
-            "longest that the learned part can be where the stored vectors are 1, and what an input weighs in the base "
-            "where that is not 1.",
-            Values('width, mlp_dim, depth, strength of 0 or more, weights such as {"cnn": 2.0}', _is_adapter),
+            "Of an adapter: numbers of an embedding for the inputs as they are (0 for all of theirs) and for what is "
+            "learned, width and number of the hidden layers, share of what is learned in the cosine of two images, and "
+            "what an input weighs where that is not 1.",
+            Values('base, head, mlp_dim, depth, strength between 0 and 1, weights such as {"cnn": 2.0}', _is_adapter),
         ),
         "dtype": Field("float32", "Type of the computation.", _DTYPES),
         "param_dtype": Field("float32", "Type that parameters are stored in.", _DTYPES),
@@ -89,7 +91,10 @@ MODEL = FieldTable(
             Values("one of none, full, dots, dots_no_batch"),
         ),
         "unroll": Field(
-            1, "Layers in one body of the loop over layers. More is faster to run, slower to compile.", at_least(1)
+            0,
+            "Layers in one body of the loop over layers. More is faster to run on a CPU, slower to compile everywhere. "
+            "0 is 12 on a CPU, which is all layers of most towers, and 1 elsewhere.",
+            at_least(0, "0 for automatic, or a number of layers"),
         ),
         "init_temperature": Field(10.0, "exp(t) at the start, of a model from random weights.", above(0)),
         "init_bias": Field(

@@ -19,7 +19,7 @@ DEPTH_RULES = (
     (r"img/(embedding/.*|pos_embedding)", EMBEDDINGS),
     (r"txt/(Embed_0/embedding|pos_embedding)", EMBEDDINGS),
     (r"img/(Transformer/encoder_norm|MAPHead_0)/.*", HEADS),
-    (r"img/(mean|scale|weight|strength|projection|(hidden_[0-9]+|output)/.*)", HEADS),  # an adapter is a head
+    (r"img/(mean|scale|weight|strength|projection|(hidden_[0-9]+|output|linear)/.*)", HEADS),  # an adapter is a head
     (r"txt/(Encoder_0/encoder_norm|head)/.*", HEADS),
     (r"[tb]", HEADS),
 )

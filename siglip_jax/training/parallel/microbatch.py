@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from siglip_jax.training.param_rules import Params
 
 Encode = Callable[[Params, Any, jax.Array | None], Any]  # (parameters, batch, key) -> embeddings
-Loss = Callable[[Params, Any, Any], jax.Array]  # (parameters, embeddings, batch) -> scalar
+Loss = Callable[[Params, Any, Any], Any]  # (parameters, embeddings, batch) -> scalar, or (scalar, anything)
 
 
 def value_and_grad_in_microbatches(
@@ -29,9 +29,10 @@ def value_and_grad_in_microbatches(
     loss: Loss,
     *,
     microbatch: int,
+    has_aux: bool = False,
     mesh: Mesh | None = None,
     axis: str | tuple[str, ...] = "data",
-) -> Callable[..., tuple[jax.Array, Params]]:
+) -> Callable[..., tuple[Any, Params]]:
     """`jax.value_and_grad` of loss(params, encode(params, batch, key), batch), the towers run in micro-batches.
 
     Args:
@@ -39,6 +40,7 @@ def value_and_grad_in_microbatches(
       loss: (params, embeddings, batch) -> scalar, over the whole batch. What it takes from `params` itself, such as the
         temperature and the bias, gets its gradient once, however many micro-batches there are.
       microbatch: rows of a micro-batch on one device; divides the rows that a device has.
+      has_aux: as of `jax.value_and_grad`: `loss` returns (scalar, aux), which then is in the place of the loss.
       mesh, axis: how the rows of a batch are sharded; each device cuts its own rows, nothing moves between devices.
 
     Returns:
@@ -50,12 +52,13 @@ def value_and_grad_in_microbatches(
     """
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
 
-    def value_and_grad(params: Params, batch: Any, key: jax.Array | None = None) -> tuple[jax.Array, Params]:
+    def value_and_grad(params: Params, batch: Any, key: jax.Array | None = None) -> tuple[Any, Params]:
         rows = jax.tree.leaves(batch)[0].shape[0]
         cut = _Cut(rows=rows, microbatch=microbatch, mesh=mesh, axes=axes)
         if cut.count == 1:  # nothing is gained by a second forward pass
             only = None if key is None else jax.random.fold_in(key, 0)
-            return jax.value_and_grad(lambda params: loss(params, encode(params, batch, only), batch))(params)
+            whole = jax.value_and_grad(lambda p: loss(p, encode(p, batch, only), batch), has_aux=has_aux)
+            return whole(params)
         pieces = jax.tree.map(cut.apart, batch)
         numbers = jnp.arange(cut.count)
 
@@ -73,7 +76,8 @@ def value_and_grad_in_microbatches(
 
         _, embedded = lax.scan(embed, None, (pieces, numbers))
         embeddings = jax.tree.map(cut.together, embedded)
-        value, (by_params, by_embeddings) = jax.value_and_grad(loss, argnums=(0, 1))(params, embeddings, batch)
+        over_batch = jax.value_and_grad(loss, argnums=(0, 1), has_aux=has_aux)
+        value, (by_params, by_embeddings) = over_batch(params, embeddings, batch)
         by_embeddings = jax.tree.map(cut.apart, by_embeddings)
         gradients, _ = lax.scan(pull_back, by_params, (pieces, numbers, by_embeddings))
         return value, gradients

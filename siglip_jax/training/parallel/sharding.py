@@ -51,6 +51,7 @@ PARAMETER_RULES: ShardingRules = (
     (r"(.*/)?img/hidden_[0-9]+/bias", P("tensor")),
     (r"(.*/)?img/output/kernel", P("tensor", "fsdp")),
     (r"(.*/)?img/output/bias", P()),
+    (r"(.*/)?img/linear/kernel", P(None, "fsdp")),
     (r"(.*/)?txt/Embed_0/embedding", P("fsdp", None)),
     (r"(.*/)?txt/head/kernel", P("fsdp", None)),
     (r"(.*/)?txt/head/bias", P()),

@@ -63,6 +63,23 @@ def start_adapter(
     return model.replace(params={**model.params, "img": image}), found
 
 
+def with_strength(model: Model, strength: float) -> Model:
+    """The adapter `model` with another strength, from 0 (the encoders alone) to 1 (what was learned alone).
+
+    Nothing needs to be trained again: a title is compared with the learned part, and only the cosines between images
+    move from one to the other.
+
+    Raises:
+      UserError: a strength outside, or a model of pictures.
+    """
+    if not model.architecture.features:
+        raise UserError("strength: this is a model of pictures; only an adapter has one")
+    if not 0 <= strength <= 1:
+        raise UserError(f"strength={strength}; expected 0 to 1")
+    image = {**model.params["img"], "strength": np.array([strength], np.float32)}
+    return model.replace(params={**model.params, "img": image})
+
+
 def feature_start(
     size: FeatureSize, take: Take, rows: np.ndarray, *, strength: float, weights: Mapping[str, float] | None = None
 ) -> FeatureStart:
@@ -70,7 +87,7 @@ def feature_start(
 
     Args:
       take, rows: see `start_adapter`.
-      strength: the longest that the learned part can be, where the base is 1.
+      strength: see `with_strength`.
       weights: of inputs in the base, 1 where none is given.
 
     Raises:
@@ -87,16 +104,16 @@ def feature_start(
         raise UserError("config.model.adapter.weights: all 0; expected one feature at least that weighs more")
     if not len(rows):
         raise UserError("adapter: no training row has all features; are these the stores of this dataset?")
-    if size.width < size.numbers > MAX_PROJECTED:
+    if size.projects and size.numbers > MAX_PROJECTED:
         raise UserError(
-            f"adapter: {size.numbers} numbers are too many to project to {size.width}; the limit is {MAX_PROJECTED}. "
-            "Use narrower stores, or config.model.adapter.width=0, which keeps all numbers"
+            f"adapter: {size.numbers} numbers are too many to project to {size.base}; the limit is {MAX_PROJECTED}. "
+            "Use narrower stores, or config.model.adapter.base=0, which keeps all numbers"
         )
     rows = np.asarray(rows)[:: math.ceil(len(rows) / MAX_ROWS)]
     mean, deviation = _mean_and_deviation(size, take, rows)
     parameters = {"mean": mean, "scale": _scale(size, deviation), "weight": weight, "strength": np.array([strength])}
     kept = 1.0
-    if size.width < size.numbers:
+    if size.projects:
         parameters["projection"], kept = _projection(size, take, rows, mean=mean, weight=weight)
     return FeatureStart(
         parameters={name: value.astype(np.float32) for name, value in parameters.items()}, kept=kept, rows=len(rows)
@@ -150,13 +167,13 @@ def _split(size: FeatureSize, x: np.ndarray) -> Sequence[np.ndarray]:
 def _projection(
     size: FeatureSize, take: Take, rows: np.ndarray, *, mean: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """(columns [D, width], share kept): the right singular vectors of the base's rows, the largest first."""
+    """(columns [D, base], share kept): the right singular vectors of the base's rows, the largest first."""
     gram = np.zeros((size.numbers, size.numbers))
     for stretch in _stretches(size, take, rows):
         base = np.concatenate(directions(stretch - mean, size, weight), axis=1)
         gram += base.T @ base
     values, vectors = np.linalg.eigh(gram)  # ascending
-    columns = vectors[:, ::-1][:, : size.width]
+    columns = vectors[:, ::-1][:, : size.base]
     # A singular vector's sign is anybody's choice; this one does not depend on the library.
-    columns = columns * np.sign(columns[np.abs(columns).argmax(axis=0), np.arange(size.width)])
-    return columns, float(values[::-1][: size.width].sum() / values.sum())
+    columns = columns * np.sign(columns[np.abs(columns).argmax(axis=0), np.arange(size.base)])
+    return columns, float(values[::-1][: size.base].sum() / values.sum())

@@ -105,15 +105,16 @@ def not_of_the_loaded_model(config: ml_collections.ConfigDict, model: Model) -> 
     """
     assert model.preprocessing is not None
     usual = configs.default_config()
-    preprocessing: tuple[str, ...] = ("text_length", "lowercase", "punctuation")
-    own: dict[tuple[str, str], Any] = {("model", "text"): dataclasses.asdict(model.architecture.text)}
+    pictures: tuple[str, ...] = ()
     if isinstance(model.architecture.image, FeatureSize):
-        own |= {("model", "features"): model.architecture.features}
+        tower: dict[tuple[str, str], Any] = {("model", "features"): model.architecture.features}
     else:
-        preprocessing = ("image_size", "resize", "max_patches", *preprocessing)
-        own |= {("model", "patch_size"): model.architecture.patch_size, ("model", "features"): {}}
-        own |= {("model", "image"): dataclasses.asdict(model.architecture.image)}
-    own |= {("preprocessing", name): getattr(model.preprocessing, name) for name in preprocessing}
+        pictures = ("image_size", "resize", "max_patches")
+        tower = {("model", "patch_size"): model.architecture.patch_size, ("model", "features"): {}}
+        tower |= {("model", "image"): dataclasses.asdict(model.architecture.image)}
+    names = (*pictures, "text_length", "lowercase", "punctuation")
+    own = {("preprocessing", name): getattr(model.preprocessing, name) for name in names}
+    own |= tower | {("model", "text"): dataclasses.asdict(model.architecture.text)}
     found: list[str] = []
     for (group, name), value in own.items():
         asked, default = (_plain(each[group][name]) for each in (config, usual))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,8 @@ from siglip_jax.models.presets import PRESETS
 from siglip_jax.models.towers import TwoTowers
 from siglip_jax.preprocessing import NAFLEX, Patches, Preprocessing
 from siglip_jax.training.start.frozen_parts import stored_shapes
+
+UNROLLED_ON_CPU = 12  # layers; more compile slowly
 
 
 def preprocessing_of(config: ml_collections.ConfigDict) -> Preprocessing:
@@ -62,18 +64,24 @@ def architecture_of(
 
 def _adapter(features: dict[str, int], config: ml_collections.ConfigDict) -> FeatureSize:
     options = config.model.adapter
-    width = options.width or sum(features.values())
-    return FeatureSize(inputs=tuple(features.items()), width=width, mlp_dim=options.mlp_dim, depth=options.depth)
+    sizes = {name: options[name] for name in ("head", "mlp_dim", "depth")}
+    return FeatureSize(inputs=tuple(features.items()), base=options.base or sum(features.values()), **sizes)
 
 
-def compute_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """How the towers compute, for `TwoTowers` and for `load`."""
-    return {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "unroll")}
+def compute_options(config: ml_collections.ConfigDict, *, platform: str | None = None) -> dict[str, Any]:
+    """How the towers compute, for `TwoTowers` and for `load`, on `platform`: the default backend's when absent.
+
+    On a CPU the slices of stacked parameters, and the updates of their gradients, cost 7 to 25 % of a step
+    (docs/benchmarks/step.md); unrolled layers have none. Elsewhere one body compiles faster and runs alike.
+    """
+    options = {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "unroll")}
+    unrolled = UNROLLED_ON_CPU if (platform or jax.default_backend()) == "cpu" else 1
+    return {**options, "unroll": config.model.unroll or unrolled}
 
 
-def outline(config: ml_collections.ConfigDict) -> tuple[TwoTowers, Preprocessing]:
-    """The module that a run of `config` would train, and its preprocessing; no weights are read where the name of a
-    preset, or a folder of ours, tells the architecture.
+def outline(config: ml_collections.ConfigDict, *, platform: str | None = None) -> tuple[TwoTowers, Preprocessing]:
+    """The module that a run of `config` on `platform` (the default backend's when absent) would train, and its
+    preprocessing; no weights are read where the name of a preset, or a folder of ours, tells the architecture.
 
     The vocabulary of a tokenizer that is yet to be trained counts as `config.preprocessing.vocab_size`.
     """
@@ -93,16 +101,22 @@ def outline(config: ml_collections.ConfigDict) -> tuple[TwoTowers, Preprocessing
         if model.preprocessing is None:
             raise UserError(f"config.init={config.init}: the model has no known preprocessing")
         architecture, preprocessing = model.architecture, model.preprocessing
-    return TwoTowers(architecture, **compute_options(config)), preprocessing
+    return TwoTowers(architecture, **compute_options(config, platform=platform)), preprocessing
 
 
 def batch_shapes(
-    module: TwoTowers, preprocessing: Preprocessing, *, batch_size: int, stored: Collection[str] = ()
+    module: TwoTowers,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    stored: Collection[str] = (),
+    more: Sequence[str] = (),
 ) -> dict[str, Any]:
     """ShapeDtypeStructs of a global batch, as `training.step` takes it.
 
     Args:
       stored: keys of `TwoTowers.store` that are there in the place of "image" and "text".
+      more: the keys of `Terms.batch_keys`.
     """
     n = batch_size
     image: Any = jax.ShapeDtypeStruct((n, *preprocessing.row_shape), np.uint8)
@@ -110,10 +124,13 @@ def batch_shapes(
         image = {name: jax.ShapeDtypeStruct((n, numbers), np.float32) for name, numbers in features.items()}
     elif module.architecture.naflex:
         image = Patches(image, jax.ShapeDtypeStruct((n, 2), np.int32))
-    text = jax.ShapeDtypeStruct((n, module.architecture.text_length), np.int32)
-    batch = {"image": image, "text": text, "group": jax.ShapeDtypeStruct((n,), np.int32)}
-    if not stored:
-        return batch
-    outputs = stored_shapes(module, batch, keys=stored)
-    gone = {key.partition("_")[0] for key in outputs}
-    return {key: value for key, value in batch.items() if key not in gone} | outputs
+    batch = {
+        "image": image,
+        "text": jax.ShapeDtypeStruct((n, module.architecture.text_length), np.int32),
+        "group": jax.ShapeDtypeStruct((n,), np.int32),
+    }
+    if stored:
+        outputs = stored_shapes(module, batch, keys=stored)
+        gone = {key.partition("_")[0] for key in outputs}
+        batch = {key: value for key, value in batch.items() if key not in gone} | outputs
+    return batch | {key: jax.ShapeDtypeStruct((n, module.architecture.embedding_dim), np.float32) for key in more}

@@ -94,7 +94,15 @@ def test_free_fields_are_those_that_do_not_change_what_is_computed():
     config = config_to_json(default_config())
     kept = without_free_fields(config)
     free = {
-        *("microbatch", "log_every", "checkpoint_every", "keep_checkpoints", "deadline_minutes", "profile_steps"),
+        *(
+            "teacher.store",
+            "microbatch",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "deadline_minutes",
+            "profile_steps",
+        ),
         "wandb_project",
         *(f"mesh.{name}" for name in ("data", "fsdp", "tensor")),
         *(f"evaluation.{name}" for name in ("every", "best_metric")),
@@ -192,8 +200,20 @@ def test_examples_of_rules_are_rules():
         ({"optimizer.layer_decay": 1.1}, "more than 0, up to 1"),
         ({"ema_decay": 1.0}, "0 for off, or less than 1, such as 0.999"),
         ({"refit_temperature": "all"}, "one of none, bias, both"),
+        ({"teacher.cosine": -1.0}, "0 for none, or more"),
+        ({"teacher.mse": float("nan")}, "0 for none, or more"),
+        ({"teacher.similarity": float("inf")}, "0 for none, or more"),
+        (
+            {"matryoshka.widths": (8, 8)},
+            "whole numbers, ascending, below the embedding's dimension, such as (64, 128)",
+        ),
+        (
+            {"matryoshka.widths": (0, 8)},
+            "whole numbers, ascending, below the embedding's dimension, such as (64, 128)",
+        ),
+        ({"matryoshka.weights": (1.0, -1.0)}, "a number for each width, 0 or more, such as (1.0, 1.0)"),
         ({"same_group": "maybe"}, "one of positive, mean, ignore"),
-        ({"model.unroll": 0}, "at least 1"),
+        ({"model.unroll": -1}, "0 for automatic, or a number of layers"),
         ({"model.init_temperature": 0.0}, "more than 0"),
         ({"model.dtype": "float7"}, "one of float32, bfloat16, float16"),
         ({"model.param_dtype": "int8"}, "one of float32, bfloat16, float16"),

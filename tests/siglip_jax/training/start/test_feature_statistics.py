@@ -11,8 +11,8 @@ from siglip_jax.training.start.feature_statistics import feature_start
 ROWS = np.arange(90)
 
 
-def size(width: int) -> FeatureSize:
-    return FeatureSize(inputs={"pixels": 4, "cnn": 7}, width=width, mlp_dim=3)
+def size(base: int) -> FeatureSize:
+    return FeatureSize(inputs={"pixels": 4, "cnn": 7}, base=base, head=2, mlp_dim=3)
 
 
 @pytest.fixture
