@@ -14,7 +14,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
@@ -30,10 +30,12 @@ from input_pipeline.loader.examples import Disk, Memory, Recipe, Source, WithVec
 from input_pipeline.loader.item_vectors import NO_VECTORS, NOTHING, BatchVectors, ItemVectors, LeftOut
 from input_pipeline.loader.row_order import RowOrder
 from input_pipeline.loader.settings import DEFAULT_SPEED, WHOLE, DataShare, Speed
-from input_pipeline.loader.stored_outputs import StoredOutputs, WithStored
 from input_pipeline.loader.workers import begin_worker, parse_absl_flags, signals_blocked
 from siglip_jax.errors import UserError, checked_on_error
 from siglip_jax.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from input_pipeline.loader.stored_outputs import StoredOutputs
 
 __all__ = ["Batches", "check_batches", "iterate_split", "make_loader"]
 
@@ -116,7 +118,7 @@ def make_loader(
     if features or more:
         source = WithVectors(source, vectors)
     if stored:
-        source, row_bytes = WithStored(source, stored), row_bytes + stored.row_bytes
+        source, row_bytes = stored.joined_to(source), row_bytes + stored.row_bytes
     kept = vectors.complete(len(rows))
     plan = Plan(
         order=RowOrder(len(kept), seed, shuffle),

@@ -110,6 +110,10 @@ class StoredOutputs:
             taken[key] = out.view(array.dtype)
         return taken
 
+    def joined_to(self, source: Source) -> WithStored:
+        """The examples of the source, with what is stored of them."""
+        return WithStored(source, self)
+
     @functools.cached_property
     def bad(self) -> dict[int, BadRow]:
         """Of all shards, by row."""

@@ -135,6 +135,7 @@ def test_another_start_is_noticed(train, tiny_model, tmp_path, monkeypatch, caps
     shutil.rmtree(tmp_path / "run" / "checkpoints")  # nothing is lost now
     monkeypatch.setattr(frozen_towers, "remove_outputs", remove)
     capsys.readouterr()
+    shutil.rmtree(tmp_path / "start")
     tiny_model.save(tmp_path / "start")
     assert_same(train("run", **fields), first, atol=0)
     assert "was made from another run's parameters; it is made again" in capsys.readouterr().out
@@ -189,7 +190,7 @@ def test_two_processes_share_the_work(train, config_file, shop_dataset, tmp_path
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     assert ["run once" in output for output in outputs] == [True, False]
     one = train("one", **(fields | {"mesh.fsdp": 1, "data.cache_frozen": "off"}))
-    assert_same(siglip_jax.load(tmp_path / "two").params, one)
+    assert_same(siglip_jax.load(tmp_path / "two").params, one, atol=1e-4)
 
 
 @pytest.fixture
