@@ -43,7 +43,7 @@ def flags(stores):
 
 @pytest.fixture
 def config(tiny_config):
-    tiny_config.model.adapter.width = 8
+    tiny_config.model.adapter.base, tiny_config.model.adapter.head = 8, 8
     tiny_config.model.adapter.mlp_dim = 16
     tiny_config.steps = 4
     tiny_config.checkpoint_every = 2
