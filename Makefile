@@ -15,6 +15,7 @@ NEWEST_PYTHON ?= $(shell for python in python3.13 ~/.pyenv/versions/3.13.*/bin/p
   python3.12 ~/.pyenv/versions/3.12.*/bin/python; do "$$python" -c '' 2>/dev/null && command -v "$$python" && break; done)
 
 CATALOG ?=
+ENCODER ?=
 LAYOUT ?= catalog
 CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
@@ -32,8 +33,15 @@ $(READY): pyproject.toml uv.lock
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## the whole workflow on a synthetic catalogue; CATALOG=folder-or-zip CONFIG=file.py for your own
-	$(RUN) demo $(if $(CATALOG),--catalog="$(CATALOG)") --layout=$(LAYOUT) --config=$(CONFIG)
+# What an encoder in a file needs: .venv/tflite and .venv/onnxruntime mark that it is installed.
+ENCODER_NEEDS := $(if $(filter %.tflite,$(ENCODER)),.venv/tflite)$(if $(filter %.onnx,$(ENCODER)),.venv/onnxruntime)
+
+demo: $(READY) $(ENCODER_NEEDS)  ## the whole workflow on a synthetic catalogue; CATALOG=folder-or-zip CONFIG=file.py ENCODER=mobilenet.tflite for your own
+	$(RUN) demo $(if $(CATALOG),--catalog="$(CATALOG)") --layout=$(LAYOUT) --config=$(CONFIG) $(if $(ENCODER),--encoder="$(ENCODER)")
+
+.venv/tflite .venv/onnxruntime: $(READY)
+	@$(UV) sync --frozen --inexact --no-progress --python .venv/bin/python $(EXTRAS) --extra $(@F)
+	@touch $@
 
 # Gain and forgetting of fine-tuning (docs/guide/finetuning.md): the catalogue's two halves, by FIELD.
 HALVES := runs/finetuning

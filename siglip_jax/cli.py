@@ -21,6 +21,7 @@ from siglip_jax.errors import Stopped, UserError
 if TYPE_CHECKING:
     from absl.flags import FlagValues
 
+CONFIG_FLAGS = ("config", "adapter")  # flags whose value is a config file
 PROGRAMS = {
     "demo": "the whole thread: catalogue, training, ranking table, report, SavedModel",
     "data": "a catalogue of items and images -> an ArrayRecord dataset and its audit",
@@ -108,13 +109,14 @@ def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
     if not {"-h", "-help", "--help"}.isdisjoint(arguments):  # before parsing, which demands the required flags
         print(f"{(module.__doc__ or program).strip()}\n\nflags:\n{_flag_help(values)}")
         return 0
+    configs = [name for name in CONFIG_FLAGS if name in values]
     try:
         rest = values(command)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value (see --help)")
         values.validate_all_flags()
-        if "config" in values:
-            values.config.lock()  # a file that is not there is only said at the first use
+        for name in configs:
+            getattr(values, name).lock()  # a file that is not there is only said at the first use
     except absl_flags.Error as error:
         raise UserError(
             f"{str(error).removeprefix('FATAL Flags parsing error: ')}; see siglip-jax {program} --help"
@@ -122,7 +124,8 @@ def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a config file is the user's own Python
-        raise UserError(f"--config: {type(error).__name__}: {error}; see the fields in the config file") from error
+        given = " or ".join(f"--{name}" for name in configs)
+        raise UserError(f"{given}: {type(error).__name__}: {error}; see the fields in the config file") from error
     module.main(values)
     return 0
 

@@ -2,6 +2,11 @@
 
   siglip-jax demo                                  on a generated, synthetic catalogue
   siglip-jax demo --catalog=shop.zip --config=...  on a real one; the config names the attributes of relevance
+  siglip-jax demo --catalog=shop.zip --config=... --encoder=mobilenet.tflite
+
+--encoder is one that you have: what `embed --model` takes, or a file of its embeddings (.npz, .npy, .parquet, .csv). An
+adapter over its stored numbers is trained and compared with it; the last line is the difference. --config says what is
+relevant then, --adapter how the adapter is trained.
 
 Started again after a stop, it continues the training where the last checkpoint left it.
 """
@@ -14,7 +19,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -26,6 +31,7 @@ from tools import common_flags
 if TYPE_CHECKING:
     from eval.comparison.choose_rankers import RankersToCompare
     from siglip_jax.model import Model
+    from tools.workflow import adapter_demo
 
 FITTED_ON = 4000  # training items a PCA of the demo is fitted on
 
@@ -35,6 +41,10 @@ def define_flags(values: flags.FlagValues) -> None:
     common_flags.define_layout(values)
     common_flags.define_config(values, default="demo.py")
     common_flags.define_tokenizer(values)
+    flags.DEFINE_string("encoder", "", "An encoder that you have: its file, name or embeddings.", flag_values=values)
+    common_flags.define_config(
+        values, default="adapter.py", name="adapter", text="Config of the adapter over --encoder"
+    )
     flags.DEFINE_string("workdir", "runs/demo", "Where everything is written.", flag_values=values)
     common_flags.define_scann(values)
 
@@ -44,12 +54,14 @@ def main(values: flags.FlagValues) -> None:
     from eval.metrics.metric_names import max_cutoff
     from eval.report import format_table
     from siglip_jax.training.config import check, config_to_json
-    from tools.workflow import data, export, training
+    from tools.workflow import adapter_demo, data, export, training
 
     begin = time.monotonic()
     config, workdir = common_flags.config_of(values), pathlib.Path(values.workdir)
     check(config)
     max_cutoff(config.evaluation.metrics)  # says which are unknown
+    # The encoder and how to train over it, both checked before anything takes long.
+    given = adapter_demo.prepare(values.encoder, values.adapter, config) if values.encoder else None
     workdir.mkdir(parents=True, exist_ok=True)
 
     def announce(text: str) -> None:
@@ -62,19 +74,25 @@ def main(values: flags.FlagValues) -> None:
 
     announce(f"data: {catalog} to ArrayRecord, split by title and picture")
     dataset = workdir / "dataset"
-    audit = data.build_data(catalog, dataset, layout=values.layout, overwrite=True)
+    fractions = adapter_demo.FRACTIONS if given else None
+    audit = data.build_data(catalog, dataset, layout=values.layout, overwrite=True, fractions=fractions)
     try:
         relevance_of(config, dataset)  # before minutes are spent on training
     except UserError as error:
         raise UserError(f"{error}; declare your own in a copy of configs/fashion.py and pass it as --config") from error
 
-    # A folder for each pair of config and data, so that a run is continued only by the same run.
-    run = hashlib.sha256(json.dumps([config_to_json(config), audit["fingerprint"]]).encode()).hexdigest()[:12]
-    announce(f"training: {config.steps} steps of {config.batch_size} pairs")
-    trained = training.train_on_dataset(config, dataset=dataset, workdir=workdir / "train" / run)
+    trained = None
+    if given:
+        compared, run = _adapt(*given, dataset, split=config.evaluation.split, announce=announce)
+    else:
+        # A folder for each pair of config and data, so that a run is continued only by the same run.
+        made_of = json.dumps([config_to_json(config), audit["fingerprint"]])
+        run = workdir / "train" / hashlib.sha256(made_of.encode()).hexdigest()[:12]
+        announce(f"training: {config.steps} steps of {config.batch_size} pairs")
+        trained = training.train_on_dataset(config, dataset=dataset, workdir=run)
 
-    announce("embedding the held-out items with the start and the trained encoder")
-    compared = _embed(config, dataset, workdir / "embeddings", trained)
+        announce("embedding the held-out items with the start and the trained encoder")
+        compared = _embed(config, dataset, workdir / "embeddings", trained)
 
     announce("ranking each held-out item against the others")
     report = _rank(
@@ -83,17 +101,45 @@ def main(values: flags.FlagValues) -> None:
         dataset,
         scann=common_flags.scann_options(values.scann),
         title="Synthetic catalogue" if not values.catalog else f"Catalogue {pathlib.Path(catalog).name}",
-        loss_curve=training.metrics_of(workdir / "train" / run),
+        loss_curve=training.metrics_of(run),
         catalogue={name: audit[name] for name in ("rows", "kept", "splits", "problems", "catalogue_sha256")},
     )
 
-    announce("exporting the image encoder")
-    shutil.rmtree(workdir / "savedmodel", ignore_errors=True)
-    export.export(trained, workdir / "savedmodel", dataset=dataset, split=config.evaluation.split)
+    if trained:
+        announce("exporting the image encoder")
+        shutil.rmtree(workdir / "savedmodel", ignore_errors=True)
+        export.export(trained, workdir / "savedmodel", dataset=dataset, split=config.evaluation.split)
 
     announce("done")
     print(format_table(report))
     print(f"report: {workdir / 'report.html'}")
+    if given:
+        print(f"adapter: {workdir / 'adapter'}")
+        print(adapter_demo.write_headline(workdir / "headline.json", report))
+
+
+def _adapt(
+    encoder: adapter_demo.Encoder,
+    recipe: ml_collections.ConfigDict,
+    dataset: pathlib.Path,
+    *,
+    split: str,
+    announce: Callable[[str], None],
+) -> tuple[RankersToCompare, pathlib.Path]:
+    """The rankers of the comparison, and the folder of the adapter's training; the adapter is in `adapter` beside."""
+    from tools.workflow import adapter_demo
+
+    workdir = dataset.parent
+    announce("embedding all items with your encoder, and as colours, edges and coarse pixels")
+    stores = adapter_demo.store_inputs(encoder, dataset=dataset, output=workdir / "embeddings")
+
+    announce(f"training an adapter: {recipe.steps} steps")
+    adapter, run = adapter_demo.train_adapter(recipe, dataset=dataset, stores=stores, workdir=workdir / "train")
+    adapter_demo.save_adapter(adapter, workdir / "adapter")
+
+    announce("embedding the held-out items with the adapter")
+    output = workdir / "embeddings"
+    return adapter_demo.compare(adapter, dataset=dataset, split=split, stores=stores, output=output), run
 
 
 def _synthetic_catalogue(config: ml_collections.ConfigDict, folder: pathlib.Path) -> str:
@@ -185,6 +231,7 @@ def _rank(
             "command": " ".join(["siglip-jax", "demo", *sys.argv[1:]]),
             "catalogue": catalogue,
             "config": config_to_json(config),
+            **compared.provenance,
         },
     )
     images = images_by_id(dataset, config.evaluation.split, items=items)

@@ -77,6 +77,15 @@ def read_embeddings(path: str) -> EmbeddingFile:
     return EmbeddingFile(path, ids, vectors, digest)
 
 
+def names_embeddings(path: str) -> bool:
+    """Whether a path is that of such a file, by its suffix; an .npz without "embeddings" holds something else."""
+    file = pathlib.Path(path)
+    if file.suffix.lower() == ".npz" and zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            return "embeddings.npy" in archive.namelist()
+    return file.suffix.lower() in SUFFIXES and not file.is_dir()
+
+
 def read_raw(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
     """(ids, numbers [n, dimension] as the file has them, an .npy's as a memory map); ids may repeat.
 

@@ -67,6 +67,7 @@ def write_store(
     *,
     manifest: Mapping[str, Any],
     rows_per_shard: int | None = None,
+    skipped: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Writes a store, replacing one that is there; a killed run leaves a folder without a manifest.
 
@@ -76,6 +77,7 @@ def write_store(
       manifest: what the embeddings are: model, preprocessing, dataset (its fingerprint). JSON values; the keys
           format, library_version, dimension, count, shards and skipped are the store's own.
       rows_per_shard: None for shards of about 256 MB.
+      skipped: items without an embedding, as `EmbeddingStore.skipped` has them.
 
     Returns:
       The manifest as written.
@@ -101,7 +103,7 @@ def write_store(
                 raise UserError(f"id {item!r} occurs twice among the embeddings: ids must be unique")
             seen.add(item)
         shards.append(write_shard(folder, len(shards), ids, vectors))
-    return write_manifest(folder, shards, manifest=manifest)
+    return write_manifest(folder, shards, manifest=manifest, skipped=skipped)
 
 
 def write_shard(folder: epath.PathLike, number: int, ids: Sequence[str], vectors: np.ndarray) -> dict[str, Any]:

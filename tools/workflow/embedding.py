@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from etils import epath
 
 from eval.embeddings import EmbeddingStore, read_store, write_store
+from eval.embeddings.embedding_files import EmbeddingFile, read_embeddings
 from eval.embeddings.encoders.encoder_table import open_network
 from eval.embeddings.sharded_writer import EmbeddingPlan
 from input_pipeline.dataset import attributes, dataset_fingerprint, item_table, open_split
@@ -145,21 +146,43 @@ def embed(
     return read_store(output)
 
 
-def import_embeddings(path: str, *, dataset: epath.PathLike, split: str, output: epath.PathLike) -> EmbeddingStore:
-    """Writes embeddings that somebody brings as a file to an embedding store, in the order of the split."""
-    from eval.embeddings.embedding_files import read_embeddings
+def import_embeddings(
+    source: str | EmbeddingFile,
+    *,
+    dataset: epath.PathLike,
+    split: str,
+    output: epath.PathLike,
+    on_error: str = "error",
+) -> EmbeddingStore:
+    """Writes embeddings that somebody brings as a file to an embedding store, in the order of the split.
 
+    Args:
+      source: the file, or what was read of it.
+      on_error: of items that the file lacks: "skip" leaves them out, and the store records them.
+
+    Raises:
+      UserError: an item that the file lacks, or with "skip" all of them; NaN, infinite or zero vectors.
+    """
     ids, _, _ = attributes(dataset, split)
-    file = read_embeddings(path)
-    vectors, more = file.aligned(ids)
+    file = source if isinstance(source, EmbeddingFile) else read_embeddings(source)
+    known, name = set(file.ids), epath.Path(file.path).name
+    lacking = [row for row, item in enumerate(ids) if item not in known] if on_error == "skip" else []
+    if ids and len(lacking) == len(ids):
+        raise UserError(
+            f"{file.path}: no embedding of any of the {len(ids)} items of split {split}; ids there are such as "
+            f"{file.ids[0]!r}, here {ids[0]!r} (they are compared as text)"
+        )
+    skipped = [{"row": row, "id": ids[row], "reason": f"no vector in {name}"} for row in lacking]
+    kept = [item for item in ids if item in known] if lacking else ids
+    vectors, more = file.aligned(kept)
     if more:
         print(f"{more} embeddings of items that are not in split {split} left out")
     manifest = {
-        "model": {"name": epath.Path(path).name, "sha256": file.sha256},
+        "model": {"name": name, "sha256": file.sha256},
         "preprocessing": None,
         "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
     }
-    write_store(output, [(ids, vectors)], manifest=manifest)
+    write_store(output, [(kept, vectors)], manifest=manifest, skipped=skipped)
     return read_store(output)
 
 
