@@ -192,6 +192,7 @@ def test_arrows(package, allowed):
     ("library", "owner"),
     [
         ("tensorflow", "siglip_jax/export/savedmodel.py"),
+        ("onnx", "siglip_jax/export/onnx_adapter.py"),
         ("scann", "eval/search/scann_index.py"),
         ("orbax", "siglip_jax/checkpoints.py"),
         ("grain", "input_pipeline/loader/batches.py"),

@@ -1,8 +1,7 @@
 """The image encoder as a TensorFlow SavedModel. The only module that imports TensorFlow.
 
-Signatures: `serving_default` takes JPEG or PNG bytes (string [n], "image"), `pixels` takes what the image tower takes
-(float32 [n, h, w, 3], "pixels"); both give "embedding", unit-norm float32 [n, d]. Decoding and resizing are part of the
-graph and follow the model's own preprocessing value, so that serving cannot drift from training.
+What it takes and gives is in `signatures`. Decoding and resizing are part of the graph and follow the model's own
+preprocessing value, so that serving cannot drift from training.
 """
 
 from __future__ import annotations
@@ -14,27 +13,30 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from siglip_jax import __version__
 from siglip_jax.errors import UserError, check_choice
+from siglip_jax.export.image_graph import check_resize
+from siglip_jax.export.signatures import Embedding, described, feature_signatures, picture_signatures
 from siglip_jax.export.stablehlo import PLATFORMS, READERS, StablehloModule, lower_for, lower_for_oldest
-from siglip_jax.preprocessing import NAFLEX, Preprocessing
-from siglip_jax.preprocessing.resize_table import RESIZES
 
 if TYPE_CHECKING:  # a process that only serves has no JAX
     from siglip_jax.model import Model
 
 MANIFEST = "siglip_jax.json"
 
+Calls = Mapping[str, Mapping[str, np.ndarray | Sequence[bytes]]]  # {signature: {input: values}}
+
 
 def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tensorflow: str = "") -> None:
     """Writes the image encoder to `folder`, complete or not at all.
 
-    The batch is dynamic, from 1 row on. Parameters are variables, since a graph's constants are limited to 2 GB.
+    Of an adapter of stored vectors that is the adapter alone, with the signature "features". Parameters are variables,
+    since a graph's constants are limited to 2 GB.
 
     Args:
       model: what is exported.
@@ -42,43 +44,59 @@ def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tenso
       target_tensorflow: the oldest TensorFlow that will read it, one of `READERS`; the oldest that can by default.
 
     Raises:
-      UserError: TensorFlow is not installed, the folder exists, the model has no known preprocessing or one of
-        NaFlex pictures, it is an adapter of stored vectors, or its resize cannot be written in a graph.
+      UserError: TensorFlow is not installed, the folder exists, or a model of pictures has no known preprocessing, one
+        of NaFlex pictures, or a resize that cannot be written in a graph.
     """
     if target_tensorflow:
         check_choice("--target_tensorflow", target_tensorflow, READERS)
     tf = _tensorflow()
-    import jax
-
     folder = pathlib.Path(folder)
     if folder.exists():
         raise UserError(f"{folder} exists already; choose another --output or remove it")
-    preprocessing = model.preprocessing
-    if preprocessing is None:
-        raise UserError("export: the model has no known preprocessing; save it with preprocessing= first")
-    model.architecture.pictures_tower("export")
-    if preprocessing.resize == NAFLEX:
-        raise UserError(
-            "export: this model takes NaFlex pictures, whose sizes differ, and there is no SavedModel for these; "
-            "export a model of one fixed size"
-        )
-    if RESIZES[preprocessing.resize].in_graph is None:
-        raise UserError(
-            f"export: resize={preprocessing.resize!r} cannot be written in a graph; expected one of "
-            + ", ".join(name for name, resize in RESIZES.items() if resize.in_graph is not None)
-        )
-    height, width = model.architecture.image_size
+    wanted, preprocessing = model.architecture.features, model.preprocessing
+    if not wanted:
+        if preprocessing is None:
+            raise UserError("export: the model has no known preprocessing; save it with preprocessing= first")
+        check_resize(preprocessing)
+    exported, embedding, target_tensorflow = _image_tower(tf, model, target_tensorflow)
+    if wanted:
+        signatures = feature_signatures(tf, wanted, embedding)
+    else:
+        assert preprocessing is not None
+        signatures = picture_signatures(tf, preprocessing, embedding)
 
-    def encode(params: Any, pixels: Any) -> Any:
-        return model.module.apply({"params": params}, pixels, method="encode_image")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        path = pathlib.Path(temporary) / "export"
+        tf.saved_model.save(exported, str(path), signatures=signatures)
+        manifest = {
+            "signatures": described(wanted),
+            "output": f"embedding: float32 [n, {model.architecture.embedding_dim}], unit norm",
+            "platforms": PLATFORMS,
+            "target_tensorflow": target_tensorflow,
+            **({"features": wanted} if wanted else {"preprocessing": preprocessing and preprocessing.to_json()}),
+            "siglip_jax": __version__,
+            "tensorflow": tf.__version__,
+        }
+        (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        shutil.move(path, folder)
+
+
+def _image_tower(tf: Any, model: Model, target_tensorflow: str) -> tuple[Any, Embedding, str]:
+    """The tower in TensorFlow: (tf.Module with its variables, a function of a batch, the oldest release that reads)."""
+    import jax
+
+    def encode(params: Any, images: Any) -> Any:
+        return model.module.apply({"params": params}, images, method="encode_image")
 
     # Only the image tower travels: the text tower is most of a multilingual model's bytes.
     kept = {name: model.params[name] for name in ("img", "t", "b")}
     (batch,) = jax.export.symbolic_shape("batch")
-    shapes = (
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kept),
-        jax.ShapeDtypeStruct((batch, height, width, 3), np.float32),
-    )
+    architecture = model.architecture
+    images: Any = {name: jax.ShapeDtypeStruct((batch, d), np.float32) for name, d in architecture.features.items()}
+    if not images:
+        images = jax.ShapeDtypeStruct((batch, *architecture.image_size, 3), np.float32)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kept), images
     if target_tensorflow:
         lowered = lower_for(encode, *shapes, target_tensorflow=target_tensorflow)
     else:
@@ -88,48 +106,21 @@ def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tenso
     exported = tf.Module()
     exported.parameters = parameters
 
-    def embedding(pixels: Any) -> dict[str, Any]:
-        return {"embedding": call_module(tf, lowered, [*variables, pixels])[0]}
+    def embedding(batch: Any) -> dict[str, Any]:
+        return {"embedding": call_module(tf, lowered, [*variables, *jax.tree.leaves(batch)])[0]}
 
-    # autograph=False: nothing here is Python control flow, and AutoGraph would try to rewrite JAX itself.
-    @tf.function(input_signature=[tf.TensorSpec([None, height, width, 3], tf.float32, name="pixels")], autograph=False)
-    def pixels(pixels: Any) -> dict[str, Any]:
-        return embedding(pixels)
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image")], autograph=False)
-    def serving_default(image: Any) -> dict[str, Any]:
-        resized = tf.map_fn(
-            lambda encoded: _decode_and_resize(tf, encoded, preprocessing),
-            image,
-            fn_output_signature=tf.TensorSpec([height, width, 3], tf.float32),
-        )
-        low, high = preprocessing.value_range
-        return embedding(resized * ((high - low) / 255) + low)
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        path = pathlib.Path(temporary) / "export"
-        signatures = {"serving_default": serving_default, "pixels": pixels}
-        tf.saved_model.save(exported, str(path), signatures=signatures)
-        manifest = {
-            "signatures": {"serving_default": "image: string [n], JPEG or PNG", "pixels": "float32 [n, h, w, 3]"},
-            "output": f"embedding: float32 [n, {model.architecture.embedding_dim}], unit norm",
-            "platforms": PLATFORMS,
-            "target_tensorflow": target_tensorflow,
-            "preprocessing": preprocessing.to_json(),
-            "siglip_jax": __version__,
-            "tensorflow": tf.__version__,
-        }
-        (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        shutil.move(path, folder)
+    return exported, embedding, target_tensorflow
 
 
-def run_saved_model(folder: str | pathlib.Path, signature: str, values: np.ndarray | Sequence[bytes]) -> np.ndarray:
-    """Calls a signature of a SavedModel, which needs no JAX: bytes or float32 pixels -> float32 [n, d]."""
+def run_saved_model(folder: str | pathlib.Path, calls: Calls) -> dict[str, np.ndarray]:
+    """{signature: its embeddings, float32 [n, d]} of a SavedModel, which needs no JAX."""
     tf = _tensorflow()
-    function = tf.saved_model.load(str(folder)).signatures[signature]
-    name = {"serving_default": "image", "pixels": "pixels"}[signature]
-    return function(**{name: tf.constant(values)})["embedding"].numpy()
+    loaded = tf.saved_model.load(str(folder))
+    found = {}
+    for signature, inputs in calls.items():
+        tensors = {name: tf.constant(values) for name, values in inputs.items()}
+        found[signature] = loaded.signatures[signature](**tensors)["embedding"].numpy()
+    return found
 
 
 def load_pixels_signature(
@@ -191,32 +182,30 @@ def call_module(tf: Any, lowered: StablehloModule, arguments: Sequence[Any]) -> 
     )
 
 
-def _decode_and_resize(tf: Any, encoded: Any, preprocessing: Preprocessing) -> Any:
-    """Scalar string -> float32 [h, w, 3] of whole numbers 0 to 255, as `Preprocessing.image` gives."""
-    size, resize = preprocessing.image_size, RESIZES[preprocessing.resize]
-    assert resize.in_graph is not None
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: _decode_jpeg(tf, encoded, at_least=size if resize.reduced_decode else None),
-        lambda: tf.io.decode_png(encoded, channels=3),
-    )
-    return tf.ensure_shape(resize.in_graph(tf, tf.cast(image, tf.float32), preprocessing), [*size, 3])
+def run_without_jax(folder: str | pathlib.Path, calls: Calls) -> dict[str, np.ndarray]:
+    """`run_saved_model` in a process of its own, in which JAX cannot be imported.
 
-
-def _decode_jpeg(tf: Any, encoded: Any, *, at_least: tuple[int, int] | None) -> Any:
-    """uint8 [H, W, 3], at 1/8, 1/4 or 1/2 of the size where that reaches `at_least`, see `images.decode_image`."""
-
-    def decode(ratio: int) -> Any:
-        # PIL's decoder; TensorFlow's default is off by up to 5 grey levels.
-        return tf.io.decode_jpeg(encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
-
-    if at_least is None:
-        return decode(1)
-    fits = tf.reduce_min(tf.io.extract_jpeg_shape(encoded)[:2] // tf.constant(at_least))
-    return tf.case(
-        [(fits >= ratio, lambda ratio=ratio: decode(ratio)) for ratio in (8, 4, 2)],
-        default=lambda: decode(1),
-    )
+    Raises:
+      RuntimeError: the other process failed; its last line is in the message.
+    """
+    arrays = {}
+    for signature, inputs in calls.items():
+        for name, values in inputs.items():
+            if isinstance(values, np.ndarray):
+                arrays[f"{signature}/{name}"] = values
+            else:  # numpy's own bytes lose zeros at their end
+                arrays |= {f"{signature}/{name}/{i}": np.frombuffer(value, np.uint8) for i, value in enumerate(values)}
+    with tempfile.TemporaryDirectory() as temporary:
+        inputs_file, outputs_file = (str(pathlib.Path(temporary) / name) for name in ("inputs.npz", "outputs.npz"))
+        np.savez(inputs_file, **arrays)  # type: ignore[arg-type]
+        command = [sys.executable, "-m", __spec__.name, str(folder), inputs_file, outputs_file]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(
+                f"{folder} cannot be loaded without JAX: {(done.stderr.strip() or '?').splitlines()[-1]}"
+            )
+        with np.load(outputs_file) as found:
+            return {signature: found[signature] for signature in calls}
 
 
 def check_saved_model(folder: str | pathlib.Path, model: Model, pictures: Sequence[bytes]) -> dict[str, float]:
@@ -232,31 +221,36 @@ def check_saved_model(folder: str | pathlib.Path, model: Model, pictures: Sequen
     assert model.preprocessing is not None
     pixels = model.preprocessing.images(pictures)
     expected = model.encode_image(pixels)
-    with tempfile.TemporaryDirectory() as temporary:
-        inputs, outputs = (str(pathlib.Path(temporary) / name) for name in ("inputs.npz", "outputs.npz"))
-        encoded = {f"picture_{i}": np.frombuffer(picture, np.uint8) for i, picture in enumerate(pictures)}
-        np.savez(inputs, pixels=pixels, **encoded)  # type: ignore[arg-type]
-        command = [sys.executable, "-m", __spec__.name, str(folder), inputs, outputs]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(
-                f"{folder} cannot be loaded without JAX: {(done.stderr.strip() or '?').splitlines()[-1]}"
-            )
-        with np.load(outputs) as arrays:
-            from_pixels, from_bytes = arrays["from_pixels"], arrays["from_bytes"]
+    found = run_without_jax(folder, {"pixels": {"pixels": pixels}, "serving_default": {"image": list(pictures)}})
     return {
-        "pixels_max_error": float(np.abs(from_pixels - expected).max()),
-        "bytes_min_cosine": float(np.sum(from_bytes * expected, axis=-1).min()),
+        "pixels_max_error": float(np.abs(found["pixels"] - expected).max()),
+        "bytes_min_cosine": float(np.sum(found["serving_default"] * expected, axis=-1).min()),
     }
 
 
+def check_features(folder: str | pathlib.Path, model: Model, features: Mapping[str, np.ndarray]) -> float:
+    """The largest absolute difference between the embeddings of "features" in a process without JAX and the model's.
+
+    Raises:
+      RuntimeError: the other process failed; its last line is in the message.
+    """
+    found = run_without_jax(folder, {"features": features})["features"]
+    return float(np.abs(found - model.encode_image(features)).max())
+
+
 def _answer(folder: str, inputs: str, outputs: str) -> None:
-    """The other side of `check_saved_model`."""
+    """The other side of `run_without_jax`."""
     sys.modules["jax"] = None  # type: ignore[assignment]  # any import of it fails from here on
+    calls: dict[str, dict[str, Any]] = {}
     with np.load(inputs) as arrays:
-        pictures = [arrays[f"picture_{i}"].tobytes() for i in range(len(arrays.files) - 1)]
-        from_pixels = run_saved_model(folder, "pixels", arrays["pixels"])
-    np.savez(outputs, from_pixels=from_pixels, from_bytes=run_saved_model(folder, "serving_default", pictures))
+        for key in arrays.files:  # in the order in which they were written
+            signature, name, *number = key.split("/")
+            values = calls.setdefault(signature, {})
+            if number:
+                values.setdefault(name, []).append(arrays[key].tobytes())
+            else:
+                values[name] = arrays[key]
+    np.savez(outputs, **run_saved_model(folder, calls))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -231,15 +231,12 @@ def test_a_model_of_pictures_takes_no_features(tiny_model):
 
 
 def test_what_cannot_hold_an_adapter_says_so(trained, tmp_path):
-    from siglip_jax.export.savedmodel import export_saved_model
-
     _, model, _, workdir = trained
     reason = "this model takes the features {'cnn': 12, 'pixels': 6}, not pictures"
     for action in (
         lambda: model.save(tmp_path / "a", format="huggingface"),
         lambda: model.save(tmp_path / "a.npz", format="big_vision"),
         lambda: siglip_jax.load(workdir, image_size=(32, 32)),
-        lambda: export_saved_model(model, tmp_path / "exported"),
     ):
         with pytest.raises(UserError, match=reason):
             action()

@@ -152,12 +152,12 @@ def test_a_way_of_resizing():
 
 def test_the_resize_in_the_graph(tiny_model):
     tf = pytest.importorskip("tensorflow")
-    from siglip_jax.export import savedmodel
+    from siglip_jax.export import image_graph
 
     Section("A way of resizing").run_python()
     preprocessing = tiny_model.preprocessing.replace(resize="centre_square", image_size=(16, 12))
     for data, expected in centre_squares():
-        pixels = savedmodel._decode_and_resize(tf, tf.constant(data), preprocessing).numpy()
+        pixels = image_graph.decode_and_resize(tf, tf.constant(data), preprocessing).numpy()
         np.testing.assert_allclose(pixels, expected, atol=1)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from eval.embeddings.encoders.encoder_settings import Settings, describe
 from siglip_jax.errors import UserError
+from siglip_jax.export.onnx_adapter import OnnxNetwork
 
 
 class OnnxEncoder:
@@ -47,9 +48,27 @@ class OnnxEncoder:
         self.preprocessing = self._settings.preprocessing
         self.description = describe(path, hashlib.sha256(content).hexdigest())
 
+    @property
+    def network(self) -> OnnxNetwork:
+        """For joining it with an adapter.
+
+        Raises:
+          UserError: the network takes batches of one size.
+        """
+        if self._batch is not None:
+            raise UserError(
+                f"{self._path}: takes batches of {self._batch}; expected any size, to be joined with an adapter: "
+                "export the network again with an open batch"
+            )
+        return OnnxNetwork(path=self._path, output=self._output, description=self.description)
+
+    def network_input(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [n, h, w, 3] -> what the network takes, in its range, layout and type."""
+        return self._settings.pixels(images).astype(self._dtype, copy=False)
+
     def encode_image(self, images: np.ndarray) -> np.ndarray:
         """uint8 [n, h, w, 3] -> float32 [n, d], not normalised."""
-        pixels = self._settings.pixels(images).astype(self._dtype, copy=False)
+        pixels = self.network_input(images)
         size = self._batch or len(pixels)
         parts = []
         for lo in range(0, len(pixels), size):

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from siglip_jax.errors import UserError
-from siglip_jax.export import savedmodel
+from siglip_jax.export import image_graph, savedmodel
 from siglip_jax.preprocessing.images import FILLS
 from siglip_jax.preprocessing.resize_table import RESIZES
 
@@ -95,7 +95,7 @@ def test_the_graph_decodes_and_resizes_as_the_preprocessing(tiny_model, resize, 
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def graph(data):
-        return savedmodel._decode_and_resize(tf, data, preprocessing)
+        return image_graph.decode_and_resize(tf, data, preprocessing)
 
     for name, picture in PICTURES.items():
         found, expected = graph(picture).numpy(), preprocessing.image(picture)
@@ -109,7 +109,7 @@ def test_every_resize_and_range_is_exported(tiny_model, tmp_path, resize):
     model = tiny_model.replace(preprocessing=preprocessing)
     savedmodel.export_saved_model(model, tmp_path / "export")
     pictures = list(PICTURES.values())
-    found = savedmodel.run_saved_model(tmp_path / "export", "serving_default", pictures)
+    found = savedmodel.run_saved_model(tmp_path / "export", {"serving_default": {"image": pictures}})["serving_default"]
     assert np.sum(found * model.encode_image(pictures), axis=1).min() > 0.9999
 
 

@@ -1,0 +1,32 @@
+"""The SavedModel of an adapter: its signature "features" against the formula in float64, in a process without JAX."""
+
+import json
+
+import numpy as np
+import pytest
+
+from siglip_jax.errors import UserError
+from siglip_jax.export import savedmodel
+
+pytest.importorskip("tensorflow")
+
+
+def test_features_without_jax_equal_the_formula(adapter, tmp_path):
+    model, features = adapter.model, adapter.vectors(9)
+    savedmodel.export_saved_model(model, tmp_path / "export")
+    z = savedmodel.run_without_jax(tmp_path / "export", {"features": features})["features"]
+    np.testing.assert_allclose(z, adapter.by_the_formula(features), atol=1e-5)
+    assert z.dtype == np.float32
+    for rows in (1, 4):  # any batch
+        some = {name: x[:rows] for name, x in features.items()}
+        found = savedmodel.run_saved_model(tmp_path / "export", {"features": some})["features"]
+        np.testing.assert_allclose(found, z[:rows], atol=1e-6)
+    manifest = json.loads((tmp_path / "export" / savedmodel.MANIFEST).read_text())
+    assert manifest["features"] == {"cnn-2": 7, "pixels": 5}
+    assert manifest["signatures"] == {"features": "cnn-2: float32 [n, 7], pixels: float32 [n, 5]"}
+    assert manifest["output"] == "embedding: float32 [n, 10], unit norm"
+
+
+def test_other_encoders_are_refused(adapter, tmp_path):
+    with pytest.raises(UserError, match="encoders for cnn-2; expected one for each of cnn-2, pixels"):
+        savedmodel.export_saved_model(adapter.model, tmp_path / "export", encoders={"cnn-2": None})

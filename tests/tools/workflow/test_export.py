@@ -1,0 +1,102 @@
+"""What an export is checked with, and that one which differs is not kept. TensorFlow is not needed here."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from eval.comparison.items import read_split
+from eval.embeddings import write_store
+from siglip_jax import model as models
+from siglip_jax.errors import UserError
+from siglip_jax.export import savedmodel
+from siglip_jax.models.architecture import Architecture, FeatureSize, TowerSize
+from siglip_jax.models.towers import TwoTowers
+from tools.workflow.export import export
+from tools.workflow.item_vectors import Features
+
+
+@pytest.fixture(scope="module")
+def adapter():
+    architecture = Architecture(
+        image_size=(1, 1),
+        patch_size=1,
+        image=FeatureSize(inputs={"pixels": 2, "cnn": 3}, base=5, head=2, mlp_dim=4),
+        text=TowerSize(width=8, depth=1, mlp_dim=8, heads=2),
+        vocab_size=11,
+        text_length=3,
+    )
+    return models.init(TwoTowers(architecture), None, seed=0)
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    """Exports are empty folders; what they are checked with is recorded, and their errors are those of the list."""
+    found = {"vectors": [], "errors": [2e-6]}
+
+    def write(model, folder, *, target_tensorflow):
+        pathlib.Path(folder).mkdir()
+
+    def check(folder, model, vectors):
+        assert pathlib.Path(folder).is_dir()
+        found["vectors"].append(vectors)
+        return found["errors"][0]
+
+    monkeypatch.setattr(savedmodel, "export_saved_model", write)
+    monkeypatch.setattr(savedmodel, "check_features", check)
+    return found
+
+
+def test_made_up_vectors(adapter, checks, tmp_path, capsys):
+    image = adapter.params["img"] | {"mean": np.arange(5) * 100.0, "scale": np.full(5, 2.0)}
+    export(adapter.replace(params={**adapter.params, "img": image}), tmp_path / "a", dataset=None, split="test")
+    assert "64 made-up vectors (none by --features): largest error 2.0e-06" in capsys.readouterr().out
+    (vectors,) = checks["vectors"]
+    assert {name: (x.shape, x.dtype) for name, x in vectors.items()} == {
+        "cnn": ((64, 3), np.float32),
+        "pixels": ((64, 2), np.float32),
+    }
+    joined = np.concatenate([vectors["cnn"], vectors["pixels"]], axis=1)  # where the training rows were
+    np.testing.assert_allclose(joined.mean(axis=0), np.arange(5) * 100, atol=1.5)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_stored_vectors_of_items_that_have_all(adapter, checks, shop_dataset, tmp_path, capsys):
+    ids = read_split(shop_dataset, "test").ids
+    vectors = {
+        name: np.random.default_rng(d).normal(size=(len(ids), d)).astype(np.float32)
+        for name, d in (("cnn", 3), ("pixels", 2))
+    }
+    manifest = {"model": {"name": "made up"}, "preprocessing": None, "dataset": {}}
+    write_store(tmp_path / "cnn", [(ids[1:], vectors["cnn"][1:])], manifest=manifest)
+    write_store(tmp_path / "pixels", [(ids, vectors["pixels"])], manifest=manifest)
+    features = Features.open({name: [tmp_path / name] for name in vectors})
+    export(adapter, tmp_path / "a", dataset=shop_dataset, split="test", features=features)
+    for name in vectors:
+        np.testing.assert_array_equal(checks["vectors"][0][name], vectors[name][1:65])
+    assert f"stored vectors of {min(64, len(ids) - 1)} items: largest error" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--dataset is missing"):
+        export(adapter, tmp_path / "b", dataset=None, split="test", features=features)
+    with pytest.raises(UserError, match="export: no pixels is given; expected --features=cnn=STORE of 3 numbers, "):
+        some = Features.open({"cnn": [tmp_path / "cnn"]})
+        export(adapter, tmp_path / "b", dataset=shop_dataset, split="test", features=some)
+
+
+@pytest.mark.parametrize("error", [2e-5, np.nan])
+def test_an_export_that_differs_is_not_kept(error, adapter, checks, tmp_path):
+    checks["errors"] = [error]
+    with pytest.raises(UserError, match=r"largest error .*; expected at most 1e-05: it is not kept"):
+        export(adapter, tmp_path / "a", dataset=None, split="test")
+    assert not list(tmp_path.iterdir())
+
+
+def test_never_over_another(adapter, checks, tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        export(adapter, tmp_path / "a", dataset=None, split="test")
+    assert checks["vectors"] == []
+
+
+def test_pictures_need_a_dataset(tiny_model, tmp_path):
+    with pytest.raises(UserError, match="--dataset is missing: its pictures check the export"):
+        export(tiny_model, tmp_path / "a", dataset=None, split="test")
