@@ -77,8 +77,8 @@ def test_stored_vectors_of_items_that_have_all(adapter, checks, shop_dataset, tm
     assert f"stored vectors of {min(64, len(ids) - 1)} items: largest error" in capsys.readouterr().out
     with pytest.raises(UserError, match="--dataset is missing"):
         export(adapter, tmp_path / "b", dataset=None, split="test", features=features)
+    some = Features.open({"cnn": [tmp_path / "cnn"]})
     with pytest.raises(UserError, match="export: no pixels is given; expected --features=cnn=STORE of 3 numbers, "):
-        some = Features.open({"cnn": [tmp_path / "cnn"]})
         export(adapter, tmp_path / "b", dataset=shop_dataset, split="test", features=some)
 
 
