@@ -2,9 +2,12 @@
 
 siglip-jax export --model=runs/fashion --output=runs/fashion/savedmodel --dataset=data/fashion
 siglip-jax export --model=runs/adapter --output=runs/adapter/savedmodel
+siglip-jax export --model=runs/adapter --output=runs/adapter.onnx
+siglip-jax export --model=runs/adapter --encoder=cnn=SAVEDMODEL --encoder=pixels=pixels:16x12 --output=runs/joined \\
+  --dataset=data/fashion
 
-An adapter is written alone, with a signature that takes its stored vectors by name. With --dataset and --features its
-check uses those of a split, otherwise vectors that are made up.
+An adapter is written alone, to take its stored vectors by name, unless --encoder gives what made each of them. With
+--dataset and --features its check uses those of a split, otherwise vectors that are made up (docs/guide/export.md).
 """
 
 from __future__ import annotations
@@ -17,10 +20,17 @@ from tools import common_flags
 
 def define_flags(values: flags.FlagValues) -> None:
     common_flags.define_model(values)
-    common_flags.define_output(values, "Folder of the SavedModel.")
+    common_flags.define_output(values, "Folder of the SavedModel; a name that ends in .onnx is one of an ONNX file.")
     flags.DEFINE_string("dataset", None, "Dataset whose items check the export.", flag_values=values)
     flags.DEFINE_string("split", "test", "Split that the items are from.", flag_values=values)
     common_flags.define_features(values)
+    flags.DEFINE_multi_string(
+        "encoder",
+        [],
+        "name=NETWORK: what made an adapter's feature, to be joined with it, one for each of them: the folder of a "
+        "SavedModel, pixels:16x12, colours:6x7x7, edges:8x6x8; for ONNX .onnx.",
+        flag_values=values,
+    )
     flags.DEFINE_enum(
         "target_tensorflow",
         None,
@@ -43,5 +53,6 @@ def main(values: flags.FlagValues) -> None:
         dataset=values.dataset,
         split=values.split,
         features=Features.open(paths) if paths else None,
+        encoders=common_flags.named_paths(values.encoder, flag="encoder", expected="name=NETWORK"),
         target_tensorflow=values.target_tensorflow or "",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from siglip_jax.errors import UserError
@@ -25,14 +26,31 @@ def check_resize(preprocessing: Preprocessing) -> None:
 
 def decode_and_resize(tf: Any, encoded: Any, preprocessing: Preprocessing) -> Any:
     """Scalar string -> float32 [h, w, 3] of whole numbers 0 to 255, as `Preprocessing.image` gives."""
-    size, resize = preprocessing.image_size, RESIZES[preprocessing.resize]
-    assert resize.in_graph is not None
+    return decode_and_resize_each(tf, encoded, {"": preprocessing})[""]
+
+
+def decode_and_resize_each(tf: Any, encoded: Any, preprocessings: Mapping[str, Preprocessing]) -> dict[str, Any]:
+    """One picture for each preprocessing; decoded once for all that take it at its whole size."""
+    images, whole = {}, None
+    for name, preprocessing in preprocessings.items():
+        size, resize = preprocessing.image_size, RESIZES[preprocessing.resize]
+        assert resize.in_graph is not None
+        if resize.reduced_decode:
+            image = _decode(tf, encoded, at_least=size)
+        else:
+            image = whole = _decode(tf, encoded, at_least=None) if whole is None else whole
+        images[name] = tf.ensure_shape(resize.in_graph(tf, image, preprocessing), [*size, 3])
+    return images
+
+
+def _decode(tf: Any, encoded: Any, *, at_least: tuple[int, int] | None) -> Any:
+    """float32 [H, W, 3] of whole numbers."""
     image = tf.cond(
         tf.io.is_jpeg(encoded),
-        lambda: _decode_jpeg(tf, encoded, at_least=size if resize.reduced_decode else None),
+        lambda: _decode_jpeg(tf, encoded, at_least=at_least),
         lambda: tf.io.decode_png(encoded, channels=3),
     )
-    return tf.ensure_shape(resize.in_graph(tf, tf.cast(image, tf.float32), preprocessing), [*size, 3])
+    return tf.cast(image, tf.float32)
 
 
 def _decode_jpeg(tf: Any, encoded: Any, *, at_least: tuple[int, int] | None) -> Any:

@@ -6,6 +6,7 @@ preprocessing value, so that serving cannot drift from training.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,14 @@ import numpy as np
 from siglip_jax import __version__
 from siglip_jax.errors import UserError, check_choice
 from siglip_jax.export.image_graph import check_resize
-from siglip_jax.export.signatures import Embedding, described, feature_signatures, picture_signatures
+from siglip_jax.export.signatures import (
+    Embedding,
+    GraphEncoder,
+    described,
+    encoder_signatures,
+    feature_signatures,
+    picture_signatures,
+)
 from siglip_jax.export.stablehlo import PLATFORMS, READERS, StablehloModule, lower_for, lower_for_oldest
 
 if TYPE_CHECKING:  # a process that only serves has no JAX
@@ -32,20 +40,27 @@ MANIFEST = "siglip_jax.json"
 Calls = Mapping[str, Mapping[str, np.ndarray | Sequence[bytes]]]  # {signature: {input: values}}
 
 
-def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tensorflow: str = "") -> None:
+def export_saved_model(
+    model: Model,
+    folder: str | pathlib.Path,
+    *,
+    target_tensorflow: str = "",
+    encoders: Mapping[str, GraphEncoder] | None = None,
+) -> None:
     """Writes the image encoder to `folder`, complete or not at all.
 
-    Of an adapter of stored vectors that is the adapter alone, with the signature "features". Parameters are variables,
-    since a graph's constants are limited to 2 GB.
+    Of an adapter of stored vectors that is the adapter alone, with the signature "features", unless its encoders are
+    given. Parameters are variables, since a graph's constants are limited to 2 GB.
 
     Args:
       model: what is exported.
       folder: where to; it must not exist.
       target_tensorflow: the oldest TensorFlow that will read it, one of `READERS`; the oldest that can by default.
+      encoders: of an adapter, what made its stored vectors, one for each name.
 
     Raises:
-      UserError: TensorFlow is not installed, the folder exists, or a model of pictures has no known preprocessing, one
-        of NaFlex pictures, or a resize that cannot be written in a graph.
+      UserError: TensorFlow is not installed, the folder exists, other encoders than the model takes, or a model of
+        pictures has no known preprocessing, one of NaFlex pictures, or a resize that cannot be written in a graph.
     """
     if target_tensorflow:
         check_choice("--target_tensorflow", target_tensorflow, READERS)
@@ -54,6 +69,11 @@ def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tenso
     if folder.exists():
         raise UserError(f"{folder} exists already; choose another --output or remove it")
     wanted, preprocessing = model.architecture.features, model.preprocessing
+    if encoders and encoders.keys() != wanted.keys():
+        takes = f"one for each of {', '.join(wanted)}" if wanted else "none, since this model takes pictures"
+        raise UserError(f"export: encoders for {', '.join(encoders)}; expected {takes}")
+    for encoder in (encoders or {}).values():
+        check_resize(encoder.preprocessing)
     if not wanted:
         if preprocessing is None:
             raise UserError("export: the model has no known preprocessing; save it with preprocessing= first")
@@ -61,6 +81,10 @@ def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tenso
     exported, embedding, target_tensorflow = _image_tower(tf, model, target_tensorflow)
     if wanted:
         signatures = feature_signatures(tf, wanted, embedding)
+        if encoders:
+            keeps = [encoder.in_graph_keeps for encoder in encoders.values()]
+            exported.encoders = [each for each in keeps if each is not None]
+            signatures |= encoder_signatures(tf, encoders, wanted, embedding)
     else:
         assert preprocessing is not None
         signatures = picture_signatures(tf, preprocessing, embedding)
@@ -70,11 +94,12 @@ def export_saved_model(model: Model, folder: str | pathlib.Path, *, target_tenso
         path = pathlib.Path(temporary) / "export"
         tf.saved_model.save(exported, str(path), signatures=signatures)
         manifest = {
-            "signatures": described(wanted),
+            "signatures": described(wanted, encoders),
             "output": f"embedding: float32 [n, {model.architecture.embedding_dim}], unit norm",
             "platforms": PLATFORMS,
             "target_tensorflow": target_tensorflow,
             **({"features": wanted} if wanted else {"preprocessing": preprocessing and preprocessing.to_json()}),
+            **({"encoders": {name: each.description for name, each in encoders.items()}} if encoders else {}),
             "siglip_jax": __version__,
             "tensorflow": tf.__version__,
         }
@@ -123,12 +148,33 @@ def run_saved_model(folder: str | pathlib.Path, calls: Calls) -> dict[str, np.nd
     return found
 
 
-def load_pixels_signature(
-    folder: str | pathlib.Path,
-) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], list[int | None], list[str]]:
-    """Anybody's SavedModel as a function of pixels: (float32 pictures -> {output: array}, input shape, output names).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelsSignature:
+    """Anybody's SavedModel as a function of float32 pictures.
 
-    The signature is "pixels" where there is one, "serving_default" otherwise.
+    Attributes:
+      loaded: what holds its variables.
+      function, input: the signature and the name of its input.
+      shape: of the input, None where it is open.
+      outputs: their names.
+    """
+
+    loaded: Any
+    function: Any
+    input: str
+    shape: list[int | None]
+    outputs: list[str]
+
+    def in_graph(self, pixels: Any) -> dict[str, Any]:
+        """float32 tensor -> {output: tensor}."""
+        return self.function(**{self.input: pixels})
+
+    def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in self.in_graph(_tensorflow().constant(pixels)).items()}
+
+
+def load_pixels_signature(folder: str | pathlib.Path) -> PixelsSignature:
+    """The signature "pixels" of a SavedModel where there is one, "serving_default" otherwise.
 
     Raises:
       UserError: TensorFlow is not installed, no SavedModel, or a signature that takes no float pictures.
@@ -147,13 +193,13 @@ def load_pixels_signature(
     if len(inputs) != 1 or (spec := next(iter(inputs.values()))).dtype != tf.float32 or spec.shape.rank is None:
         found = ", ".join(f"{name} {one.dtype.name}" for name, one in inputs.items())
         raise UserError(f"{folder}: takes {found}; expected one input of float32 pictures [n, h, w, 3]")
-    name = next(iter(inputs))
-
-    def call(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        return {key: value.numpy() for key, value in function(**{name: tf.constant(pixels)}).items()}
-
-    call.keeps = loaded  # type: ignore[attr-defined]  # variables live as long as the loaded object
-    return call, list(spec.shape), list(function.structured_outputs)
+    return PixelsSignature(
+        loaded=loaded,
+        function=function,
+        input=next(iter(inputs)),
+        shape=list(spec.shape),
+        outputs=list(function.structured_outputs),
+    )
 
 
 def _tensorflow() -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,41 @@ from etils import epath
 from input_pipeline.dataset import open_split
 from input_pipeline.loader.item_vectors import complete_rows
 from siglip_jax.errors import UserError
+from tools.workflow.export_encoders import open_encoders, stacked
 from tools.workflow.item_vectors import Features
 
 ITEMS_CHECKED = 64  # of an export
 MAX_ERROR = 1e-5  # of an embedding from equal pixels or vectors
-MIN_BYTES_COSINE = 0.9999
+MIN_COSINE = 0.9999  # where decoders differ in the last bit
+ONNX = ".onnx"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What an export gave for some items, beside the model.
+
+    Attributes:
+      of: the items, in words.
+      errors: {what went in: the largest difference of an embedding}.
+      cosines: {what went in: the smallest cosine}.
+    """
+
+    of: str
+    errors: dict[str, float]
+    cosines: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        errors = [f"largest error from {name} {error:.1e}" for name, error in self.errors.items()]
+        return f"{self.of}: " + ", ".join(
+            [*errors, *(f"smallest cosine from {name} {cosine:.6f}" for name, cosine in self.cosines.items())]
+        )
+
+    def check(self, said: str) -> None:
+        """UserError beyond the limits; NaN is beyond them."""
+        good = all(x <= MAX_ERROR for x in self.errors.values()) and all(x >= MIN_COSINE for x in self.cosines.values())
+        if not good:
+            limits = f"at most {MAX_ERROR}" + (f" and at least {MIN_COSINE}" if self.cosines else "")
+            raise UserError(f"{said}; expected {limits}: it is not kept")
 
 
 def export(
@@ -27,67 +59,157 @@ def export(
     dataset: epath.PathLike | None,
     split: str,
     features: Features | None = None,
+    encoders: Mapping[str, str] | None = None,
     target_tensorflow: str = "",
 ) -> None:
-    """Writes a SavedModel, compares it with the model in a process without JAX, and prints what was found.
+    """Writes a SavedModel, or of an adapter an .onnx file, compares it with the model, and prints what was found.
 
     Args:
+      output: a name that ends in .onnx means ONNX.
       dataset, split: whose pictures check the export, or whose stored vectors.
       features: of an adapter; without them its export is checked with vectors that are made up.
+      encoders: {feature: network} to join with an adapter, one for each of its features.
 
     Raises:
-      UserError: the SavedModel differs from the model by more than the limits above. Nothing is left of it then.
+      UserError: the export differs from the model by more than the limits above, or cannot be made. Nothing is left of
+        it then.
     """
-    from siglip_jax.export import savedmodel
-
     output = pathlib.Path(output)
     if output.exists():
         raise UserError(f"{output} exists already; choose another --output or remove it")
-    adapter = bool(model.architecture.features)
+    wanted = model.architecture.features
     if features is not None:
-        features.check(model.architecture.features, model="export")
-    if dataset is None and (features is not None or not adapter):
-        raise UserError(f"--dataset is missing: its {'items' if adapter else 'pictures'} check the export")
+        features.check(wanted, model="export")
+    if encoders and encoders.keys() != wanted.keys():
+        flags = ", ".join(f"--encoder={name}=NETWORK" for name in wanted)
+        raise UserError(
+            f"export: --encoder for {', '.join(encoders)}; expected "
+            + (f"{flags}, or none" if wanted else "none, since this model takes pictures")
+        )
+    if dataset is None and (features is not None or encoders or not wanted):
+        raise UserError(f"--dataset is missing: its {'items' if features else 'pictures'} check the export")
+    write = _write_onnx if output.suffix == ONNX else _write_saved_model
+    options: dict[str, Any] = {"features": features, "encoders": encoders, "target_tensorflow": target_tensorflow}
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
         path = pathlib.Path(temporary) / output.name
-        if adapter:
-            of, vectors = _vectors(model, dataset=dataset, split=split, features=features)
-            savedmodel.export_saved_model(model, path, target_tensorflow=target_tensorflow)
-            error = savedmodel.check_features(path, model, vectors)
-            said = f"{of}: largest error {error:.1e}"
-            good, limits = error <= MAX_ERROR, f"at most {MAX_ERROR}"
-        else:
-            rows = open_split(dataset, split)  # type: ignore[arg-type]
-            pictures = [rows[i]["image"] for i in range(min(ITEMS_CHECKED, len(rows)))]
-            savedmodel.export_saved_model(model, path, target_tensorflow=target_tensorflow)
-            found = savedmodel.check_saved_model(path, model, pictures)
-            error, cosine = found["pixels_max_error"], found["bytes_min_cosine"]
-            said = f"{len(pictures)} pictures: largest error from pixels {error:.1e}, "
-            said += f"smallest cosine from bytes {cosine:.6f}"
-            good = error <= MAX_ERROR and cosine >= MIN_BYTES_COSINE
-            limits = f"at most {MAX_ERROR} and at least {MIN_BYTES_COSINE}"
-        said = f"SavedModel {output}, loaded without JAX, {said}"
-        if not good:
-            raise UserError(f"{said}; expected {limits}: it is not kept")
+        compared = write(model, path, dataset=dataset, split=split, **options)
+        how = "ONNX file {}, run by onnxruntime" if output.suffix == ONNX else "SavedModel {}, loaded without JAX"
+        said = f"{how.format(output)}, {compared}"
+        compared.check(said)
         shutil.move(path, output)
     print(said)
+
+
+def _write_saved_model(
+    model: Any,
+    path: pathlib.Path,
+    *,
+    dataset: epath.PathLike | None,
+    split: str,
+    features: Features | None,
+    encoders: Mapping[str, str] | None,
+    target_tensorflow: str,
+) -> Compared:
+    from siglip_jax.export import savedmodel
+
+    if encoders:
+        opened = open_encoders(encoders, savedmodel=True)
+        pictures, stored = _pictures(dataset, split, features)
+        pixels = stacked(opened, pictures)
+        vectors = {name: opened[name].encode_image(pixels[name]) for name in opened}
+        expected = model.encode_image(vectors)
+        savedmodel.export_saved_model(model, path, target_tensorflow=target_tensorflow, encoders=opened)
+        found = savedmodel.run_without_jax(
+            path, {"pixels": pixels, "serving_default": {"image": pictures}, "features": vectors}
+        )
+        cosines = {"bytes": _cosine(found["serving_default"], expected)}
+        if stored:
+            cosines["bytes to stored vectors"] = _cosine(found["serving_default"], model.encode_image(stored))
+        errors = {name: float(np.abs(found[name] - expected).max()) for name in ("pixels", "features")}
+        return Compared(of=f"{len(pictures)} pictures", errors=errors, cosines=cosines)
+    if model.architecture.features:
+        of, vectors = _vectors(model, dataset=dataset, split=split, features=features)
+        savedmodel.export_saved_model(model, path, target_tensorflow=target_tensorflow)
+        return Compared(of=of, errors={"features": savedmodel.check_features(path, model, vectors)})
+    pictures, _ = _pictures(dataset, split, None)
+    savedmodel.export_saved_model(model, path, target_tensorflow=target_tensorflow)
+    both = savedmodel.check_saved_model(path, model, pictures)
+    return Compared(
+        of=f"{len(pictures)} pictures",
+        errors={"pixels": both["pixels_max_error"]},
+        cosines={"bytes": both["bytes_min_cosine"]},
+    )
+
+
+def _write_onnx(
+    model: Any,
+    path: pathlib.Path,
+    *,
+    dataset: epath.PathLike | None,
+    split: str,
+    features: Features | None,
+    encoders: Mapping[str, str] | None,
+    target_tensorflow: str,
+) -> Compared:
+    from siglip_jax.export import onnx_adapter
+
+    if target_tensorflow:
+        raise UserError("--target_tensorflow is of SavedModels; leave it out for .onnx")
+    cosines: dict[str, float] = {}
+    if encoders:
+        opened = open_encoders(encoders, savedmodel=False)
+        pictures, stored = _pictures(dataset, split, features)
+        pixels = stacked(opened, pictures)
+        given = {name: opened[name].network_input(pixels[name]) for name in opened}
+        expected = model.encode_image({name: opened[name].encode_image(pixels[name]) for name in opened})
+        of, what = f"{len(pictures)} pictures", "pixels"
+        onnx_adapter.export_onnx(model, path, encoders={name: each.network for name, each in opened.items()})
+    else:
+        (of, given), what, stored = _vectors(model, dataset=dataset, split=split, features=features), "features", {}
+        expected = model.encode_image(given)
+        onnx_adapter.export_onnx(model, path)
+    found = onnx_adapter.run_onnx(path, given)
+    if stored:
+        cosines["pixels to stored vectors"] = _cosine(found, model.encode_image(stored))
+    return Compared(of=of, errors={what: float(np.abs(found - expected).max())}, cosines=cosines)
+
+
+def _cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sum(found * expected, axis=-1).min())
+
+
+def _pictures(
+    dataset: epath.PathLike | None, split: str, features: Features | None
+) -> tuple[list[bytes], dict[str, np.ndarray]]:
+    """Pictures of the first items, and their stored vectors where there are any."""
+    assert dataset is not None
+    rows = open_split(dataset, split)
+    if features is None:
+        return [rows[i]["image"] for i in range(min(ITEMS_CHECKED, len(rows)))], {}
+    chosen, vectors = _stored(dataset, split, features)
+    return [rows[int(i)]["image"] for i in chosen], vectors
+
+
+def _stored(dataset: epath.PathLike, split: str, features: Features) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Rows of the first items that have all features, and these."""
+    stored = features.of_split(dataset, split)
+    rows = complete_rows(stored)[:ITEMS_CHECKED]
+    if not len(rows):
+        raise UserError(f"export: no item of split {split} has all features; expected stores of one split")
+    return rows, {name: each.take(rows) for name, each in stored.items()}
 
 
 def _vectors(
     model: Any, *, dataset: epath.PathLike | None, split: str, features: Features | None
 ) -> tuple[str, dict[str, np.ndarray]]:
-    """What an adapter's export is checked with, and words for it."""
+    """What an adapter alone is checked with, and words for it."""
     if features is not None:
         assert dataset is not None
-        stored = features.of_split(dataset, split)
-        rows = complete_rows(stored)[:ITEMS_CHECKED]
-        if not len(rows):
-            raise UserError(f"export: no item of split {split} has all features; expected stores of one split")
-        return f"stored vectors of {len(rows)} items", {name: each.take(rows) for name, each in stored.items()}
+        rows, vectors = _stored(dataset, split, features)
+        return f"stored vectors of {len(rows)} items", vectors
     made_up = np.random.default_rng(0).normal(size=(ITEMS_CHECKED, model.architecture.image.numbers))
-    statistics = {name: np.asarray(model.params["img"][name], np.float64) for name in ("mean", "scale")}
-    made_up = (statistics["mean"] + statistics["scale"] * made_up).astype(np.float32)
+    mean, scale = (np.asarray(model.params["img"][name], np.float64) for name in ("mean", "scale"))
     sizes = model.architecture.features
-    parts = np.split(made_up, np.cumsum(list(sizes.values()))[:-1], axis=1)
+    parts = np.split((mean + scale * made_up).astype(np.float32), np.cumsum(list(sizes.values()))[:-1], axis=1)
     return f"{ITEMS_CHECKED} made-up vectors (none by --features)", dict(zip(sizes, parts, strict=True))

@@ -20,6 +20,7 @@ _XYZ = np.array(
     [[0.4123908, 0.3575843, 0.1804808], [0.2126390, 0.7151687, 0.0721923], [0.0193308, 0.1191948, 0.9505322]]
 )
 _XYZ /= _XYZ.sum(axis=1, keepdims=True)
+_DARK = 216 / 24389
 
 
 class ColourEncoder:
@@ -34,6 +35,8 @@ class ColourEncoder:
       preprocessing: of the pictures that `encode_image` takes.
       description: name and formula, for manifests.
     """
+
+    in_graph_keeps = None
 
     def __init__(self, name: str):
         """UserError: a name without three numbers of bins, fewer than two bins along one, or too many."""
@@ -64,12 +67,42 @@ class ColourEncoder:
             )
         return np.sqrt(counts.reshape(len(images), size) / pixels.shape[1]).astype(np.float32)
 
+    def in_graph(self, tf: Any, images: Any) -> Any:
+        """`encode_image` in TensorFlow's operations, see `siglip_jax.export.signatures.GraphEncoder`.
+
+        A pixel's share of a bin is max(0, 1 - distance) along each axis, multiplied: the same, without 8 corners.
+        """
+        pixels, count = tf.cast(tf.reshape(images, [-1, _SIDE * _SIDE, 3]), tf.int32), _SIDE * _SIDE
+        linear = tf.gather(tf.constant(_linear_levels()), pixels)
+        x, y, z = (tf.reduce_sum(linear * row, axis=-1) for row in _XYZ)
+        x, y, z = (tf.where(v > _DARK, tf.maximum(v, _DARK) ** (1 / 3), _dark_line(v)) for v in (x, y, z))
+        axes = ((116 * y - 16, 0, 100), (500 * (x - y), -_A_AND_B, _A_AND_B), (200 * (y - z), -_A_AND_B, _A_AND_B))
+        shares = []
+        for (values, low, high), bins in zip(axes, self._bins, strict=True):
+            places = tf.clip_by_value((values - low) / (high - low), 0, 1) * (bins - 1)
+            distances = tf.abs(places[..., None] - tf.range(bins, dtype=tf.float64))
+            shares.append(tf.maximum(1 - distances, 0))
+        levels, a, b = self._bins
+        both = tf.reshape(shares[0][..., None] * shares[1][:, :, None], [-1, count, levels * a])
+        counts = tf.reshape(tf.matmul(both, shares[2], transpose_a=True), [-1, levels * a * b])
+        return tf.cast(tf.sqrt(counts / count), tf.float32)
+
 
 def lab(srgb: np.ndarray) -> np.ndarray:
     """uint8 sRGB [..., 3] -> CIELAB float64 [..., 3] of white point D65: L 0 to 100, a and b about -110 to 100."""
-    levels = np.arange(256) / 255
-    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)[srgb]
+    linear = _linear_levels()[srgb]
     # Sums, not a matrix product, whose last bits depend on how many pixels there are.
     x, y, z = (linear[..., 0] * row[0] + linear[..., 1] * row[1] + linear[..., 2] * row[2] for row in _XYZ)
-    x, y, z = (np.where(v > 216 / 24389, np.cbrt(v), (24389 / 27 * v + 16) / 116) for v in (x, y, z))
+    x, y, z = (np.where(v > _DARK, np.cbrt(v), _dark_line(v)) for v in (x, y, z))
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def _linear_levels() -> np.ndarray:
+    """float64 [256]: the light of each sRGB level."""
+    levels = np.arange(256) / 255
+    return np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+
+
+def _dark_line(v: Any) -> Any:
+    """What CIELAB has in the place of the cube root up to _DARK."""
+    return (24389 / 27 * v + 16) / 116

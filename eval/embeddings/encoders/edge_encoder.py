@@ -34,6 +34,8 @@ class EdgeEncoder:
       description: name and formula, for manifests.
     """
 
+    in_graph_keeps = None
+
     def __init__(self, name: str):
         """UserError: a name without three numbers, fewer than two directions, or too many numbers."""
         self._shape = numbers_of(
@@ -64,3 +66,25 @@ class EdgeEncoder:
             cells = (at * length).reshape(len(images), height, _CELL, width, _CELL)
             sums[..., direction] = cells.sum(axis=(2, 4), dtype=np.float32)
         return np.sqrt(sums + np.float32(_NO_EDGE)).reshape(len(images), -1)
+
+    def in_graph(self, tf: Any, images: Any) -> Any:
+        """`encode_image` in TensorFlow's operations, see `siglip_jax.export.signatures.GraphEncoder`."""
+        height, width, directions = self._shape
+        grey = tf.reduce_sum(images / 255 * tf.constant(_GREY), axis=-1)
+        down, right = _slopes(tf, grey), tf.transpose(_slopes(tf, tf.transpose(grey, [0, 2, 1])), [0, 2, 1])
+        length = tf.sqrt(down * down + right * right)
+        place = tf.math.atan2(down, right) / np.float32(np.pi) * directions
+        lower = tf.floor(place)
+        share, number = (place - lower)[..., None], tf.cast(lower, tf.int32)[..., None]
+        each = tf.range(directions)
+        at = tf.where(tf.math.floormod(number, directions) == each, 1 - share, 0.0)
+        at += tf.where(tf.math.floormod(number + 1, directions) == each, share, 0.0)
+        cells = tf.reshape(at * length[..., None], [-1, height, _CELL, width, _CELL, directions])
+        sums = tf.reduce_sum(cells, axis=[2, 4])
+        return tf.reshape(tf.sqrt(sums + _NO_EDGE), [-1, height * width * directions])
+
+
+def _slopes(tf: Any, grey: Any) -> Any:
+    """np.gradient along axis 1 of float32 [n, h, w]."""
+    inner = (grey[:, 2:] - grey[:, :-2]) / 2
+    return tf.concat([grey[:, 1:2] - grey[:, :1], inner, grey[:, -1:] - grey[:, -2:-1]], axis=1)

@@ -33,6 +33,8 @@ class PixelEncoder:
       description: name and formula, for manifests.
     """
 
+    in_graph_keeps = None
+
     def __init__(self, name: str):
         """UserError: a name without a size, or with too large a one."""
         height, width = numbers_of(name, prefix=PREFIX, count=2, expected="pixels:HEIGHTxWIDTH, such as pixels:16x12")
@@ -48,6 +50,12 @@ class PixelEncoder:
         squares = images.reshape(len(images), height, _FINER, width, _FINER, 3)
         means = squares.mean(axis=(2, 4), dtype=np.float32)
         return ((means - _GREY) / np.float32(127.5)).reshape(len(images), -1)
+
+    def in_graph(self, tf: Any, images: Any) -> Any:
+        """`encode_image` in TensorFlow's operations, see `siglip_jax.export.signatures.GraphEncoder`."""
+        height, width = self._size
+        means = tf.reduce_mean(tf.reshape(images, [-1, height, _FINER, width, _FINER, 3]), axis=[2, 4])
+        return tf.reshape((means - _GREY) / 127.5, [-1, height * width * 3])
 
 
 def numbers_of(name: str, *, prefix: str, count: int, expected: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ class SavedModelEncoder:
     Attributes:
       preprocessing: of the pictures that `encode_image` takes.
       description: name and sha256 of the graph, for manifests.
+      in_graph_keeps: the variables of the network.
     """
 
     def __init__(self, folder: str):
@@ -27,7 +28,8 @@ class SavedModelEncoder:
         from siglip_jax.export import savedmodel
 
         self._folder = folder
-        self._call, shape, outputs = savedmodel.load_pixels_signature(folder)
+        self._signature = savedmodel.load_pixels_signature(folder)
+        self.in_graph_keeps, outputs = self._signature.loaded, self._signature.outputs
         manifest = epath.Path(folder) / savedmodel.MANIFEST
         settings = Settings.beside(folder)
         if manifest.exists():
@@ -35,7 +37,7 @@ class SavedModelEncoder:
             given = {name: own[name] for name in ("image_size", "resize", "value_range") if name in own}
             fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
             settings = Settings(**fields)
-        self._settings = settings.for_input(shape, network=folder)
+        self._settings = settings.for_input(self._signature.shape, network=folder)
         self._output = self._settings.output or (outputs[0] if len(outputs) == 1 else "")
         if self._output not in outputs:
             names = ", ".join(outputs)
@@ -45,5 +47,25 @@ class SavedModelEncoder:
 
     def encode_image(self, images: np.ndarray) -> np.ndarray:
         """uint8 [n, h, w, 3] -> float32 [n, d], not normalised."""
-        found = self._call(self._settings.pixels(images))[self._output]
+        found = self._signature(self._settings.pixels(images))[self._output]
         return self._settings.vectors(found, network=self._folder)
+
+    def in_graph(self, tf: Any, images: Any) -> Any:
+        """`encode_image` in TensorFlow's operations, see `siglip_jax.export.signatures.GraphEncoder`.
+
+        Raises:
+          UserError: the network takes batches of one size.
+        """
+        if self._signature.shape[0] is not None:
+            raise UserError(
+                f"{self._folder}: takes batches of {self._signature.shape[0]}; expected any size, to be joined with an "
+                "adapter: save the network with an open batch"
+            )
+        settings = self._settings
+        low, high = settings.value_range
+        mean, std = (np.asarray(each, np.float32) for each in (settings.mean, settings.std))
+        pixels = (images * ((high - low) / 255) + low - mean) / std
+        if settings.layout == "nchw":
+            pixels = tf.transpose(pixels, [0, 3, 1, 2])
+        vectors = self._signature.in_graph(pixels)[self._output]
+        return tf.cast(tf.reshape(vectors, [tf.shape(images)[0], -1]), tf.float32)

@@ -50,7 +50,7 @@ def checks(monkeypatch):
 def test_made_up_vectors(adapter, checks, tmp_path, capsys):
     image = adapter.params["img"] | {"mean": np.arange(5) * 100.0, "scale": np.full(5, 2.0)}
     export(adapter.replace(params={**adapter.params, "img": image}), tmp_path / "a", dataset=None, split="test")
-    assert "64 made-up vectors (none by --features): largest error 2.0e-06" in capsys.readouterr().out
+    assert "64 made-up vectors (none by --features): largest error from features 2.0e-06" in capsys.readouterr().out
     (vectors,) = checks["vectors"]
     assert {name: (x.shape, x.dtype) for name, x in vectors.items()} == {
         "cnn": ((64, 3), np.float32),
@@ -85,7 +85,7 @@ def test_stored_vectors_of_items_that_have_all(adapter, checks, shop_dataset, tm
 @pytest.mark.parametrize("error", [2e-5, np.nan])
 def test_an_export_that_differs_is_not_kept(error, adapter, checks, tmp_path):
     checks["errors"] = [error]
-    with pytest.raises(UserError, match=r"largest error .*; expected at most 1e-05: it is not kept"):
+    with pytest.raises(UserError, match=r"largest error from features .*; expected at most 1e-05: it is not kept"):
         export(adapter, tmp_path / "a", dataset=None, split="test")
     assert not list(tmp_path.iterdir())
 
