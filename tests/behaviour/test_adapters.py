@@ -212,7 +212,7 @@ def test_half_precision_leaves_the_statistics(trained, tmp_path):
         (lambda x: x | {"cnn": x["cnn"][:5]}, r"different numbers of rows \(cnn 5, pixels 9\)"),
         (lambda x: x | {"cnn": x["cnn"] * np.nan}, r"NaN in the embeddings of rows \[0, 1,"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_other_inputs_are_refused(trained, change, message):
     features, _, _ = items(9, 5)
