@@ -26,13 +26,13 @@ def get_config(argument: str = ""):
     # As in configs/adapter.py: a temperature that learns parts items that are alike.
     config.model.init_temperature = 5.0
     config.optimizer.freeze_rules = (("t", True),)
-    config.model.init_bias = -5.5  # log(p / (1 - p)) for one positive in a batch of 256
+    config.model.init_bias = -4.8  # log(p / (1 - p)) for one positive in a batch of 128
 
     config.teacher.cosine = 10.0
 
-    config.batch_size = 256
-    config.steps, config.optimizer.warmup_steps = 4000, 400
-    config.checkpoint_every = 1000
+    config.batch_size = 128
+    config.steps, config.optimizer.warmup_steps = 6500, 300
+    config.checkpoint_every = 1300
     config.log_every = 10
     if argument == "tiny":
         config.steps, config.optimizer.warmup_steps = 4, 1
