@@ -7,6 +7,7 @@ tuned from one start: parameters of unrelated models do not correspond, and thei
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
+from siglip_jax.models.feature_tower import FIXED
 
 
 def interpolate(start: Any, tuned: Any, alpha: float) -> Any:
@@ -43,7 +45,8 @@ def average(trees: Sequence[Any]) -> Any:
 def check_blendable(models: Mapping[str, Model]) -> None:
     """Raises a UserError that says how another model differs from the first one, by the names that are given.
 
-    Blended are models of one architecture, one preprocessing with its tokenizer, and parameters of the same shapes.
+    Blended are models of one architecture, one preprocessing with its tokenizer, and parameters of the same shapes;
+    adapters must also have the same fixed parameters, or what is learned would read other inputs.
     """
     (first, start), *others = ((name, _described(model)) for name, model in models.items())
     for name, other in others:
@@ -58,11 +61,18 @@ def _described(model: Model) -> dict[str, Any]:
     shapes = {
         name: list(np.shape(leaf)) for name, leaf in flax.traverse_util.flatten_dict(model.params, sep="/").items()
     }
-    return {
+    described = {
         "architecture": model.architecture.to_json(),
         "preprocessing": None if model.preprocessing is None else model.preprocessing.to_json(),
         "parameters": shapes,
     }
+    if model.architecture.features:
+        fixed = {name: model.params["img"][name] for name in FIXED if name in model.params["img"]}
+        fixed.pop("strength")  # a number between two others is a strength as well
+        described["fixed"] = {
+            name: hashlib.sha256(_float32(leaf).tobytes()).hexdigest() for name, leaf in fixed.items()
+        }
+    return described
 
 
 def _float32(leaf: Any) -> np.ndarray:

@@ -1,9 +1,10 @@
 """The page of a blend: how the ranking changes along the way from the start to the tuned model, and which was chosen.
 
 The report is a dict, as `siglip-jax blend` writes it to blend.json; an estimate is {"mean", "low", "high"}.
-  title, split, rule, metric: str;  start: str;  models: [str];  alphas: [float];  chosen: float
+  title, split, rule, metric, ends: str;  start: str, or None of an adapter;  models: [str];
+  alphas: [float];  chosen: float
   catalogues: {name: {"dataset": str, "queries", "clusters": int, "warnings": [str], "metrics": [name],
-    "rows": [{"alpha", "metrics": {name: estimate}, "differences": {name: estimate of row minus start, paired}}]}}
+    "rows": [{"alpha", "metrics": {name: estimate}, "differences": {name: estimate of row minus alpha 0, paired}}]}}
 """
 
 from __future__ import annotations

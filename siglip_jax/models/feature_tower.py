@@ -29,6 +29,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from siglip_jax.models.architecture import FeatureSize
 from siglip_jax.models.transformer import Dtype
@@ -78,6 +79,19 @@ def directions(centred: Any, size: FeatureSize, weight: Any) -> list[Any]:
     """float [..., D], numpy or JAX -> each input's part of it, made unit and times its weight [inputs]."""
     ends = [0, *itertools.accumulate(size.dimensions.values())]
     return [weight[k] * unit(centred[..., begin:end]) for k, (begin, end) in enumerate(itertools.pairwise(ends))]
+
+
+def at_strength(z: Any, size: FeatureSize, strength: float, *, made_with: float = 0.5) -> Any:
+    """Unit embeddings of one strength -> those of another, [..., head + base], numpy or JAX; no tower runs.
+
+    Both parts of z are multiples of what another strength has there, so this is exact, rounding apart.
+
+    Args:
+      made_with: the strength of z, above 0 and below 1: at either end one part is lost.
+    """
+    head, base = (strength / made_with) ** 0.5, ((1 - strength) / (1 - made_with)) ** 0.5
+    scale = np.repeat(np.array([head, base], np.float32), [size.head, size.base])
+    return unit(z * scale)
 
 
 def beside_nothing(text: jax.Array, size: FeatureSize) -> jax.Array:

@@ -88,6 +88,7 @@ def build_step(
         mesh=mesh,
         state=state,
         schedule=make_schedule(config),
+        loss=config.loss,
         same_group=config.same_group,
         microbatch=config.microbatch,
         frozen=frozen_parameters(config, params),

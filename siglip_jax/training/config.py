@@ -156,6 +156,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} is not below config.steps={config.steps}"
         )
+    if config.loss == "softmax":
+        for name, only in (("same_group", "positive"), ("refit_temperature", "none")):
+            if config[name] != only:
+                raise UserError(
+                    f"config.loss=softmax with config.{name}={config[name]}, which is of the sigmoid loss; expected "
+                    f"{only}, the default"
+                )
     widths, weights = (len(config.matryoshka[name]) for name in ("widths", "weights"))
     if widths != weights:
         raise UserError(f"config.matryoshka: {widths} widths and {weights} weights; expected a weight for each width")

@@ -264,6 +264,7 @@ def _make_step(
         mesh=mesh,
         state=shapes,
         schedule=make_schedule(config),
+        loss=config.loss,
         same_group=config.same_group,
         microbatch=microbatch,
         frozen=frozen_parameters(config, shapes["params"]),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from siglip_jax.losses import sigmoid_loss
+from siglip_jax.losses.pair_losses import PAIR_LOSSES
 from siglip_jax.training.encode import Batch, encode_batch
 from siglip_jax.training.optimizer import ema
 from siglip_jax.training.optimizer.freezing import stop_gradients
@@ -38,6 +38,7 @@ def make_train_step(
     mesh: Mesh,
     state: State,
     schedule: optax.Schedule,
+    loss: str = "sigmoid",
     same_group: str = "positive",
     microbatch: int = 0,
     frozen: Params | None = None,
@@ -51,6 +52,7 @@ def make_train_step(
       to_float: uint8 pixels -> float32 in the model's range (`Preprocessing.to_float`); done on the device, so that
         a quarter of the bytes travel.
       state: arrays or ShapeDtypeStructs; only shapes are read.
+      loss: of the pairs, a name in `losses.pair_losses.PAIR_LOSSES`; only sigmoid reads `same_group`.
       microbatch: rows of a device that pass through the towers at a time, 0 for all; the loss is over the whole batch
         either way (`parallel.microbatch`).
       frozen: tree of bools, True where a parameter gets no gradient (`optimizer.freezing`); None for none.
@@ -76,7 +78,7 @@ def make_train_step(
         params = learning(params)
 
         def pair_loss(image: jax.Array, text: jax.Array) -> jax.Array:
-            return sigmoid_loss(
+            return PAIR_LOSSES[loss](
                 image,
                 text,
                 params["t"],

@@ -65,8 +65,11 @@ def test_the_curve_is_that_of_the_models_themselves(finished, models, tiny_confi
 
 def test_the_best_blend_is_saved_and_embeds_as_its_store(finished, models, shop_dataset, tmp_path):
     report = read(finished)
-    means = [row["metrics"][report["metric"]]["mean"] for row in report["catalogues"]["new"]["rows"]]
-    assert report["chosen"] == report["alphas"][int(np.argmax(means))]
+    sure = {0.0: -np.inf}
+    for row in report["catalogues"]["new"]["rows"]:
+        if not row["alpha"] or row["differences"][report["metric"]]["low"] > 0:
+            sure[row["alpha"]] = row["metrics"][report["metric"]]["mean"]
+    assert report["chosen"] == max(sure, key=sure.get)
     saved, (start, tuned) = siglip_jax.load(finished / "model"), map(siglip_jax.load, models)
     alpha = report["chosen"]
     want = jax.tree.map(lambda a, b: (1 - alpha) * np.float64(a) + alpha * np.float64(b), start.params, tuned.params)
@@ -176,10 +179,13 @@ def test_the_keys_of_the_data_are_documented(finished):
     assert keys == read(finished).keys()
 
 
-def side(means, changes):
+def side(means, changes, noise=0.01):
     rows = zip((0.0, 0.5, 1.0), means, changes, strict=True)
     return {
-        "rows": [{"alpha": a, "metrics": {"m": {"mean": m}}, "differences": {"m": {"mean": c}}} for a, m, c in rows]
+        "rows": [
+            {"alpha": a, "metrics": {"m": {"mean": m}}, "differences": {"m": {"mean": c, "low": c - noise}}}
+            for a, m, c in rows
+        ]
     }
 
 
@@ -203,3 +209,14 @@ def test_the_rule(learned, limits, alpha):
 
 def test_of_equal_blends_the_nearest_to_the_start():
     assert blending.choose({"new": side([0.5, 0.5, 0.5], [0, 0, 0])}, limits={}, metric="m") == 0
+
+
+@pytest.mark.parametrize(("noise", "alpha"), [(0.01, 1.0), (0.15, 1.0), (0.25, 0.0)])
+def test_a_gain_within_noise_is_no_gain(noise, alpha):
+    assert blending.choose({"new": side([0.3, 0.4, 0.5], [0, 0.1, 0.2], noise)}, limits={}, metric="m") == alpha
+
+
+def test_a_sure_gain_beats_a_larger_one_within_noise():
+    catalogue = side([0.3, 0.4, 0.5], [0, 0.1, 0.2])
+    catalogue["rows"][2]["differences"]["m"]["low"] = -0.01
+    assert blending.choose({"new": catalogue}, limits={}, metric="m") == 0.5

@@ -8,6 +8,13 @@ among them on a split (--config.evaluation.split) that the final figures are not
 
   siglip-jax bench finetune --config=configs/fashion.py:from=runs/half_a --learned=data/half_a --new=data/half_b \\
     --workdir=runs/forgetting --also="rate 1e-4: optimizer.learning_rate=1e-4, optimizer.layer_decay=1.0"
+
+--recipes adds ways that forget less, of as many steps: `freeze image`; `teacher`, the cosine to the start's own
+embeddings, which are made here; `blend` and `teacher + blend`, between the start and what was tuned, without a
+step more. Their alphas, and then one of all ways, are chosen on --choose_on; the final figures are of the config's split.
+
+  siglip-jax bench finetune --config=configs/fashion.py:from=runs/half_a --learned=data/half_a --new=data/half_b \\
+    --workdir=runs/forgetting --recipes=all --max_forgetting=image_to_text/MRR=0.06
 """
 
 from __future__ import annotations
@@ -41,6 +48,7 @@ NAIVE = {
 NAIVE_T, NAIVE_B = math.log(10), -10.0  # where training from random weights begins
 START, DEFAULTS, NAIVELY = "start", "fine-tuned", "naive"
 SIDES = {"new": "gain, on the new data", "learned": "forgetting, on what the start learned"}
+OWN_FOLDERS = ("naive_start", "start_embeddings")  # of the workdir, beside those of the recipes
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -49,36 +57,85 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("new", None, "Dataset to fine-tune on.", required=True, flag_values=values)
     flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True, flag_values=values)
     flags.DEFINE_multi_string("also", [], "One more recipe, as name: field=value, field=value.", flag_values=values)
+    flags.DEFINE_list(
+        "recipes", [], "More ways: all, or some of freeze image, teacher, blend, teacher + blend.", flag_values=values
+    )
+    flags.DEFINE_string("choose_on", "validation", "Split of both to choose on, with --recipes.", flag_values=values)
+    flags.DEFINE_string("alphas", "0,0.2,...,1", "Shares of the tuned model in a blend.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "max_forgetting",
+        [],
+        "Most that the first metric may fall on --learned, such as 0.02; or METRIC=0.06, for another one as well.",
+        flag_values=values,
+    )
 
 
 def main(values: flags.FlagValues) -> None:
     from siglip_jax.loading import load
-    from tools.workflow import training
+    from tools.workflow import blending, finetuning, training
 
     config, workdir = values.config, epath.Path(values.workdir)
     also = dict(parse_recipe(text, config) for text in values.also)
-    if len(also) < len(values.also) or also.keys() & {START, DEFAULTS, NAIVELY, "naive_start"}:
-        raise UserError(f"--also: each name once, and not {START}, {DEFAULTS} or {NAIVELY}")
+    known = {START, DEFAULTS, NAIVELY, *OWN_FOLDERS, *finetuning.RECIPES}
+    if len(also) < len(values.also) or also.keys() & known:
+        raise UserError(f"--also: each name once, and none of {', '.join(sorted(known))}")
     if not config.init:
         raise UserError("bench finetune: config.init is empty; name the model to start from")
+    more = finetuning.chosen_recipes(values.recipes)
+    datasets = {blending.NEW: values.new, blending.LEARNED: values.learned}
+    choosing = changed(config, {"evaluation.split": values.choose_on})
+    alphas, metric_names = blending.parse_alphas(values.alphas), blending.metric_names(config)
+    limits = blending.parse_limits(values.max_forgetting, metric_names)
+    if more:
+        if values.choose_on == config.evaluation.split:
+            raise UserError(f"--choose_on={values.choose_on} is the split of the final figures; choose on another one")
+        for dataset in datasets.values():
+            blending.check_catalogue(choosing, dataset)
+    elif limits:
+        raise UserError("--max_forgetting chooses among --recipes; name some")
+
     start = training.start_model(config, values.new)
     naive_start = workdir / "naive_start"
     if not (naive_start / "model.json").exists():
         reset = {"t": np.asarray([NAIVE_T], np.float32), "b": np.asarray([NAIVE_B], np.float32)}
         start.replace(params={**start.params, **reset}).save(naive_start)
-    naive = naive_config(config, init=str(naive_start))
-    recipes = {DEFAULTS: config, NAIVELY: naive, **{name: changed(config, c) for name, c in also.items()}}
+    changes = {name: recipe.changes for name, recipe in more.items() if not recipe.blend_of}
+    recipes = {
+        DEFAULTS: config,
+        NAIVELY: naive_config(config, init=str(naive_start)),
+        **{name: changed(config, dict(fields)) for name, fields in {**changes, **also}.items()},
+    }
     for name, recipe in recipes.items():
         print(f"== {name}: rate {recipe.optimizer.learning_rate}, {recipe.steps} steps", flush=True)
-        training.train_on_dataset(recipe, dataset=values.new, workdir=workdir / name)
+        taught = finetuning.with_teacher(recipe, start=start, dataset=values.new, folder=workdir / "start_embeddings")
+        training.train_on_dataset(taught, dataset=values.new, workdir=workdir / name)
     models = {START: start, **{name: load(workdir / name) for name in recipes}}
-    tables = {
-        side: compare(models, config=config, dataset=dataset)
-        for side, dataset in (("new", values.new), ("learned", values.learned))
-    }
-    (workdir / "finetuning.json").write_text(json.dumps(tables, indent=1) + "\n")
+    notes: dict[str, Any] = {}
+    for name, blended in ((name, recipe.blend_of) for name, recipe in more.items() if recipe.blend_of):
+        alpha, models[name] = finetuning.blend_with_start(
+            start,
+            (blended, models[blended]),
+            alphas=alphas,
+            datasets=datasets,
+            config=choosing,
+            limits=limits,
+            folder=workdir / name,
+        )
+        print(f"== {name}: alpha {alpha:g} of {blended}", flush=True)
+        notes.setdefault("alphas", {})[name] = alpha
+    if more:
+        found = {side: compare(models, config=choosing, dataset=dataset) for side, dataset in datasets.items()}
+        notes["chosen"] = finetuning.choose_recipe(found, start=START, limits=limits, metric=metric_names[0])
+        notes["rule"] = blending.rule_in_words(list(datasets), limits, metric_names[0])
+        notes["choose_on"] = values.choose_on
+    tables = {side: compare(models, config=config, dataset=dataset) for side, dataset in datasets.items()}
+    (workdir / "finetuning.json").write_text(json.dumps({**tables, **notes}, indent=1) + "\n")
     for side, title in SIDES.items():
         print(f"\n{title} ({tables[side]['queries']} items)\n\n{format_table(tables[side])}")
+    if more:
+        shown = list(dict.fromkeys([metric_names[0], "image_to_text/MRR", *limits]))
+        print(f"\nall ways, {config.steps} steps each\n\n{format_recipes(tables, shown, chosen=notes['chosen'])}")
+        print(f"\nchosen on {values.choose_on}: {notes['chosen']} ({notes['rule']})")
     print(f"\nfigures: {workdir / 'finetuning.json'}")
 
 
@@ -158,6 +215,26 @@ def format_table(table: dict[str, Any]) -> str:
     for metric in table["metrics"]:
         cells = [_interval(found[(a, b, metric)], "+.4f") for a, b in columns]
         lines.append(f"| {metric} | {_interval(start['metrics'][metric], '.4f')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_recipes(tables: dict[str, dict[str, Any]], metrics: list[str], *, chosen: str) -> str:
+    """Markdown: a row for each way, with what it gains and forgets: differences to the start, paired by query."""
+    columns = [(side, metric) for metric in metrics for side in SIDES]
+    words = {"new": "gain", "learned": "forgetting"}
+    lines = [
+        "| way | " + " | ".join(f"{words[side]}: {metric}" for side, metric in columns) + " |",
+        "| --- | " + " | ".join("---:" for _ in columns) + " |",
+    ]
+    found = {
+        (side, cell["a"], cell["metric"]): cell
+        for side in SIDES
+        for cell in tables[side]["differences"]
+        if cell["b"] == START
+    }
+    for name in (row["name"] for row in tables["new"]["rows"] if row["name"] != START):
+        cells = [_interval(found[(side, name, metric)], "+.4f") for side, metric in columns]
+        lines.append(f"| {name}{' (chosen)' if name == chosen else ''} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

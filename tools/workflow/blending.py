@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import ml_collections
 import numpy as np
@@ -15,7 +16,7 @@ from etils import epath
 from eval.comparison.by_attributes import rank_by_attributes, relevance_over
 from eval.comparison.comparison_table import Bootstrap, compare_rows
 from eval.comparison.items import Items, places_in_store, read_items
-from eval.embeddings import read_store, write_store
+from eval.embeddings import EmbeddingStore, read_store, write_store
 from eval.embeddings.store import MANIFEST, read_manifest
 from eval.metrics import report_name
 from eval.protocols.cross_modal import retrieval_names, retrieval_of_queries
@@ -26,9 +27,37 @@ from siglip_jax.blending import average, check_blendable, interpolate
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
 from tools.workflow.embedding import embed, image_encoder, params_checksum
+from tools.workflow.item_vectors import Features
 
 NEW, LEARNED = "new", "learned"  # catalogues: tuned on, and known to the start
 TITLES_AT_ONCE = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """A split as one model sees it.
+
+    Attributes:
+      folder: that was embedded into.
+      store: the images.
+      titles: folder for those of the items.
+    """
+
+    folder: epath.Path
+    store: EmbeddingStore
+    titles: epath.Path
+
+
+class Way(Protocol):
+    """Models along a way: one for each alpha from 0, where nothing has changed, to 1."""
+
+    def at(self, alpha: float) -> Model: ...
+
+    def embed(
+        self, alphas: Sequence[float], *, dataset: epath.PathLike, split: str, stores: epath.Path, on_error: str
+    ) -> dict[float, Embedded]:
+        """The split by the model of each alpha, in the folder `stores`; what is finished there is kept."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,21 +66,36 @@ class Blends:
 
     Attributes:
       tuned: parameters at alpha 1.
+      features: that they read in the place of pictures, of adapters.
     """
 
     start: Model
     tuned: Any
+    features: Features | None = None
 
     @classmethod
-    def between(cls, start: tuple[str, Model], tuned: Mapping[str, Model]) -> Blends:
+    def between(
+        cls, start: tuple[str, Model], tuned: Mapping[str, Model], *, features: Features | None = None
+    ) -> Blends:
         """UserError where they are not of one architecture and preprocessing, by the names given."""
         name, model = start
         check_blendable({name: model, **{key: value for key, value in tuned.items() if key != name}})
-        return cls(start=model, tuned=average([each.params for each in tuned.values()]))
+        return cls(start=model, tuned=average([each.params for each in tuned.values()]), features=features)
 
     def at(self, alpha: float) -> Model:
         """The blend of one alpha; it computes as the start does."""
         return self.start.replace(params=interpolate(self.start.params, self.tuned, alpha))
+
+    def embed(
+        self, alphas: Sequence[float], *, dataset: epath.PathLike, split: str, stores: epath.Path, on_error: str
+    ) -> dict[float, Embedded]:
+        found = {}
+        for alpha in alphas:
+            folder = stores / f"alpha_{alpha:g}"
+            encoder = image_encoder(self.at(alpha), name=f"blend, alpha {alpha:g}", features=self.features)
+            store = embed(encoder, dataset=dataset, split=split, output=folder, on_error=on_error)
+            found[alpha] = Embedded(folder, store, folder.with_name(folder.name + ".titles"))
+        return found
 
 
 def parse_alphas(text: str) -> list[float]:
@@ -79,6 +123,29 @@ def parse_alphas(text: str) -> list[float]:
     return sorted({0.0, *(round(alpha, 6) for alpha in found)})
 
 
+def parse_limits(texts: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """--max_forgetting as {metric: most that it may fall}; a number alone is of the first name.
+
+    Raises:
+      UserError: no number of at least 0, an unknown metric or one twice.
+    """
+    limits: dict[str, float] = {}
+    for text in texts:
+        name, sign, number = text.rpartition("=")
+        name = name if sign else names[0]
+        try:
+            limit = float(number)
+        except ValueError:
+            limit = math.nan
+        if name not in names or name in limits or not 0 <= limit < math.inf:
+            raise UserError(
+                f"--max_forgetting={text}: expected a number of at least 0, or METRIC=number, each metric once; "
+                f"metrics are {', '.join(names)}"
+            )
+        limits[name] = limit
+    return limits
+
+
 def metric_names(config: ml_collections.ConfigDict) -> list[str]:
     """What `measure` reports; the first one is that which an alpha is chosen by."""
     options = config.evaluation
@@ -91,7 +158,7 @@ def check_catalogue(config: ml_collections.ConfigDict, dataset: epath.PathLike) 
 
 
 def measure(
-    blends: Blends,
+    blends: Way,
     alphas: Sequence[float],
     *,
     config: ml_collections.ConfigDict,
@@ -103,7 +170,7 @@ def measure(
 
     Args:
       alphas: with 0.
-      stores: folder of the stores, one for the images and one for the titles of each alpha; finished ones are kept.
+      stores: folder of the stores that `blends` makes; finished ones are kept.
       on_error: of rows that cannot be read, see `embed`.
 
     Returns:
@@ -115,25 +182,21 @@ def measure(
       UserError: a store that is there is of something else, or no item has a relevant one.
     """
     split = config.evaluation.split
-    folders = {alpha: epath.Path(stores) / f"alpha_{alpha:g}" for alpha in alphas}
-    for alpha, folder in folders.items():
-        encoder = image_encoder(blends.at(alpha), name=f"blend, alpha {alpha:g}")
-        embed(encoder, dataset=dataset, split=split, output=folder, on_error=on_error)
-    items = read_items(dataset, split, {_row(alpha): os.fspath(folder) for alpha, folder in folders.items()})
+    embedded = blends.embed(alphas, dataset=dataset, split=split, stores=epath.Path(stores), on_error=on_error)
+    names = {os.fspath(each.folder): _row(alpha) for alpha, each in embedded.items()}  # each folder once
+    items = read_items(dataset, split, {name: folder for folder, name in names.items()})
     fingerprint = dataset_fingerprint(dataset)
-    images = {}
-    for alpha, folder in folders.items():
-        store = read_store(folder)
-        images[alpha] = store.vectors[places_in_store(_row(alpha), store, items, fingerprint=fingerprint)]
+    images = {
+        alpha: each.store.vectors[places_in_store(_row(alpha), each.store, items, fingerprint=fingerprint)]
+        for alpha, each in embedded.items()
+    }
     rankers = [VectorRanker(_row(alpha), vectors, ids=items.ids) for alpha, vectors in images.items()]
     ranked = rank_by_attributes(rankers, config=config, dataset=dataset, items=items)
     if ranked.unanswerable == len(items.ids):
         raise UserError(f"{dataset}: no item of split {split} has a relevant one; see config.evaluation.relevance")
     groups, rows = ranked.queries.clusters, {}
-    for alpha, folder in folders.items():
-        titles = _titles(
-            blends.at(alpha), items, fingerprint=fingerprint, folder=folder.with_name(folder.name + ".titles")
-        )
+    for alpha, each in embedded.items():
+        titles = _titles(blends.at(alpha), items, fingerprint=fingerprint, folder=each.titles)
         rows[_row(alpha)] = {**ranked.metrics[_row(alpha)], **retrieval_of_queries(images[alpha], titles, groups)}
     pairs = [(_row(alpha), _row(0.0)) for alpha in alphas]
     table = compare_rows(rows, pairs=pairs, bootstrap=Bootstrap(groups))
@@ -155,12 +218,18 @@ def rule_in_words(catalogues: Sequence[str], limits: Mapping[str, float], metric
     """What `choose` does, for people."""
     if limits:
         bounds = " and ".join(f"{name} by at most {limit:g}" for name, limit in limits.items())
-        return f"the best {metric} on the new catalogue among those whose mean falls on the learned one in {bounds}"
-    return f"the best {metric}, mean of both catalogues" if LEARNED in catalogues else f"the best {metric}"
+        best = f"the best {metric} on the new catalogue among those whose mean falls on the learned one in {bounds}"
+    else:
+        best = f"the best {metric}, mean of both catalogues" if LEARNED in catalogues else f"the best {metric}"
+    where = " on the new catalogue" if LEARNED in catalogues else ""
+    return f"{best}; no change unless the interval of the gain{where} is above zero"
 
 
 def choose(catalogues: Mapping[str, Mapping[str, Any]], *, limits: Mapping[str, float], metric: str) -> float:
     """The alpha that the rule of `rule_in_words` finds; of equal ones the smallest. 0, the start, may win.
+
+    With few queries, the best of several means is easily the best by chance. So only those alphas can be chosen whose
+    gain on the new catalogue, paired by item, has an interval above zero; 0 needs none.
 
     Args:
       catalogues: {NEW: what `measure` found, LEARNED: the same or absent}.
@@ -169,6 +238,9 @@ def choose(catalogues: Mapping[str, Mapping[str, Any]], *, limits: Mapping[str, 
     new, learned = catalogues[NEW]["rows"], catalogues.get(LEARNED, {}).get("rows")
     best, chosen = -np.inf, 0.0
     for place, row in enumerate(new):
+        gain = row["differences"][metric]["low"]
+        if row["alpha"] and not (gain is not None and gain > 0):
+            continue
         value = row["metrics"][metric]["mean"]
         if learned is not None and limits:
             changes = learned[place]["differences"]

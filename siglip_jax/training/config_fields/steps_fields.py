@@ -33,10 +33,16 @@ STEPS = FieldTable(
             free=True,
         ),
         "steps": Field(1000, "Steps of the whole run.", at_least(1)),
+        "loss": Field(
+            "sigmoid",
+            "Loss of the pairs. softmax is that of CLIP: rows of equal title are negatives of each other, b is not "
+            "used, and the loss costs a third more.",
+            one_of("sigmoid", "softmax"),
+        ),
         "same_group": Field(
             "positive",
             "What rows of equal title are to each other: positive pairs, positive pairs of which the k of a row weigh "
-            "1/k, or pairs that do not count.",
+            "1/k, or pairs that do not count. Of the sigmoid loss alone.",
             one_of("positive", "mean", "ignore"),
         ),
     },

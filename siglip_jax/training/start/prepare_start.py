@@ -74,7 +74,7 @@ def prepare(
     record["after"] = {"t": t, "b": b, "loss": found.loss(math.exp(t), b)}
     record |= compare_with_shuffled(pairs, scale=math.exp(t), bias=b)
     if config.init:
-        messages = complaints(record, refit=config.refit_temperature)
+        messages = complaints(record, refit=config.refit_temperature, loss=config.loss)
         if unsuited := unsuited_to_loaded_weights(config):
             messages.append(
                 f"config.init is set with {', '.join(unsuited)}, which is for random weights and makes a loaded model "
@@ -129,20 +129,20 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def complaints(record: dict[str, Any], *, refit: str) -> list[str]:
+def complaints(record: dict[str, Any], *, refit: str, loss: str = "sigmoid") -> list[str]:
     """What is wrong with a loaded start, a sentence each; none where nothing is."""
-    loss, shuffled, gain = record["after"]["loss"], record["shuffled_loss"], record["gain"]
+    own, shuffled, gain = record["after"]["loss"], record["shuffled_loss"], record["gain"]
     found: list[str] = []
     if gain < max(MIN_GAIN * shuffled, MIN_ERRORS * record["standard_error"]):
         found.append(
-            f"the start looks broken: its loss is {loss:.3f} over {record['rows']} pairs of picture and title, and "
+            f"the start looks broken: its loss is {own:.3f} over {record['rows']} pairs of picture and title, and "
             f"{shuffled:.3f} when the titles are shuffled, so what it sees and reads hardly belongs together; check "
             "that config.init is the model you mean, its tokenizer and its preprocessing (docs/guide/finetuning.md)"
         )
-    elif loss > record["constant_loss"] and refit != "both":
+    elif loss == "sigmoid" and own > record["constant_loss"] and refit != "both":
         better = "bias or both" if refit == "none" else "both"
         found.append(
-            f"t and b do not fit this batch size: the loss is {loss:.3f}, and {record['constant_loss']:.3f} for a "
+            f"t and b do not fit this batch size: the loss is {own:.3f}, and {record['constant_loss']:.3f} for a "
             f"model that gives every pair the same logit; set config.refit_temperature to {better} "
             "(docs/guide/finetuning.md)"
         )

@@ -15,6 +15,7 @@ from eval.protocols.exposure import Propensity
 from input_pipeline.augment import Augmentation
 from input_pipeline.loader import Speed, make_loader
 from siglip_jax.errors import UserError
+from siglip_jax.losses.pair_losses import PAIR_LOSSES
 from siglip_jax.losses.sigmoid import SAME_GROUP
 from siglip_jax.models.transformer import REMAT_POLICIES
 from siglip_jax.preprocessing import Preprocessing
@@ -140,6 +141,7 @@ def test_log_fields_are_those_of_their_readers():
 @pytest.mark.parametrize(
     ("name", "known"),
     [
+        ("loss", PAIR_LOSSES),
         ("same_group", SAME_GROUP),
         ("model.remat", REMAT_POLICIES),
         ("optimizer.freeze", FREEZE_PRESETS),
@@ -212,6 +214,7 @@ def test_examples_of_rules_are_rules():
             "whole numbers, ascending, below the embedding's dimension, such as (64, 128)",
         ),
         ({"matryoshka.weights": (1.0, -1.0)}, "a number for each width, 0 or more, such as (1.0, 1.0)"),
+        ({"loss": "hinge"}, "one of sigmoid, softmax"),
         ({"same_group": "maybe"}, "one of positive, mean, ignore"),
         ({"model.unroll": -1}, "0 for automatic, or a number of layers"),
         ({"model.init_temperature": 0.0}, "more than 0"),
@@ -255,6 +258,17 @@ def test_warm_up_is_shorter_than_the_run():
     config = default_config()
     config.optimizer.warmup_steps = config.steps
     with pytest.raises(UserError, match=r"config.optimizer.warmup_steps=1000 is not below config.steps=1000"):
+        check(config)
+
+
+@pytest.mark.parametrize("changes", [{"same_group": "mean"}, {"refit_temperature": "both"}], ids=str)
+def test_what_the_softmax_loss_does_not_know(changes):
+    config = default_config()
+    config.loss = "softmax"
+    check(config)
+    config.update_from_flattened_dict(changes)
+    ((name, value),) = changes.items()
+    with pytest.raises(UserError, match=rf"config.loss=softmax with config.{name}={value}, which is of the sigmoid"):
         check(config)
 
 
