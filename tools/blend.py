@@ -109,8 +109,8 @@ def main(values: flags.FlagValues) -> None:
 def _way(values: flags.FlagValues) -> Way:
     from siglip_jax.loading import load
     from tools.workflow import blending
+    from tools.workflow.adapters.strengths import Strengths
     from tools.workflow.item_vectors import Features
-    from tools.workflow.strengths import Strengths
 
     if values.model.count(values.start) or len(set(values.model)) < len(values.model):
         raise UserError("--model: name each tuned model once, and not --start, which alpha 0 stands for")

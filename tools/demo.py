@@ -31,7 +31,7 @@ from tools import common_flags
 if TYPE_CHECKING:
     from eval.comparison.choose_rankers import RankersToCompare
     from siglip_jax.model import Model
-    from tools.workflow import adapter_demo
+    from tools.workflow.adapters import adapter_demo
 
 FITTED_ON = 4000  # training items a PCA of the demo is fitted on
 
@@ -54,7 +54,8 @@ def main(values: flags.FlagValues) -> None:
     from eval.metrics.metric_names import max_cutoff
     from eval.report import format_table
     from siglip_jax.training.config import check, config_to_json
-    from tools.workflow import adapter_demo, data, export, training
+    from tools.workflow import data, export, training
+    from tools.workflow.adapters import adapter_demo
 
     begin = time.monotonic()
     config, workdir = common_flags.config_of(values), pathlib.Path(values.workdir)
@@ -127,7 +128,7 @@ def _adapt(
     announce: Callable[[str], None],
 ) -> tuple[RankersToCompare, pathlib.Path]:
     """The rankers of the comparison, and the folder of the adapter's training; the adapter is in `adapter` beside."""
-    from tools.workflow import adapter_demo
+    from tools.workflow.adapters import adapter_demo
 
     workdir = dataset.parent
     announce("embedding all items with your encoder, and as colours, edges and coarse pixels")

@@ -11,7 +11,8 @@ among them on a split (--config.evaluation.split) that the final figures are not
 
 --recipes adds ways that forget less, of as many steps: `freeze image`; `teacher`, the cosine to the start's own
 embeddings, which are made here; `blend` and `teacher + blend`, between the start and what was tuned, without a
-step more. Their alphas, and then one of all ways, are chosen on --choose_on; the final figures are of the config's split.
+step more. Their alphas, and then one of all ways, are chosen on --choose_on; the final figures are of the config's
+split.
 
   siglip-jax bench finetune --config=configs/fashion.py:from=runs/half_a --learned=data/half_a --new=data/half_b \\
     --workdir=runs/forgetting --recipes=all --max_forgetting=image_to_text/MRR=0.06

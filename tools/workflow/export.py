@@ -15,7 +15,7 @@ from etils import epath
 from input_pipeline.dataset import open_split
 from input_pipeline.loader.item_vectors import complete_rows
 from siglip_jax.errors import UserError
-from tools.workflow.export_encoders import open_encoders, stacked
+from tools.workflow.adapters.export_encoders import open_encoders, stacked
 from tools.workflow.item_vectors import Features
 
 ITEMS_CHECKED = 64  # of an export

@@ -21,7 +21,7 @@ from input_pipeline.dataset import dataset_fingerprint
 from siglip_jax.model import Model
 from siglip_jax.training.config import check, config_to_json
 from tools.workflow import training
-from tools.workflow.adapter_strength import choose_strength
+from tools.workflow.adapters.adapter_strength import choose_strength
 from tools.workflow.embedding import ImageEncoder, embed, image_encoder, import_embeddings, load_encoder
 from tools.workflow.item_vectors import Features
 

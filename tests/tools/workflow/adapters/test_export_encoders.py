@@ -12,7 +12,7 @@ from siglip_jax.errors import UserError
 from siglip_jax.export.savedmodel import export_saved_model
 from siglip_jax.models.architecture import Architecture, FeatureSize, TowerSize
 from siglip_jax.models.towers import TwoTowers
-from tools.workflow.export_encoders import open_encoders
+from tools.workflow.adapters.export_encoders import open_encoders
 
 
 def make_adapter(inputs, folder):

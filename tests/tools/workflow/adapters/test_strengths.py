@@ -14,8 +14,8 @@ from siglip_jax.loading import load
 from siglip_jax.models.towers import TwoTowers
 from siglip_jax.training.start.feature_statistics import start_adapter, with_strength
 from siglip_jax.training.start.spec import architecture_of, preprocessing_of
+from tools.workflow.adapters.strengths import Strengths
 from tools.workflow.item_vectors import Features
-from tools.workflow.strengths import Strengths
 
 
 def adapter_of(config, tokenizer, numbers, vectors, *, head):

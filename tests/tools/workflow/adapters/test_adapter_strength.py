@@ -8,7 +8,7 @@ import pytest
 from eval.metrics import rank_metrics
 from input_pipeline.dataset import attributes
 from siglip_jax.training.start.feature_statistics import with_strength
-from tools.workflow.adapter_strength import choose_strength
+from tools.workflow.adapters.adapter_strength import choose_strength
 from tools.workflow.item_vectors import Features
 from tools.workflow.training import start_model
 
