@@ -73,16 +73,16 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     from siglip_jax.loading import load
-    from tools.workflow import blending, finetuning, training
+    from tools.workflow import blending, finetune_recipes, training
 
     config, workdir = values.config, epath.Path(values.workdir)
     also = dict(parse_recipe(text, config) for text in values.also)
-    known = {START, DEFAULTS, NAIVELY, *OWN_FOLDERS, *finetuning.RECIPES}
+    known = {START, DEFAULTS, NAIVELY, *OWN_FOLDERS, *finetune_recipes.RECIPES}
     if len(also) < len(values.also) or also.keys() & known:
         raise UserError(f"--also: each name once, and none of {', '.join(sorted(known))}")
     if not config.init:
         raise UserError("bench finetune: config.init is empty; name the model to start from")
-    more = finetuning.chosen_recipes(values.recipes)
+    more = finetune_recipes.chosen_recipes(values.recipes)
     datasets = {blending.NEW: values.new, blending.LEARNED: values.learned}
     choosing = changed(config, {"evaluation.split": values.choose_on})
     alphas, metric_names = blending.parse_alphas(values.alphas), blending.metric_names(config)
@@ -108,12 +108,14 @@ def main(values: flags.FlagValues) -> None:
     }
     for name, recipe in recipes.items():
         print(f"== {name}: rate {recipe.optimizer.learning_rate}, {recipe.steps} steps", flush=True)
-        taught = finetuning.with_teacher(recipe, start=start, dataset=values.new, folder=workdir / "start_embeddings")
+        taught = finetune_recipes.with_teacher(
+            recipe, start=start, dataset=values.new, folder=workdir / "start_embeddings"
+        )
         training.train_on_dataset(taught, dataset=values.new, workdir=workdir / name)
     models = {START: start, **{name: load(workdir / name) for name in recipes}}
     notes: dict[str, Any] = {}
     for name, blended in ((name, recipe.blend_of) for name, recipe in more.items() if recipe.blend_of):
-        alpha, models[name] = finetuning.blend_with_start(
+        alpha, models[name] = finetune_recipes.blend_with_start(
             start,
             (blended, models[blended]),
             alphas=alphas,
@@ -126,18 +128,18 @@ def main(values: flags.FlagValues) -> None:
         notes.setdefault("alphas", {})[name] = alpha
     if more:
         found = {side: compare(models, config=choosing, dataset=dataset) for side, dataset in datasets.items()}
-        notes["chosen"] = finetuning.choose_recipe(found, start=START, limits=limits, metric=metric_names[0])
+        notes["chosen"] = finetune_recipes.choose_recipe(found, start=START, limits=limits, metric=metric_names[0])
         notes["rule"] = blending.rule_in_words(list(datasets), limits, metric_names[0])
         notes["choose_on"] = values.choose_on
     tables = {side: compare(models, config=config, dataset=dataset) for side, dataset in datasets.items()}
-    (workdir / "finetuning.json").write_text(json.dumps({**tables, **notes}, indent=1) + "\n")
+    (workdir / "finetune_recipes.json").write_text(json.dumps({**tables, **notes}, indent=1) + "\n")
     for side, title in SIDES.items():
         print(f"\n{title} ({tables[side]['queries']} items)\n\n{format_table(tables[side])}")
     if more:
         shown = list(dict.fromkeys([metric_names[0], "image_to_text/MRR", *limits]))
         print(f"\nall ways, {config.steps} steps each\n\n{format_recipes(tables, shown, chosen=notes['chosen'])}")
         print(f"\nchosen on {values.choose_on}: {notes['chosen']} ({notes['rule']})")
-    print(f"\nfigures: {workdir / 'finetuning.json'}")
+    print(f"\nfigures: {workdir / 'finetune_recipes.json'}")
 
 
 def naive_config(config: ml_collections.ConfigDict, *, init: str) -> ml_collections.ConfigDict:

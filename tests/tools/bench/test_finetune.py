@@ -13,7 +13,7 @@ from siglip_jax.errors import UserError
 from siglip_jax.training.config import flatten
 from siglip_jax.training.run.metric_writers import read_metrics
 from tools.bench import finetune
-from tools.workflow import finetuning
+from tools.workflow import finetune_recipes
 
 
 def test_the_naive_run_differs_in_its_settings_alone(tiny_config):
@@ -72,7 +72,7 @@ def test_both_runs_and_the_table(trained_workdir, config_file, shop_dataset, tmp
     said = capsys.readouterr().out
     assert "gain, on the new data" in said
     assert "| metric | start | fine-tuned - start | naive - start | fine-tuned - naive |" in said
-    tables = json.loads((tmp_path / "runs" / "finetuning.json").read_text())
+    tables = json.loads((tmp_path / "runs" / "finetune_recipes.json").read_text())
     assert tables["new"] == tables["learned"]  # the same data here
     assert {"nDCG_exp@5", "image_to_text/recall@1", "text_to_image/MRR"} <= set(tables["new"]["metrics"])
 
@@ -145,7 +145,7 @@ LEARNED = table({"start": (0.5, 0.3), "fine-tuned": (0.4, 0.1), "teacher": (0.48
 )
 def test_one_way_is_chosen_as_a_blend_is(limits, chosen):
     tables = {"new": NEW, "learned": LEARNED}
-    assert finetuning.choose_recipe(tables, start="start", limits=limits, metric="m") == chosen
+    assert finetune_recipes.choose_recipe(tables, start="start", limits=limits, metric="m") == chosen
 
 
 def test_the_table_of_all_ways():
@@ -156,19 +156,19 @@ def test_the_table_of_all_ways():
 
 
 def test_recipes_by_name():
-    assert list(finetuning.chosen_recipes(["all"])) == list(finetuning.RECIPES)
-    assert list(finetuning.chosen_recipes(["teacher + blend"])) == ["teacher", "teacher + blend"]
-    assert list(finetuning.chosen_recipes(["blend"])) == ["blend"]
-    assert finetuning.chosen_recipes([]) == {}
+    assert list(finetune_recipes.chosen_recipes(["all"])) == list(finetune_recipes.RECIPES)
+    assert list(finetune_recipes.chosen_recipes(["teacher + blend"])) == ["teacher", "teacher + blend"]
+    assert list(finetune_recipes.chosen_recipes(["blend"])) == ["blend"]
+    assert finetune_recipes.chosen_recipes([]) == {}
     with pytest.raises(UserError, match="unknown distil; known are all, freeze image, teacher, blend"):
-        finetuning.chosen_recipes(["distil"])
+        finetune_recipes.chosen_recipes(["distil"])
 
 
 def test_the_teacher_is_the_start(tiny_config, tiny_model, shop_dataset, tmp_path):
-    same = finetuning.with_teacher(tiny_config, start=tiny_model, dataset=shop_dataset, folder=tmp_path / "store")
+    same = finetune_recipes.with_teacher(tiny_config, start=tiny_model, dataset=shop_dataset, folder=tmp_path / "store")
     assert same is tiny_config
     asked = finetune.changed(tiny_config, {"teacher.cosine": 2.0})
-    taught = finetuning.with_teacher(asked, start=tiny_model, dataset=shop_dataset, folder=tmp_path / "store")
+    taught = finetune_recipes.with_teacher(asked, start=tiny_model, dataset=shop_dataset, folder=tmp_path / "store")
     assert taught.teacher.store == str(tmp_path / "store")
     store = read_store(taught.teacher.store)
     image = next(iter(iterate_split(shop_dataset, split="train", preprocessing=tiny_model.preprocessing, batch_size=4)))
@@ -198,7 +198,7 @@ def test_all_recipes(trained_workdir, config_file, shop, tmp_path, capsys):
     }
     assert cli.main(["bench", "finetune", *(f"--{name}={value}" for name, value in flags.items())]) == 0
     said = capsys.readouterr().out
-    found = json.loads((tmp_path / "runs" / "finetuning.json").read_text())
+    found = json.loads((tmp_path / "runs" / "finetune_recipes.json").read_text())
     names = ["start", "fine-tuned", "naive", "freeze image", "teacher", "teacher 1", "blend", "teacher + blend"]
     assert [row["name"] for row in found["new"]["rows"]] == names
     assert f"chosen on validation: {found['chosen']} (the best nDCG_exp@5 on the new catalogue" in said

@@ -1,1 +1,1 @@
-"""Adapters over stored vectors: the demo beside an encoder, the strength chosen after training, encoders to export with."""
+"""Adapters over stored vectors: demo, the strength chosen after training, encoders to export with."""
