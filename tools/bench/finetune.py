@@ -132,14 +132,14 @@ def main(values: flags.FlagValues) -> None:
         notes["rule"] = blending.rule_in_words(list(datasets), limits, metric_names[0])
         notes["choose_on"] = values.choose_on
     tables = {side: compare(models, config=config, dataset=dataset) for side, dataset in datasets.items()}
-    (workdir / "finetune_recipes.json").write_text(json.dumps({**tables, **notes}, indent=1) + "\n")
+    (workdir / "finetuning.json").write_text(json.dumps({**tables, **notes}, indent=1) + "\n")
     for side, title in SIDES.items():
         print(f"\n{title} ({tables[side]['queries']} items)\n\n{format_table(tables[side])}")
     if more:
         shown = list(dict.fromkeys([metric_names[0], "image_to_text/MRR", *limits]))
         print(f"\nall ways, {config.steps} steps each\n\n{format_recipes(tables, shown, chosen=notes['chosen'])}")
         print(f"\nchosen on {values.choose_on}: {notes['chosen']} ({notes['rule']})")
-    print(f"\nfigures: {workdir / 'finetune_recipes.json'}")
+    print(f"\nfigures: {workdir / 'finetuning.json'}")
 
 
 def naive_config(config: ml_collections.ConfigDict, *, init: str) -> ml_collections.ConfigDict:

@@ -20,7 +20,7 @@ TEACHER_WEIGHT = 10.0  # of the cosine to the start, where docs/guide/finetuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class FinetuneRecipe:
     """What a way of fine-tuning does that the config does not.
 
     Attributes:
@@ -32,15 +32,15 @@ class Recipe:
     blend_of: str = ""
 
 
-RECIPES: dict[str, Recipe] = {
-    "freeze image": Recipe(changes={"optimizer.freeze": "image"}),
-    "teacher": Recipe(changes={"teacher.cosine": TEACHER_WEIGHT}),
-    "blend": Recipe(blend_of=FINE_TUNED),
-    "teacher + blend": Recipe(blend_of="teacher"),
+RECIPES: dict[str, FinetuneRecipe] = {
+    "freeze image": FinetuneRecipe(changes={"optimizer.freeze": "image"}),
+    "teacher": FinetuneRecipe(changes={"teacher.cosine": TEACHER_WEIGHT}),
+    "blend": FinetuneRecipe(blend_of=FINE_TUNED),
+    "teacher + blend": FinetuneRecipe(blend_of="teacher"),
 }
 
 
-def chosen_recipes(names: Sequence[str]) -> dict[str, Recipe]:
+def chosen_recipes(names: Sequence[str]) -> dict[str, FinetuneRecipe]:
     """The recipes of these names, "all" for every one, and those that they blend; in the order of the table.
 
     Raises:

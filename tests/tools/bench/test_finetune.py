@@ -72,7 +72,7 @@ def test_both_runs_and_the_table(trained_workdir, config_file, shop_dataset, tmp
     said = capsys.readouterr().out
     assert "gain, on the new data" in said
     assert "| metric | start | fine-tuned - start | naive - start | fine-tuned - naive |" in said
-    tables = json.loads((tmp_path / "runs" / "finetune_recipes.json").read_text())
+    tables = json.loads((tmp_path / "runs" / "finetuning.json").read_text())
     assert tables["new"] == tables["learned"]  # the same data here
     assert {"nDCG_exp@5", "image_to_text/recall@1", "text_to_image/MRR"} <= set(tables["new"]["metrics"])
 
@@ -198,7 +198,7 @@ def test_all_recipes(trained_workdir, config_file, shop, tmp_path, capsys):
     }
     assert cli.main(["bench", "finetune", *(f"--{name}={value}" for name, value in flags.items())]) == 0
     said = capsys.readouterr().out
-    found = json.loads((tmp_path / "runs" / "finetune_recipes.json").read_text())
+    found = json.loads((tmp_path / "runs" / "finetuning.json").read_text())
     names = ["start", "fine-tuned", "naive", "freeze image", "teacher", "teacher 1", "blend", "teacher + blend"]
     assert [row["name"] for row in found["new"]["rows"]] == names
     assert f"chosen on validation: {found['chosen']} (the best nDCG_exp@5 on the new catalogue" in said
