@@ -168,6 +168,7 @@ print(json.dumps(losses))
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does(trained, tmp_path, python):
     done = python(MESH, __file__, tmp_path / "run", devices=8)
     assert done.returncode == 0, done.stderr

@@ -107,13 +107,13 @@ def test_a_resize_that_hugging_face_has_is_read_and_written(monkeypatch, tmp_pat
 
 def test_the_export_has_it_or_refuses(monkeypatch, tiny_model, tmp_path):
     tf = pytest.importorskip("tensorflow")
-    from siglip_jax.export import savedmodel
+    from siglip_jax.export import image_graph, savedmodel
 
     monkeypatch.setitem(RESIZES, "centre_square", CENTRE_SQUARE)
     preprocessing = tiny_model.preprocessing.replace(resize="centre_square", image_size=(16, 12))
     for shape in ((30, 50), (61, 20), (16, 12)):
         data = encoded(*shape)
-        found = savedmodel._decode_and_resize(tf, tf.constant(data), preprocessing).numpy()
+        found = image_graph.decode_and_resize(tf, tf.constant(data), preprocessing).numpy()
         np.testing.assert_allclose(found, by_pil(data, (16, 12)), atol=1)
     monkeypatch.setitem(RESIZES, "centre_square", Resize(apply=centre_square))
     model = tiny_model.replace(preprocessing=tiny_model.preprocessing.replace(resize="centre_square"))

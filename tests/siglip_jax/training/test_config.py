@@ -107,7 +107,7 @@ def test_free_fields_are_those_that_do_not_change_what_is_computed():
         "wandb_project",
         *(f"mesh.{name}" for name in ("data", "fsdp", "tensor")),
         *(f"evaluation.{name}" for name in ("every", "best_metric")),
-        *(f"data.{name}" for name in ("cache", "num_threads", "num_workers", "max_bad_fraction")),
+        *(f"data.{name}" for name in ("cache", "cache_frozen", "num_threads", "num_workers", "max_bad_fraction")),
     }
     before, after = (set(flatten(ml_collections.ConfigDict(each))) for each in (config, kept))
     assert before - after == free
@@ -126,7 +126,8 @@ def test_data_fields_are_the_options_of_the_loader():
     speed = {field.name: field.default for field in dataclasses.fields(Speed)}
     own = {"num_workers": speed["num_workers"], "max_bad_fraction": loader["max_bad_fraction"]}
     assert {"cache", "num_threads"} < speed.keys()
-    assert data.to_dict() == {**augmentation, **own, "train_split": "train", "num_threads": 0, "cache": False}
+    ours = {"train_split": "train", "num_threads": 0, "cache": False, "cache_frozen": "auto"}
+    assert data.to_dict() == {**augmentation, **own, **ours}
 
 
 def test_log_fields_are_those_of_their_readers():

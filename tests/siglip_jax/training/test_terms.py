@@ -163,6 +163,7 @@ for *sizes, microbatch in ((1, 1, 1, 0), (2, 1, 1, 4), (2, 2, 2, 2)):
 """
 
 
+@pytest.mark.slow
 def test_several_devices_are_one(python, config_file):
     done = python(MESHES, config_file, devices=8)
     assert done.returncode == 0, done.stderr

@@ -53,16 +53,25 @@ def assert_same(ours, theirs, *, atol=1e-5):
     ("fields", "stored"),
     [
         ({"optimizer.freeze": "image", "data.flip": True}, "image_embedding [93, 2, 16] float32"),
-        ({"optimizer.freeze": "image", "data.title_dropout": 0.3, "microbatch": 4}, "image_embedding [93, 16] float32"),
+        pytest.param(
+            {"optimizer.freeze": "image", "data.title_dropout": 0.3, "microbatch": 4},
+            "image_embedding [93, 16] float32",
+            marks=pytest.mark.slow,
+        ),
         (
             {"optimizer.freeze": "heads", "data.flip": True, "microbatch": 8},
             "image_tokens [93, 2, 4, 16] float32, text_pooled [93, 16] float32",
         ),
-        (
+        pytest.param(
             {"optimizer.freeze_rules": (("txt/.*", True),), "data.zoom": 0.2, "data.cache_frozen": "auto", "steps": 6},
             "text_embed",
+            marks=pytest.mark.slow,
         ),
-        ({"optimizer.freeze_rules": (("(img|txt)/.*", True),)}, "text_embedding [93, 16] float32"),
+        pytest.param(
+            {"optimizer.freeze_rules": (("(img|txt)/.*", True),)},
+            "text_embedding [93, 16] float32",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_same_parameters_as_running_the_towers_in_each_step(train, tiny_model, capsys, fields, stored):
@@ -74,6 +83,7 @@ def test_same_parameters_as_running_the_towers_in_each_step(train, tiny_model, c
     assert abs(once["t"] - tiny_model.params["t"]) > 1e-3  # something was learned
 
 
+@pytest.mark.slow
 def test_bad_pictures_are_replaced_by_the_same_rows(train, shop_dataset, tmp_path, monkeypatch):
     from input_pipeline.loader.examples import Recipe
 
@@ -92,6 +102,7 @@ def test_bad_pictures_are_replaced_by_the_same_rows(train, shop_dataset, tmp_pat
     assert '"row": 3' in once
 
 
+@pytest.mark.slow
 def test_goes_on_where_a_killed_run_was(train, tmp_path, monkeypatch, capsys):
     unbroken = train("unbroken", **{"optimizer.freeze": "heads"})
     assert not (tmp_path / "unbroken" / "frozen").exists()
@@ -141,6 +152,7 @@ def test_another_start_is_noticed(train, tiny_model, tmp_path, monkeypatch, caps
     assert "was made from another run's parameters; it is made again" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_devices(python, config_file, shop_dataset, tmp_path):
     done = python(TWO_DEVICES, config_file, shop_dataset, tmp_path, devices=2)
     assert done.returncode == 0, done.stderr
