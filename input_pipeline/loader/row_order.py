@@ -14,6 +14,7 @@ import functools
 import numpy as np
 
 _ROUNDS, _LEAST_BITS = 4, 16
+_SMALL = 1 << 12  # numbers: their order is kept whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ def _permuted(numbers: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Of 0 ... count - 1: where a permutation of them, chosen by the seed, puts each."""
     if count == 1:
         return numbers
+    if count <= _SMALL:
+        return _whole(count, seed)[numbers]
     # Grain counts a bit less for 2**k + 1 numbers with even k from 16, and then repeats some of them.
     bits = max(_LEAST_BITS, (count - 1).bit_length())
     half = np.uint64((bits + 1) // 2)
@@ -56,6 +59,17 @@ def _permuted(numbers: np.ndarray, count: int, seed: int) -> np.ndarray:
     while len(outside := np.flatnonzero(found >= count)):
         found[outside] = _encrypted(found[outside], keys, half)
     return found.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=4)
+def _whole(count: int, seed: int) -> np.ndarray:
+    """`_permuted` of all numbers. Each would take hundreds of encryptions, so these are a table here."""
+    half = np.uint64(_LEAST_BITS // 2)
+    table = _encrypted(np.arange(1 << _LEAST_BITS, dtype=np.uint64), _round_keys(seed), half).astype(np.int64)
+    found = table[:count].copy()
+    while len(outside := np.flatnonzero(found >= count)):
+        found[outside] = table[found[outside]]
+    return found
 
 
 def _encrypted(numbers: np.ndarray, keys: tuple[int, ...], half: np.uint64) -> np.ndarray:
