@@ -221,6 +221,7 @@ def test_two_processes_stop_after_the_same_step(
 # --- elsewhere, and damaged -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_moves_to_eight_devices_and_back(
     python, flags, trained_workdir, tiny_config, shop_dataset, tmp_path, monkeypatch
 ):

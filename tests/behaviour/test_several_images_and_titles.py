@@ -163,6 +163,7 @@ def test_the_choice_is_the_one_drawn_for_seed_epoch_and_row(chosen):
     ],
     ids=["one thread", "one worker", "batches of 3", "crops", "crops, two workers", "in order"],
 )
+@pytest.mark.slow
 def test_the_same_choice_whoever_makes_it(dataset, chosen, options):
     with loader(dataset, epochs=6, **options) as batches:
         found = identified(batches)
@@ -181,6 +182,7 @@ def test_the_same_again_from_the_middle_of_an_epoch(dataset, chosen):
             np.testing.assert_array_equal(one[key], other[key])
 
 
+@pytest.mark.slow
 def test_another_seed_chooses_otherwise_and_without_the_choice_the_first_is_taken(dataset, chosen):
     other = identified(loader(dataset, seed=4, epochs=10))
     free = [key for key in other if COUNTS[key[1]] == (3, 4)]

@@ -38,6 +38,7 @@ def write_vectors(path, ids):
     return dict(zip(ids, vectors, strict=True))
 
 
+@pytest.mark.slow
 def test_an_adapter_over_a_file_of_embeddings(flags, shop, shop_dataset, tmp_path, capsys):
     with (shop / "items.tsv").open(encoding="utf-8") as file:
         ids = list(dict.fromkeys(row["id"] for row in csv.DictReader(file, delimiter="\t")))

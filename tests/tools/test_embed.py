@@ -118,6 +118,7 @@ def test_shards_that_batches_do_not_fill_are_refused(flags, shop_dataset, traine
         )
 
 
+@pytest.mark.slow
 def test_two_processes_share_out_what_is_missing(
     flags, in_one_go, python, embed_script, embed_in_two, tmp_path, capsys
 ):

@@ -416,6 +416,7 @@ def test_what_cannot_be_combined_is_refused(dataset, augmentation, options, mess
 
 @pytest.mark.parametrize("before", [3, 6, 9, 12], ids=lambda k: f"after {k} of 6")
 @pytest.mark.parametrize("counts", [(1, 2), (2, 1), (4, 2), (2, 8)], ids=str)
+@pytest.mark.slow
 def test_another_number_of_processes_continues_exactly(dataset, before, counts):
     """In the middle of an epoch as well: it is the global batch that counts."""
     one = list(loader(dataset, epochs=3))

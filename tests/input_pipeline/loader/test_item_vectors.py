@@ -144,6 +144,7 @@ def test_two_processes_have_the_halves(dataset, stored):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.slow
 def test_goes_on_where_it_was(dataset, stored, num_workers):
     """Other workers than before, too: they open the memory map anew."""
     with loader(dataset, features=stored, augmentation=Augmentation(title_dropout=0.5)) as batches:

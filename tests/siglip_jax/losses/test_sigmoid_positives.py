@@ -177,6 +177,7 @@ np.savez(f"{sys.argv[1]}/found.npz", **found)
 """
 
 
+@pytest.mark.slow
 def test_every_number_of_devices(python, tmp_path):
     """Within 1e-5 of float64 in float32, at the largest published logits, in tiles that do not divide the rows."""
     sizes = {"square": (64, 64), "wide": (40, 136)}

@@ -234,6 +234,7 @@ def _naflex() -> tuple[Architecture, Patches]:
 
 
 @pytest.mark.parametrize("naflex", [False, True])
+@pytest.mark.slow
 def test_towers_go_on_from_what_a_part_of_them_made(naflex):
     rng = np.random.default_rng(1)
     architecture, image = _naflex() if naflex else (TINY, rng.normal(size=(3, 16, 24, 3)).astype(np.float32))

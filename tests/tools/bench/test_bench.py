@@ -100,6 +100,7 @@ def test_loss_on_eight_devices(python):
     assert flops_of(done.stdout.splitlines()) == FLOPS
 
 
+@pytest.mark.slow
 def test_largest_batch(capsys):
     options = ["--dim=8", "--memory_gib=0.25", "--only=ours", "--only=dense"]
     assert cli.main(["bench", "loss", "--largest_batch", *options]) == 0

@@ -50,6 +50,7 @@ def test_one_part_that_breaks_does_not_end_the_rest(parts, capsys):
     assert "1 of 3 parts done; not made_broken, made_absent" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_is_ended_at_its_limit(parts):
     found = gpu.run_part("made_hanging", parts, limit=15, tiny=True)
     assert (found["outcome"], found["rows"]) == ("out of time", [{"what": "before"}])

@@ -63,6 +63,7 @@ def test_figures_are_those_of_the_model(figures, both, tiny_model, shop_dataset,
         np.testing.assert_allclose(value, expected[name], atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_eight_devices_and_a_sharded_state_give_the_same(figures, python, config_file, shop_dataset):
     done = python(FIGURES, config_file, shop_dataset, devices=8)
     assert done.returncode == 0, done.stderr

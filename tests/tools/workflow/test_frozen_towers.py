@@ -129,6 +129,7 @@ def test_goes_on_where_a_killed_run_was(train, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::siglip_jax.training.start.prepare_start.StartWarning")  # random weights
+@pytest.mark.slow
 def test_another_start_is_noticed(train, tiny_model, tmp_path, monkeypatch, capsys):
     fields = {"init": str(tmp_path / "start"), "optimizer.freeze": "image"}
     tiny_model.save(tmp_path / "start")

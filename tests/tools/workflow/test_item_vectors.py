@@ -138,6 +138,7 @@ def test_trains_embeds_and_ranks(shop_dataset, stores, vectors, config, config_f
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_goes_on_with_the_same_stores_alone(shop_dataset, stores, config, tmp_path):
     whole = train_on_dataset(config, dataset=shop_dataset, workdir=tmp_path / "whole", features=stores)
     stopped = tmp_path / "stopped"

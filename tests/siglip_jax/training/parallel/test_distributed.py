@@ -184,6 +184,7 @@ def test_processes_learn_as_one(
 
 
 @pytest.mark.filterwarnings("ignore::siglip_jax.training.start.prepare_start.StartWarning")  # a tiny random model
+@pytest.mark.slow
 def test_processes_fit_t_and_b_and_measure_as_one(
     trained_workdir, config_file, tiny_config, shop_dataset, process_environment, free_port, tmp_path
 ):

@@ -53,6 +53,7 @@ def stop_after(monkeypatch, step):
 
 
 @pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.slow
 def test_a_run_counts_and_lists_them_whether_it_is_stopped_or_not(
     rotten, tiny_config, tmp_path, monkeypatch, capfd, cache
 ):

@@ -120,6 +120,7 @@ def test_strengths_follow_from_one_embedding(make, common, shop_dataset, tmp_pat
     assert flags
 
 
+@pytest.mark.slow
 def test_blends_of_two_adapters(make, common, tmp_path, capsys):
     """A start that knows nothing and what was tuned from it; the interpolated head is that of the parameters."""
     flags = make(head="known")
