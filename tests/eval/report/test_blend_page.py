@@ -53,6 +53,7 @@ def report(**changes):
         "title": "Blends",
         "start": "runs/old",
         "models": ["runs/new"],
+        "ends": "0 is runs/old, 1 is runs/new",
         "split": "validation",
         "alphas": [0, 0.5, 1],
         "metric": "nDCG@5",
@@ -74,6 +75,6 @@ def test_the_page_stands_alone_and_escapes_names():
 
 
 def test_no_change_and_a_soup_are_said():
-    page = render_blend(report(chosen=0, models=["a", "b"]))
+    page = render_blend(report(chosen=0, models=["a", "b"], ends="0 is the start, 1 is the mean of a, b"))
     assert "Alpha 0 is chosen: no change" in page
     assert "1 is the mean of a, b" in page
