@@ -212,11 +212,10 @@ class Memory:
 
 
 @dataclasses.dataclass
-class WithVectors:
-    """Examples with stored vectors; of rows that lack none."""
+class Joined:
+    """Examples of another source, with more beside them: `take` is what a subclass adds."""
 
     source: Source
-    vectors: BatchVectors
 
     @property
     def rows(self) -> Split:
@@ -227,11 +226,21 @@ class WithVectors:
         return self.source.recipe
 
     def take(self, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[BadRow]]:
-        found, bad = self.source.take(rows, epoch)
-        return {**self.vectors.take(rows), **found}, bad
+        return self.source.take(rows, epoch)
 
     def close(self) -> None:
         self.source.close()
+
+
+@dataclasses.dataclass
+class WithVectors(Joined):
+    """Examples with stored vectors; of rows that lack none."""
+
+    vectors: BatchVectors
+
+    def take(self, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[BadRow]]:
+        found, bad = super().take(rows, epoch)
+        return {**self.vectors.take(rows), **found}, bad
 
 
 def training_batch(source: Source, plan: Plan, number: int) -> tuple[dict[str, Any], list[Replacement]]:

@@ -15,9 +15,8 @@ from typing import Any
 import ml_dtypes  # noqa: F401  numpy then knows "bfloat16"
 import numpy as np
 
-from input_pipeline.dataset import Split
 from input_pipeline.loader.bad_rows import BadRow
-from input_pipeline.loader.examples import Recipe, Source
+from input_pipeline.loader.examples import Joined, Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,29 +145,17 @@ class StoredOutputs:
 
 
 @dataclasses.dataclass
-class WithStored:
-    """Examples of another source, and what is stored of each row: the same rows and draws as without a store."""
+class WithStored(Joined):
+    """What is stored of each row beside the examples of a source: the same rows and draws as without a store."""
 
-    source: Source
     stored: StoredOutputs
 
-    @property
-    def rows(self) -> Split:
-        return self.source.rows
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.source.recipe
-
     def take(self, rows: np.ndarray, epoch: int) -> tuple[dict[str, Any], list[BadRow]]:
-        found, bad = self.source.take(rows, epoch)
+        found, bad = super().take(rows, epoch)
         mirrored = self.recipe.augmentation.mirrored(rows, seed=self.recipe.seed, epoch=epoch)
         known = {each.row for each in bad}
         more = [self.stored.bad[row] for row in rows.tolist() if row in self.stored.bad and row not in known]
         return {**found, **self.stored.take(rows, mirrored)}, [*bad, *more]
-
-    def close(self) -> None:
-        self.source.close()
 
 
 class _written_aside:

@@ -4,9 +4,10 @@ The similarity term compares two n x n matrices of cosines without making either
 
   Z Z' - U U' = (P Q' + Q P') / 2,  so its squared norm is  (<P'P, Q'Q> + <P'Q, Q'P>) / 2
 
-where every product is d x d. Plain autodiff then keeps n d + d^2 numbers, at most n d^2 FLOPs a product whatever the
-batch, and rows that are spread over devices meet in one sum of d x d matrices. Written in Q the value loses no
-precision where student and teacher are near, as <Z'Z, Z'Z> - 2 <Z'U, Z'U> + <U'U, U'U> would.
+where every product on the right is d x d. Plain autodiff then keeps n d + d^2 numbers, at most n d^2 FLOPs a product
+whatever the batch, and rows that are spread over devices meet in one sum of d x d matrices. Written in Q the value
+loses no precision where student and teacher are near, as <Z'Z, Z'Z> - 2 <Z'U, Z'U> + <U'U, U'U> would. With no more
+rows than numbers, n <= d, the matrix on the left is the smaller one, and a sum of squares has nothing to cancel.
 """
 
 from __future__ import annotations
@@ -45,13 +46,16 @@ def mse_term(embeddings: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def similarity_term(embeddings: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Mean over all n^2 pairs of rows of (<z_i, z_j> - <u_i, u_j>)^2, in O(n d + d^2) memory.
+    """Mean over all n^2 pairs of rows of (<z_i, z_j> - <u_i, u_j>)^2, in O(n d) memory and a matrix of n^2 or d^2.
 
     It asks for the teacher's neighbours, not for its directions: a rotation of all embeddings changes nothing.
     Arguments and errors as `cosine_term`. Products of float32 are float32 on every platform (see `tiles.dot`).
     """
     z, u = _checked("similarity_term", embeddings, teacher)
     p, q = z + u, z - u
+    if len(z) <= z.shape[1]:
+        half = dot(p, q, contract=(1, 1))
+        return jnp.mean(jnp.square((half + half.T) / 2))
     pp, qq, pq = (dot(a, b, contract=(0, 0)) for a, b in ((p, p), (q, q), (p, q)))
     return (jnp.sum(pp * qq) + jnp.sum(pq * pq.T)) / (2.0 * len(z) ** 2)
 

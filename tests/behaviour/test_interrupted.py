@@ -247,8 +247,6 @@ def test_a_run_moves_to_eight_devices_and_back(
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4, err_msg=name)
 
 
-# Reads of the damaged checkpoint may end after Orbax has closed their event loop, which Python then reports.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_last_checkpoint_costs_its_steps_only(trained_workdir, tiny_config, shop_dataset, tmp_path, capfd):
     workdir = tmp_path / "run"
     shutil.copytree(trained_workdir, workdir)

@@ -4,6 +4,7 @@ siglip-jax bench step                                       SigLIP 2 B/16-256, b
 siglip-jax bench step --batch=1024 --microbatch=128         exact large batches as well
 siglip-jax bench step --largest_batch --microbatch=128      the largest batch that fits, for each
 siglip-jax bench step --preset=small --batch=16             in seconds, on a CPU
+siglip-jax bench step --unroll=1 --only=ours                one body for all layers
 
 Both start from the same weights and take the same batch: uint8 pictures, int32 ids, already on the device. Both make
 the exact sigmoid loss over that batch, clip by the global norm and step AdamW on float32 parameters. PyTorch runs under
@@ -34,6 +35,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     integer("batch", 128, "Rows.")
     integer("microbatch", 0, "Also with the towers run on so many rows at a time; 0 for no such line.", lower_bound=0)
+    integer("unroll", 0, "Layers in one body, as config.model.unroll; 0 for automatic.", lower_bound=0)
     integer("repetitions", 9, "Timed steps of each, in turn.")
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of the towers' products.", flag_values=values)
     flags.DEFINE_string(
@@ -81,7 +83,7 @@ def config_of(values: flags.FlagValues, *, batch: int, microbatch: int) -> Any:
         config.model.image, config.model.text = (dataclasses.asdict(size) for size in (small.image, small.text))
     else:
         config.init = values.preset
-    config.model.dtype, config.model.remat = values.dtype, values.remat
+    config.model.dtype, config.model.remat, config.model.unroll = values.dtype, values.remat, values.unroll
     config.batch_size, config.microbatch = batch, microbatch
     config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e-5, 0
     return config

@@ -21,7 +21,7 @@ from input_pipeline.dataset import dataset_fingerprint
 from siglip_jax.model import Model
 from siglip_jax.training.config import check, config_to_json
 from tools.workflow import training
-from tools.workflow.adapters.adapter_strength import choose_strength
+from tools.workflow.adapters.strengths import choose_strength
 from tools.workflow.embedding import ImageEncoder, embed, image_encoder, import_embeddings, load_encoder
 from tools.workflow.item_vectors import Features
 
@@ -93,7 +93,7 @@ def _store(encoder: Encoder, dataset: pathlib.Path, split: str, output: pathlib.
 def train_adapter(
     config: ml_collections.ConfigDict, *, dataset: pathlib.Path, stores: Stores, workdir: pathlib.Path
 ) -> tuple[Model, pathlib.Path]:
-    """(the adapter at the strength that ranks the validation split best, the folder of its training).
+    """(the adapter at the strength that the validation split chooses, the folder of its training).
 
     Args:
       workdir: with a folder for each pair of config and vectors, so that a run is continued only by the same run.
@@ -104,7 +104,8 @@ def train_adapter(
     run = json.dumps([config_to_json(config), dataset_fingerprint(dataset), opened.fingerprints]).encode()
     folder = workdir / hashlib.sha256(run).hexdigest()[:12]
     trained = training.train_on_dataset(config, dataset=dataset, workdir=folder, features=features)
-    return choose_strength(trained, config=config, dataset=dataset, split=VALIDATION, features=opened), folder
+    adapter, stores_of_split = (ADAPTER, trained), folder / "strengths"
+    return choose_strength(adapter, config=config, dataset=dataset, features=opened, stores=stores_of_split), folder
 
 
 def _count(store: pathlib.Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import ml_collections
 from etils import epath
 
 from siglip_jax.errors import UserError
@@ -12,10 +13,12 @@ from siglip_jax.model import Model
 from siglip_jax.models.architecture import FeatureSize
 from siglip_jax.models.feature_tower import at_strength
 from siglip_jax.training.start.feature_statistics import with_strength
-from tools.workflow.blending import Embedded
+from tools.workflow import blending
+from tools.workflow.blending import NEW, Embedded
 from tools.workflow.embedding import embed, image_encoder
 from tools.workflow.item_vectors import Features
 
+STRENGTHS = (0.0, 0.3, 0.5, 0.7, 0.9)
 BOTH_PARTS = 0.5  # the strength that is embedded: those of all others follow from it
 
 
@@ -57,3 +60,27 @@ class Strengths:
             )
             for alpha in alphas
         }
+
+
+def choose_strength(
+    adapter: tuple[str, Model],
+    *,
+    config: ml_collections.ConfigDict,
+    dataset: epath.PathLike,
+    features: Features,
+    stores: epath.PathLike,
+) -> Model:
+    """The adapter at the one of STRENGTHS that `siglip-jax blend` would choose on the evaluation split; says which.
+
+    0, its inputs without what was learned, wins unless the gain is sure (`blending.choose`).
+
+    Args:
+      adapter: (name for messages, model).
+      stores: folder for what the split is embedded into.
+    """
+    way, metric = Strengths.of(adapter, features), blending.metric_names(config)[0]
+    found = blending.measure(way, STRENGTHS, config=config, dataset=dataset, stores=stores)
+    chosen = blending.choose({NEW: found}, limits={}, metric=metric)
+    means = ", ".join(f"{row['metrics'][metric]['mean']:.3f} at {row['alpha']:g}" for row in found["rows"])
+    print(f"strength {chosen:g} chosen on split {config.evaluation.split}: {metric} {means}", flush=True)
+    return way.at(chosen)

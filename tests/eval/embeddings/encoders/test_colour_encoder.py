@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from eval.embeddings import read_store
 from eval.embeddings.encoders.colour_encoder import ColourEncoder, lab
 from eval.embeddings.encoders.encoder_table import open_network
-from siglip_jax import cli
 from siglip_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -55,14 +53,6 @@ def test_one_colour_has_a_direction(level):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["colours:3x5x4"])
-def test_batches_do_not_matter(name):
-    encoder = open_network(name)
-    given_images = images(encoder, 5)
-    one_by_one = [encoder.encode_image(image[None])[0] for image in given_images]
-    np.testing.assert_array_equal(encoder.encode_image(given_images), one_by_one)
-
-
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -75,12 +65,3 @@ def test_batches_do_not_matter(name):
 def test_names_that_are_refused(name, said):
     with pytest.raises(UserError, match=said):
         open_network(name)
-
-
-@pytest.mark.parametrize(("name", "width"), [("colours:3x5x4", 60)])
-def test_embed_makes_a_store(shop_dataset, tmp_path, name, width):
-    arguments = ["embed", f"--model={name}", f"--dataset={shop_dataset}", f"--output={tmp_path / 'store'}"]
-    assert cli.main(arguments) == 0
-    store = read_store(tmp_path / "store")
-    assert store.vectors.shape == (len(store.ids), width)
-    assert store.manifest["model"]["name"] == name

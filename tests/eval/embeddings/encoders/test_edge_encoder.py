@@ -4,10 +4,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from eval.embeddings import read_store
 from eval.embeddings.encoders.edge_encoder import EdgeEncoder
 from eval.embeddings.encoders.encoder_table import open_network
-from siglip_jax import cli
 from siglip_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -50,14 +48,6 @@ def test_a_blank_picture_has_no_direction_and_is_not_zero():
     np.testing.assert_allclose(vectors, 0.1, rtol=1e-6)
 
 
-def test_batches_do_not_matter():
-    encoder = open_network("edges:3x2x5")
-    given = images(encoder, 5)
-    np.testing.assert_array_equal(
-        encoder.encode_image(given), [encoder.encode_image(image[None])[0] for image in given]
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -69,9 +59,3 @@ def test_batches_do_not_matter():
 def test_names_that_are_refused(name, said):
     with pytest.raises(UserError, match=said):
         open_network(name)
-
-
-def test_embed_makes_a_store(shop_dataset, tmp_path):
-    arguments = ["embed", "--model=edges:4x3x4", f"--dataset={shop_dataset}", f"--output={tmp_path / 'store'}"]
-    assert cli.main(arguments) == 0
-    assert read_store(tmp_path / "store").vectors.shape[1] == 48

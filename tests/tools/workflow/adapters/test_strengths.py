@@ -1,6 +1,7 @@
 """The strength of an adapter: derived from one embedding, chosen by ranking, saved; `siglip-jax blend` end to end."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import pytest
 from eval.comparison.items import read_split
 from eval.embeddings import read_store
 from eval.embeddings.sharded_writer import EmbeddingPlan
+from eval.metrics import rank_metrics
 from siglip_jax import cli
 from siglip_jax import model as models
 from siglip_jax.loading import load
 from siglip_jax.models.towers import TwoTowers
 from siglip_jax.training.start.feature_statistics import start_adapter, with_strength
 from siglip_jax.training.start.spec import architecture_of, preprocessing_of
-from tools.workflow.adapters.strengths import Strengths
+from tools.workflow.adapters.strengths import STRENGTHS, Strengths, choose_strength
 from tools.workflow.item_vectors import Features
 
 
@@ -149,3 +151,30 @@ def test_what_is_refused(make, common, trained_workdir, capsys):
     ):
         assert cli.main(["blend", *given, *common]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("head", "chosen"), [("noise", [0.0]), ("known", [0.7, 0.9])])
+def test_the_demo_chooses_by_the_same_rule(make, head, chosen, shop_dataset, tiny_config, tmp_path, capsys):
+    """The printed means are those of numpy."""
+    make(head=head)
+    adapter = load(tmp_path / "adapter")
+    features = Features.open({"cnn": [tmp_path / "cnn.npz"]})
+    tiny_config.evaluation.split = "train"
+    where = dict(dataset=shop_dataset, stores=tmp_path / "stores")
+    found = choose_strength(("adapter", adapter), config=tiny_config, features=features, **where)
+    strength = float(found.params["img"]["strength"][0])
+    assert round(strength, 6) in chosen
+    said = capsys.readouterr().out
+    assert f"strength {strength:g} chosen on split train: nDCG_exp@5" in said
+
+    items, vectors = read_split(shop_dataset, "train"), np.load(tmp_path / "cnn.npz")["embeddings"]
+    kind, colour = (np.array(items.columns[name]) for name in ("type", "colour"))
+    gains = (kind[:, None] == kind) * (1 + (colour[:, None] == colour))
+    off = ~np.eye(len(kind), dtype=bool)
+    means = {}
+    for value in STRENGTHS:
+        z = with_strength(adapter, value).encode_image({"cnn": vectors}).astype(np.float64)
+        scores, labels = ((each[off].reshape(len(kind), -1)) for each in (z @ z.T, gains))
+        means[value] = np.nanmean(rank_metrics(scores, labels, metrics=("nDCG@5",), gain="exponential")["nDCG@5"])
+    printed = {float(at): float(mean) for mean, at in re.findall(r"(\d\.\d+) at (\S+?)(?:,|$)", said.strip())}
+    assert printed == pytest.approx(means, abs=0.002)
