@@ -7,11 +7,13 @@ renames a finished folder into place), and numbered by the step they follow. The
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -162,9 +164,9 @@ class Checkpoints:
           UserError: the checkpoint is damaged or holds other parameters than `like`.
         """
         try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), iterator=ocp.args.JsonRestore())
-            )
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like), iterator=ocp.args.JsonRestore())
+            with _reads_end():
+                restored = self._manager.restore(step, args=args)
             state, iterator = restored["state"], restored["iterator"]
             if not isinstance(iterator, dict):
                 raise ValueError("no state of the iterator")
@@ -212,6 +214,34 @@ class _Keep:
         return [info.step in kept for info in checkpoints]
 
 
+class _FinishingLoop(asyncio.SelectorEventLoop):
+    """An event loop that runs its last tasks to their end before it closes."""
+
+    def close(self) -> None:
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+class _FinishingLoops(asyncio.DefaultEventLoopPolicy):
+    _loop_factory = _FinishingLoop
+
+
+@contextlib.contextmanager
+def _reads_end() -> Iterator[None]:
+    """Reads that start in this scope end in it.
+
+    Orbax reads all arrays of a checkpoint at once and closes its event loop at the first that fails. The others would
+    report to a closed loop, each with a traceback on stderr.
+    """
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_FinishingLoops())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(before)
+
+
 def _everywhere(value: bool) -> bool:
     """Whether it is so in all processes."""
     if jax.process_count() == 1:
@@ -254,7 +284,7 @@ def restore_params(folder: epath.PathLike, *, like: Any, step: int | None = None
 
 
 def _read_params(path: epath.Path, like: Any) -> Any:
-    with ocp.PyTreeCheckpointer() as reader:
+    with ocp.PyTreeCheckpointer() as reader, _reads_end():
         tree = reader.metadata(path).item_metadata.tree
         part = "ema" if "ema" in tree else "params"  # the running mean is the trained model, where one was kept
         _check_shapes(path, tree[part], like)

@@ -252,7 +252,7 @@ def test_a_damaged_last_checkpoint_costs_its_steps_only(trained_workdir, tiny_co
     shutil.copytree(trained_workdir, workdir)
     for file in (workdir / "checkpoints" / "20" / "state" / "ocdbt.process_0").rglob("*"):
         if file.is_file():
-            os.truncate(file, file.stat().st_size // 2)
+            os.truncate(file, 1)  # half of it could be enough: the order of the arrays in a file is by chance
     loaded = siglip_jax.load(workdir)  # the one before, and says so
     assert "checkpoints/20 is damaged" in capfd.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, loaded.params, siglip_jax.load(workdir / "checkpoints" / "15").params)
