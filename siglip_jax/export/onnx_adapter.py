@@ -18,6 +18,7 @@ import numpy as np
 
 from siglip_jax import __version__
 from siglip_jax.errors import UserError
+from siglip_jax.models.feature_tower import in_turns
 
 if TYPE_CHECKING:
     from siglip_jax.model import Model
@@ -193,7 +194,7 @@ def _write_adapter(graph: _Graph, model: Model, vectors: Mapping[str, str]) -> N
         graph.add("Mul", graph.unit(base, epsilon=1e-12), np.sqrt(1 - strength)),
         axis=1,
     )
-    graph.unit(both, epsilon=1e-8, output="embedding")
+    graph.unit(graph.add("Gather", both, in_turns(size), axis=1), epsilon=1e-8, output="embedding")
 
 
 def _prefixed(onnx: Any, path: str, name: str) -> Any:

@@ -5,13 +5,13 @@ rows, u(v) = v / |v|, r(v) = v / sqrt(1 + |v|^2), which is shorter than 1, and a
 
     base = u(projection(concat_k weight_k u(x_k - m_k)))
     head = r(linear(y) + MLP(y)),  y = concat_k (x_k - m_k) / s_k
-    z    = [sqrt(a) head, sqrt(1 - a) base]
+    z    = [sqrt(a) head, sqrt(1 - a) base], their numbers taking turns (`in_turns`)
 
-A title is [its vector, 0]: it is compared with the head alone. Between images the cosine is (1 - a) cos_base +
-a cos_head where the head has become long, so the strength can be chosen after training, and 0 is the encoders again.
-The head is zero at the start, so the cosines are those of the base, and bounded, since an unbounded one grows until the
-base, which is what the encoders know, does not matter. It comes first, so that a prefix of an embedding can be compared
-with titles.
+A title is its vector in the head's places and 0 in the base's: it is compared with the head alone. Between images the
+cosine is (1 - a) cos_base + a cos_head where the head has become long, so the strength can be chosen after training,
+and 0 is the encoders again. The head is zero at the start, so the cosines are those of the base, and bounded, since an
+unbounded one grows until the base, which is what the encoders know, does not matter. Numbers take turns so that a
+prefix of an embedding has its share of both: a search by the first quarter then loses little.
 
 The base is fixed: statistics, weights and the projection come from
 `training.start.feature_statistics`. The projection is an uncentred SVD, which keeps cosines; at full width there is
@@ -69,7 +69,8 @@ class FeatureTower(nn.Module):
         head = nn.Dense(size.head, name="output", **last)(hidden)
         head = head + nn.Dense(size.head, use_bias=False, name="linear", **last)(standard)
         head = bounded(head.astype(jnp.float32))
-        return jnp.concatenate([jnp.sqrt(strength) * head, jnp.sqrt(1 - strength) * unit(base)], axis=-1)
+        both = jnp.concatenate([jnp.sqrt(strength) * head, jnp.sqrt(1 - strength) * unit(base)], axis=-1)
+        return both[:, in_turns(size)]
 
     def _fixed(self, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], dtype: Dtype) -> jax.Array:
         return jax.lax.stop_gradient(self.param(name, init, shape, dtype))
@@ -91,12 +92,21 @@ def at_strength(z: Any, size: FeatureSize, strength: float, *, made_with: float 
     """
     head, base = (strength / made_with) ** 0.5, ((1 - strength) / (1 - made_with)) ** 0.5
     scale = np.repeat(np.array([head, base], np.float32), [size.head, size.base])
-    return unit(z * scale)
+    return unit(z * scale[in_turns(size)])
 
 
 def beside_nothing(text: jax.Array, size: FeatureSize) -> jax.Array:
     """Vectors of titles [n, head] -> [n, head + base], zero where images have the base."""
-    return jnp.pad(text, ((0, 0), (0, size.base)))
+    return jnp.pad(text, ((0, 0), (0, size.base)))[:, in_turns(size)]
+
+
+def in_turns(size: FeatureSize) -> np.ndarray:
+    """int64 [head + base], where in [head, base] the numbers of an embedding are: head 0, base 0, head 1, base 1, ...,
+    and what the longer of the two has left.
+    """
+    head, base = np.arange(size.head), size.head + np.arange(size.base)
+    both = min(size.head, size.base)
+    return np.concatenate([np.stack([head[:both], base[:both]], axis=1).ravel(), head[both:], base[both:]])
 
 
 def unit(x: Any) -> Any:

@@ -71,7 +71,7 @@ def _adapter(features: dict[str, int], config: ml_collections.ConfigDict) -> Fea
 def compute_options(config: ml_collections.ConfigDict, *, platform: str | None = None) -> dict[str, Any]:
     """How the towers compute, for `TwoTowers` and for `load`, on `platform`: the default backend's when absent.
 
-    On a CPU the slices of stacked parameters, and the updates of their gradients, cost 7 to 25 % of a step
+    On a CPU the slices of stacked parameters, and the updates of their gradients, cost time
     (docs/benchmarks/step.md); unrolled layers have none. Elsewhere one body compiles faster and runs alike.
     """
     options = {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "unroll")}

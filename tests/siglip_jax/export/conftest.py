@@ -57,7 +57,9 @@ def by_the_formula(model, features) -> np.ndarray:
         hidden = x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     head = dense("output", hidden) + dense("linear", standard)
     head /= np.sqrt(1 + (head**2).sum(axis=1, keepdims=True))
-    return unit(np.concatenate([np.sqrt(0.7) * head, np.sqrt(1 - 0.7) * unit(base)], axis=1))
+    head, base = np.sqrt(0.7) * head, np.sqrt(1 - 0.7) * unit(base)
+    h, b = head.T, base.T  # 4 and 6 numbers, taking turns
+    return unit(np.stack([h[0], b[0], h[1], b[1], h[2], b[2], h[3], b[3], b[4], b[5]], axis=1))
 
 
 def vectors(n, seed=1):
