@@ -29,10 +29,13 @@ def get_config(argument: str = ""):
     config.optimizer.freeze_rules = (("t", True),)
     config.model.init_bias = -8.0  # near log(p / (1 - p)) for one positive in a batch of 2,048
 
+    # A quarter of the numbers shall do for a search by themselves.
+    config.matryoshka.widths, config.matryoshka.weights = (128,), (1.0,)
+
     config.batch_size = 2048
     config.optimizer.learning_rate = 4e-3
-    config.steps, config.optimizer.warmup_steps = 200, 10
-    config.checkpoint_every = 100
+    config.steps, config.optimizer.warmup_steps = 250, 10
+    config.checkpoint_every = 125
     config.log_every = 10
     if argument == "tiny":
         config.steps, config.optimizer.warmup_steps = 4, 1

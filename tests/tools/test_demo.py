@@ -16,6 +16,7 @@ from siglip_jax import cli
 INPUTS = ("colours", "edges", "encoder", "pixels")
 TINY = (
     "steps=3",
+    "matryoshka.widths=(12,)",
     "checkpoint_every=3",
     "optimizer.warmup_steps=1",
     "preprocessing.vocab_size=400",
