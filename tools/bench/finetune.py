@@ -9,10 +9,10 @@ among them on a split (--config.evaluation.split) that the final figures are not
   siglip-jax bench finetune --config=configs/fashion.py:from=runs/half_a --learned=data/half_a --new=data/half_b \\
     --workdir=runs/forgetting --also="rate 1e-4: optimizer.learning_rate=1e-4, optimizer.layer_decay=1.0"
 
---recipes adds ways that forget less, of as many steps: `freeze image`; `teacher`, the cosine to the start's own
-embeddings, which are made here; `blend` and `teacher + blend`, between the start and what was tuned, without a
-step more. Their alphas, and then one of all ways, are chosen on --choose_on; the final figures are of the config's
-split.
+--recipes adds ways that forget less, of as many steps: `freeze image` and `freeze text`; `teacher`, the cosine to the
+start's own embeddings, which are made here; `blend`, `teacher + blend` and `freeze text + blend`, between the start
+and what was tuned, without a step more. Their alphas, and then one of all ways, are chosen on --choose_on; the final
+figures are of the config's split.
 
   siglip-jax bench finetune --config=configs/fashion.py:from=runs/half_a --learned=data/half_a --new=data/half_b \\
     --workdir=runs/forgetting --recipes=all --max_forgetting=image_to_text/MRR=0.06
@@ -59,7 +59,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True, flag_values=values)
     flags.DEFINE_multi_string("also", [], "One more recipe, as name: field=value, field=value.", flag_values=values)
     flags.DEFINE_list(
-        "recipes", [], "More ways: all, or some of freeze image, teacher, blend, teacher + blend.", flag_values=values
+        "recipes", [], "More ways: all, or some of the names above, such as teacher,blend.", flag_values=values
     )
     flags.DEFINE_string("choose_on", "validation", "Split of both to choose on, with --recipes.", flag_values=values)
     flags.DEFINE_string("alphas", "0,0.2,...,1", "Shares of the tuned model in a blend.", flag_values=values)

@@ -34,9 +34,11 @@ class FinetuneRecipe:
 
 RECIPES: dict[str, FinetuneRecipe] = {
     "freeze image": FinetuneRecipe(changes={"optimizer.freeze": "image"}),
+    "freeze text": FinetuneRecipe(changes={"optimizer.freeze": "text"}),
     "teacher": FinetuneRecipe(changes={"teacher.cosine": TEACHER_WEIGHT}),
     "blend": FinetuneRecipe(blend_of=FINE_TUNED),
     "teacher + blend": FinetuneRecipe(blend_of="teacher"),
+    "freeze text + blend": FinetuneRecipe(blend_of="freeze text"),
 }
 
 

@@ -37,7 +37,9 @@ OPTIMIZER = FieldTable(
         "rate_rules": Field(
             (), "Rules with multipliers, before those of the towers.", _rules('(("txt/head/.*", 10.0),)')
         ),
-        "freeze": Field("none", "Which parameters do not learn.", Values("one of none, image, embeddings, heads")),
+        "freeze": Field(
+            "none", "Which parameters do not learn.", Values("one of none, image, text, embeddings, heads")
+        ),
         "freeze_rules": Field(
             (), "Rules with True for frozen, before `freeze`.", _rules('(("img/MAPHead_0/.*", False),)')
         ),

@@ -14,6 +14,8 @@ FREEZE_PRESETS: dict[str, Rules] = {
     "none": ((".*", False),),
     # LiT (arXiv 2111.07991): the text tower learns to read out what the locked image tower knows.
     "image": (("img/.*", True), (".*", False)),
+    # Vectors of titles stay valid, and so does what they say of other catalogues: images learn to meet them.
+    "text": (("txt/.*", True), (".*", False)),
     # The token table is most of a multilingual text tower (197 of 282 M in SigLIP 2 B/16), and a small catalogue
     # touches a few of its rows.
     "embeddings": (

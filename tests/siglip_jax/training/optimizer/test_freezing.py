@@ -37,9 +37,10 @@ def test_freeze_presets(tiny_model):
         "txt/pos_embedding",
     }
     assert embeddings < names
-    assert FREEZE_PRESETS.keys() == {"none", "image", "embeddings", "heads"}
+    assert FREEZE_PRESETS.keys() == {"none", "image", "text", "embeddings", "heads"}
     assert trained_names(tiny_model, "none") == names
     assert trained_names(tiny_model, "image") == names - image
+    assert trained_names(tiny_model, "text") == image | {"t", "b"}
     assert trained_names(tiny_model, "embeddings") == names - embeddings
     heads = {name for name in names if name.startswith(("img/MAPHead_0/", "txt/head/"))}
     assert {"img/MAPHead_0/probe", "txt/head/kernel"} < heads
@@ -59,7 +60,10 @@ def test_rules_come_before_the_preset(tiny_model):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"freeze": "everything"}, r"config.optimizer.freeze='everything'; expected one of none, image, embeddings"),
+        (
+            {"freeze": "everything"},
+            "freeze='everything'; expected one of none, image, text, embeddings",
+        ),
         ({"freeze_rules": ((".*", True),)}, "freezes every parameter"),
         ({"freeze_rules": (("image/.*", True),)}, "'image/.*' matches no parameter; paths are such as b, img/"),
         ({"freeze_rules": (("img/(", True),)}, "no regular expression"),
