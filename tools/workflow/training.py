@@ -53,7 +53,13 @@ def start_model(
     if config.init:
         from siglip_jax.loading import load
 
-        return load(config.init, tokenizer=text.tokenizer or None, **compute)
+        model = load(config.init, tokenizer=text.tokenizer or None, **compute)
+        if model.architecture.features and not model.params["img"]["strength"].any():
+            raise UserError(
+                f"config.init={config.init}: an adapter at strength 0 gives its encoders as they are, and learns "
+                "nothing; start from the run that it was chosen from"
+            )
+        return model
     preprocessing = preprocessing_of(config)
     if text.tokenizer:
         try:

@@ -178,3 +178,11 @@ def test_the_demo_chooses_by_the_same_rule(make, head, chosen, shop_dataset, tin
         means[value] = np.nanmean(rank_metrics(scores, labels, metrics=("nDCG@5",), gain="exponential")["nDCG@5"])
     printed = {float(at): float(mean) for mean, at in re.findall(r"(\d\.\d+) at (\S+?)(?:,|$)", said.strip())}
     assert printed == pytest.approx(means, abs=0.002)
+
+
+def test_no_change_is_no_start(make, config_file, shop_dataset, tmp_path, capsys):
+    flags = make(head="noise")
+    with_strength(load(tmp_path / "adapter"), 0.0).save(tmp_path / "unchanged")
+    given = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={tmp_path / 'run'}", flags[1]]
+    assert cli.main(["train", *given, f"--config.init={tmp_path / 'unchanged'}"]) == 2
+    assert "an adapter at strength 0 gives its encoders as they are, and learns nothing" in capsys.readouterr().err
