@@ -80,6 +80,17 @@ class RankersToCompare:
         return dataclasses.replace(self, rankers=rankers, against=against)
 
 
+def check_options(options: RankerOptions, *, dataset: epath.PathLike | None) -> None:
+    """Raises what `read_rankers` raises of names, before there are any vectors."""
+    from eval.embeddings.reduction import Spec
+
+    baselines = _baseline_names(options.baselines, dataset=dataset, over_logs=False)
+    reduced = [(name, Spec.parse(text)) for name, text in options.reductions]
+    _check_names(options, baselines, [name for name, _ in reduced], over_logs=False)
+    labels = [f"{name}, {spec.label}" for name, spec in reduced]
+    _headline(options, [*(name.partition(":")[0] for name in baselines), *options.stores, *labels])
+
+
 def read_rankers(
     options: RankerOptions,
     *,

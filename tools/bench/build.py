@@ -31,7 +31,8 @@ def main(values: flags.FlagValues) -> None:
     from input_pipeline.building import build_dataset
     from input_pipeline.catalogue import read_catalogue
     from input_pipeline.synthetic.synthetic_catalogue import write_synthetic_catalogue
-    from tools.bench import measuring, repeated_catalogue
+    from tools.bench import measuring
+    from tools.bench.inputs import repeated_catalogue
 
     if values.audit:
         check_output(values.audit)
@@ -80,7 +81,8 @@ def _audited(dataset: str, output: str) -> tuple[float, float, float, int, str]:
 
     from input_pipeline.audit import audit_dataset
     from input_pipeline.audit.audit_page import headline
-    from tools.bench import measuring, repeated_catalogue
+    from tools.bench import measuring
+    from tools.bench.inputs import repeated_catalogue
 
     before = repeated_catalogue.resident()[1]
     audit, seconds = measuring.timed(lambda: audit_dataset(dataset, output))

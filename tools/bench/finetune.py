@@ -20,10 +20,8 @@ figures are of the config's split.
 
 from __future__ import annotations
 
-import ast
 import json
 import math
-import re
 from typing import Any
 
 import ml_collections
@@ -33,6 +31,7 @@ from etils import epath
 
 from siglip_jax.errors import UserError
 from tools import common_flags
+from tools.workflow.recipes import changed, parse_recipes
 
 NAIVE = {
     "optimizer.learning_rate": 1e-4,
@@ -76,10 +75,8 @@ def main(values: flags.FlagValues) -> None:
     from tools.workflow import blending, finetune_recipes, training
 
     config, workdir = values.config, epath.Path(values.workdir)
-    also = dict(parse_recipe(text, config) for text in values.also)
     known = {START, DEFAULTS, NAIVELY, *OWN_FOLDERS, *finetune_recipes.RECIPES}
-    if len(also) < len(values.also) or also.keys() & known:
-        raise UserError(f"--also: each name once, and none of {', '.join(sorted(known))}")
+    also = parse_recipes(values.also, config, flag="also", taken=known)
     if not config.init:
         raise UserError("bench finetune: config.init is empty; name the model to start from")
     more = finetune_recipes.chosen_recipes(values.recipes)
@@ -145,38 +142,6 @@ def main(values: flags.FlagValues) -> None:
 def naive_config(config: ml_collections.ConfigDict, *, init: str) -> ml_collections.ConfigDict:
     """The same run with NAIVE settings, from `init`."""
     return changed(config, {**NAIVE, "init": init})
-
-
-def changed(config: ml_collections.ConfigDict, fields: dict[str, Any]) -> ml_collections.ConfigDict:
-    """A locked copy with other values of some fields, {"optimizer.learning_rate": 1e-4, ...}."""
-    copy = config.copy_and_resolve_references()  # ConfigDict(config) would share the fields of fields
-    copy.update_from_flattened_dict(fields)
-    return copy.lock()
-
-
-def parse_recipe(text: str, config: ml_collections.ConfigDict) -> tuple[str, dict[str, Any]]:
-    """ "name: field=value, field=value" -> (name, {field: value}); a UserError says which part is wrong."""
-    from siglip_jax.training.config import flatten
-
-    name, colon, rest = (part.strip() for part in text.partition(":"))
-    if not (name and colon and rest) or not re.fullmatch(r"\w[\w .+-]*", name):
-        raise UserError(
-            f"--also={text!r}: expected name: field=value, field=value; names are letters, digits and spaces"
-        )
-    known, fields = flatten(config), {}  # type: dict[str, Any], dict[str, Any]
-    for entry in rest.split(","):
-        field, sign, value = (part.strip() for part in entry.partition("="))
-        if not sign or field not in known:
-            raise UserError(f"--also={text!r}: {entry.strip()!r} names no field of the config; expected field=value")
-        try:
-            fields[field] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            fields[field] = value
-        if isinstance(known[field], float) and isinstance(fields[field], int):
-            fields[field] = float(fields[field])
-        if type(fields[field]) is not type(known[field]):
-            raise UserError(f"--also={text!r}: {field} is {known[field]!r}; expected a value of that type")
-    return name, fields
 
 
 def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, dataset: epath.PathLike) -> dict[str, Any]:

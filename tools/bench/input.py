@@ -88,7 +88,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     from input_pipeline.dataset import open_split
-    from tools.bench import sample_images
+    from tools.bench.inputs import sample_images
 
     if values.count % values.batch:
         raise UserError(f"--count={values.count} is not a multiple of --batch={values.batch}")

@@ -39,7 +39,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     from input_pipeline.dataset import open_split
     from siglip_jax.preprocessing import decode_image
-    from tools.bench import measuring, sample_images
+    from tools.bench import measuring
+    from tools.bench.inputs import sample_images
 
     sides = (values.shortest, max(values.shortest, values.longest))
     with tempfile.TemporaryDirectory() as temporary:

@@ -89,7 +89,7 @@ def embed(encoder: Any, dataset: str, split: str, *, enlarge: float, label: str)
     from input_pipeline.dataset import open_split
     from input_pipeline.progress import progress
     from siglip_jax.preprocessing import decode_image
-    from tools.bench.sample_images import reencode
+    from tools.bench.inputs.sample_images import reencode
 
     def enlarged(picture: bytes) -> bytes:
         if enlarge == 1:

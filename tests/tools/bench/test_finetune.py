@@ -14,6 +14,7 @@ from siglip_jax.training.config import flatten
 from siglip_jax.training.run.metric_writers import read_metrics
 from tools.bench import finetune
 from tools.workflow import finetune_recipes
+from tools.workflow.recipes import changed
 
 
 def test_the_naive_run_differs_in_its_settings_alone(tiny_config):
@@ -28,31 +29,6 @@ def test_the_naive_run_differs_in_its_settings_alone(tiny_config):
         0.2,
         "none",
     )
-
-
-def test_recipes_beside_the_defaults(tiny_config):
-    name, fields = finetune.parse_recipe(
-        "rate 3e-4: optimizer.learning_rate=3e-4, refit_temperature=both, optimizer.layer_decay=1", tiny_config
-    )
-    assert name == "rate 3e-4"
-    assert fields == {"optimizer.learning_rate": 3e-4, "refit_temperature": "both", "optimizer.layer_decay": 1.0}
-    changed = flatten(finetune.changed(tiny_config, fields))
-    assert changed == {**flatten(tiny_config), **fields}
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("optimizer.learning_rate=1e-4", "expected name"),
-        ("../up: steps=2", "names are letters"),
-        ("a: optimizer.rate=1", "names no field"),
-        ("a: steps=1.5", "expected a value of that type"),
-        ("a: steps", "names no field"),
-    ],
-)
-def test_recipes_that_are_refused(tiny_config, text, said):
-    with pytest.raises(UserError, match=said):
-        finetune.parse_recipe(text, tiny_config)
 
 
 @pytest.mark.slow
@@ -167,7 +143,7 @@ def test_recipes_by_name():
 def test_the_teacher_is_the_start(tiny_config, tiny_model, shop_dataset, tmp_path):
     same = finetune_recipes.with_teacher(tiny_config, start=tiny_model, dataset=shop_dataset, folder=tmp_path / "store")
     assert same is tiny_config
-    asked = finetune.changed(tiny_config, {"teacher.cosine": 2.0})
+    asked = changed(tiny_config, {"teacher.cosine": 2.0})
     taught = finetune_recipes.with_teacher(asked, start=tiny_model, dataset=shop_dataset, folder=tmp_path / "store")
     assert taught.teacher.store == str(tmp_path / "store")
     store = read_store(taught.teacher.store)

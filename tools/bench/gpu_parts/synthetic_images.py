@@ -13,7 +13,7 @@ SPLIT = "train"
 
 def dataset_of(budget: PartBudget) -> pathlib.Path:
     """The folder of the dataset; built where no earlier part has."""
-    from tools.bench import sample_images
+    from tools.bench.inputs import sample_images
 
     folder = budget.folder / "images"
     if not (folder / "dataset").exists():

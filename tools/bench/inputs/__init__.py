@@ -1,0 +1,1 @@
+"""What benches read where no catalogue is given."""
