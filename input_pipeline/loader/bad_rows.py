@@ -69,14 +69,14 @@ def read_records(rows: Split, numbers: Sequence[int]) -> list[dict[str, Any] | B
         return [read_record(rows, number) for number in numbers]
 
 
-def readable_titles(rows: Split) -> Iterator[str]:
-    """The titles in row order, without those of records that are damaged.
+def readable_titles(rows: Split, numbers: np.ndarray) -> Iterator[str]:
+    """The titles of these rows, int64 [n], in their order, without those of records that are damaged.
 
     Raises:
       UserError: a file of which nothing can be read.
     """
-    for start in range(0, len(rows), READ_ROWS):
-        records = read_records(rows, range(start, min(start + READ_ROWS, len(rows))))
+    for start in range(0, len(numbers), READ_ROWS):
+        records = read_records(rows, numbers[start : start + READ_ROWS].tolist())
         yield from (record["title"] for record in records if not isinstance(record, BadRow))
 
 

@@ -28,7 +28,7 @@ from input_pipeline.loader.buffers import Recycler
 from input_pipeline.loader.evaluation_pass import Pass, pass_batch
 from input_pipeline.loader.examples import Disk, Memory, Recipe, Source, WithVectors, training_batch, tree_map
 from input_pipeline.loader.item_vectors import NO_VECTORS, NOTHING, BatchVectors, ItemVectors, LeftOut
-from input_pipeline.loader.row_order import RowOrder
+from input_pipeline.loader.row_order import RowOrder, first_rows
 from input_pipeline.loader.settings import DEFAULT_SPEED, WHOLE, DataShare, Speed
 from input_pipeline.loader.workers import begin_worker, parse_absl_flags, signals_blocked
 from siglip_jax.errors import UserError, checked_on_error
@@ -50,6 +50,7 @@ def make_loader(
     preprocessing: Preprocessing,
     batch_size: int,
     seed: int,
+    most: int = 0,
     shuffle: bool = True,
     epochs: int | None = None,
     augmentation: Augmentation = NO_AUGMENTATION,
@@ -77,6 +78,7 @@ def make_loader(
       preprocessing: with a tokenizer.
       batch_size: rows per process.
       seed: 0 ... 2**32 - 1; of the order and the augmentation.
+      most: rows that take part, see `first_rows`; 0 for all.
       epochs: None goes on for ever.
       augmentation: of pictures and titles, drawn anew each epoch.
       share: which part of each global batch this process has; the whole of it when absent.
@@ -103,6 +105,7 @@ def make_loader(
         rows,
         recipe,
         batch_size=batch_size,
+        most=most,
         epochs=epochs,
         share=share,
         speed=speed,
@@ -119,7 +122,8 @@ def make_loader(
         source = WithVectors(source, vectors)
     if stored:
         source, row_bytes = stored.joined_to(source), row_bytes + stored.row_bytes
-    kept = vectors.complete(len(rows))
+    asked = first_rows(len(rows), most=most, seed=seed)
+    kept = vectors.complete(asked)
     plan = Plan(
         order=RowOrder(len(kept), seed, shuffle),
         batch_size=batch_size,
@@ -128,7 +132,7 @@ def make_loader(
     )
     return Batches(
         preprocessing=preprocessing,
-        left_out=vectors.left_out(rows),
+        left_out=vectors.left_out(rows, asked),
         stored=tuple(stored.arrays) if stored else (),
         _plan=plan,
         _source=source,
@@ -144,6 +148,7 @@ def check_batches(
     recipe: Recipe,
     *,
     batch_size: int,
+    most: int = 0,
     epochs: int | None = None,
     share: DataShare = WHOLE,
     speed: Speed = DEFAULT_SPEED,
@@ -153,19 +158,17 @@ def check_batches(
 ) -> bool:
     """Whether the rows are kept in memory; raises what `make_loader` raises of these arguments, before any work."""
     _check_positive(batch_size=batch_size, epochs=1 if epochs is None else epochs)
-    if not 0 <= recipe.seed < 2**32:
-        raise UserError(f"seed={recipe.seed}; expected 0 to {2**32 - 1}")
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"max_bad_fraction={max_bad_fraction}; expected 0 to 1")
     process_count = share.process_count
     recipe.augmentation.check(recipe.preprocessing, rows.attribute_names)
     vectors.check(len(rows))
-    count = len(vectors.complete(len(rows)))
-    if count // process_count < batch_size:
-        left_out = vectors.left_out(rows)
+    asked = first_rows(len(rows), most=most, seed=recipe.seed)
+    if len(vectors.complete(asked)) // process_count < batch_size:
+        left_out = vectors.left_out(rows, asked)
         raise UserError(
             f"batch_size={batch_size} on {process_count} process{'es' * (process_count > 1)} needs "
-            f"{batch_size * process_count} rows; split {rows.name} has {len(rows)}"
+            f"{batch_size * process_count} rows; split {rows.name} has {len(rows)}{f', most={most}' if most else ''}"
             f"{f', but {left_out.count} of them lack vectors ({left_out})' if left_out.count else ''}; "
             "give a smaller batch"
         )

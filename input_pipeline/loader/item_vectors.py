@@ -151,20 +151,19 @@ class BatchVectors:
         if taken := {"image", "text", "group", "index", "id", "title", "attributes"} & self.more.keys():
             raise UserError(f"vectors named {', '.join(sorted(taken))}: a batch has something else of that name")
 
-    def complete(self, count: int) -> np.ndarray:
-        """int64: the rows, of 0 ... count - 1, that lack none."""
-        return complete_rows(self._all) if self._all else np.arange(count)
+    def complete(self, among: np.ndarray) -> np.ndarray:
+        """int64, ascending: those of these rows of the split that lack none."""
+        return np.intersect1d(complete_rows(self._all), among, assume_unique=True) if self._all else among
 
-    def left_out(self, rows: Split) -> LeftOut:
-        """The rows of the split that lack some."""
-        there = self.complete(len(rows))
-        if len(there) == len(rows):
+    def left_out(self, rows: Split, among: np.ndarray) -> LeftOut:
+        """Those of these rows of the split that lack some."""
+        lacking = np.setdiff1d(among, self.complete(among), assume_unique=True)
+        if not len(lacking):
             return NOTHING
-        lacking = np.setdiff1d(np.arange(len(rows)), there, assume_unique=True)
         records = (read_record(rows, row) for row in lacking[:IDS_SHOWN].tolist())
         ids = tuple(f"row {each.row}" if isinstance(each, BadRow) else each["id"] for each in records)
-        by_name = {name: len(each.missing) for name, each in self._all.items() if len(each.missing)}
-        return LeftOut(len(lacking), ids, by_name)
+        missing = {name: int((each.rows[among] == MISSING).sum()) for name, each in self._all.items()}
+        return LeftOut(len(lacking), ids, {name: count for name, count in missing.items() if count})
 
     def lacking(self, row: int) -> str:
         """Such as "no vector of cnn"; "" for a row that lacks none."""

@@ -13,6 +13,8 @@ import functools
 
 import numpy as np
 
+from siglip_jax.errors import UserError
+
 _ROUNDS, _LEAST_BITS = 4, 16
 _SMALL = 1 << 12  # numbers: their order is kept whole
 
@@ -43,6 +45,23 @@ class RowOrder:
             here = epochs == epoch
             rows[here] = _permuted(within[here], self.count, (first + epoch) % 2**32)
         return rows
+
+
+def first_rows(count: int, *, most: int, seed: int) -> np.ndarray:
+    """int64, ascending: `most` rows of 0 ... count - 1, drawn by the seed; all of them for 0.
+
+    What a smaller `most` gives is among what a larger one gives.
+
+    Raises:
+      UserError: more than there are, or a seed out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}; expected 0 to {2**32 - 1}")
+    if not most:
+        return np.arange(count)
+    if not 0 < most <= count:
+        raise UserError(f"most={most}; expected 1 to {count}, the rows there are, or 0 for all of them")
+    return np.sort(RowOrder(count, seed).at(np.arange(most)))
 
 
 def _permuted(numbers: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -147,10 +147,12 @@ class Variant:
         )
 
     def check_batch(self) -> None:
-        """Raises a UserError where the batch has more rows than there are."""
+        """Raises a UserError where there are fewer rows than the config wants, or than a batch has."""
         from input_pipeline.dataset import open_split
+        from input_pipeline.loader.row_order import first_rows
 
-        rows = len(open_split(self.dataset, self.config.data.train_split))
+        count, options = len(open_split(self.dataset, self.config.data.train_split)), self.config.data
+        rows = len(first_rows(count, most=options.most, seed=self.config.seed))
         if self.config.batch_size > rows:
             raise UserError(f"{self.name}: batch_size={self.config.batch_size}; there are {rows} items to train on")
 

@@ -28,16 +28,21 @@ def open_teacher(config: ml_collections.ConfigDict) -> VectorStores | None:
     return VectorStores.open("teacher", [config.teacher.store])
 
 
-def teacher_of_split(stores: VectorStores, *, dataset: epath.PathLike, split: str, width: int) -> ItemVectors:
-    """float32 unit vectors of `width` numbers, in memory, of each item of a split; prints what became of the teacher's.
+def teacher_of_split(
+    stores: VectorStores, *, dataset: epath.PathLike, split: str, rows: np.ndarray, width: int
+) -> ItemVectors:
+    """float32 unit vectors of `width` numbers, in memory, of items of a split; prints what became of the teacher's.
+
+    Args:
+      rows: int64 [n], ascending, of the split: those to train on.
 
     Raises:
       UserError: none of these items, or vectors without a direction.
     """
     own = stores.of_split(dataset, split)
-    there = np.flatnonzero(own.rows != MISSING)
-    found = teacher_vectors(lambda rows: own.take(there[rows]), len(there), width=width)
+    there = rows[own.rows[rows] != MISSING]
+    found = teacher_vectors(lambda numbers: own.take(there[numbers]), len(there), width=width)
     print(f"teacher: {found}", flush=True)
-    rows = np.full(len(own.rows), MISSING, np.int64)
-    rows[there] = np.arange(len(there))
-    return ItemVectors(found.vectors, rows)
+    places = np.full(len(own.rows), MISSING, np.int64)
+    places[there] = np.arange(len(there))
+    return ItemVectors(found.vectors, places)

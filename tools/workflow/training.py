@@ -18,7 +18,8 @@ from input_pipeline.loader import DataShare, Speed, make_loader
 from input_pipeline.loader.bad_rows import readable_titles
 from input_pipeline.loader.batches import check_batches
 from input_pipeline.loader.examples import Recipe
-from input_pipeline.loader.item_vectors import BatchVectors, ItemVectors, complete_rows
+from input_pipeline.loader.item_vectors import BatchVectors, ItemVectors
+from input_pipeline.loader.row_order import first_rows
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
@@ -71,13 +72,19 @@ def start_model(
     elif workdir is not None and (epath.Path(workdir) / "checkpoints").exists():
         tokenizer = Preprocessing.load(workdir).tokenizer
     else:
-        titles = readable_titles(open_split(dataset, config.data.train_split))
+        split = open_split(dataset, config.data.train_split)
+        titles = readable_titles(split, _rows_to_train_on(config, len(split)))
         tokenizer = train_tokenizer(map(preprocessing.canonical, titles), vocab_size=text.vocab_size)
     preprocessing = preprocessing.replace(tokenizer=tokenizer)
     architecture = architecture_of(config, preprocessing, vocab_size=preprocessing.vocab_size)
     module = TwoTowers(architecture, init_temperature=options.init_temperature, init_bias=options.init_bias, **compute)
     model = models.init(module, preprocessing, seed=config.seed)
     return _start_adapter(config, model, features) if features else model
+
+
+def _rows_to_train_on(config: ml_collections.ConfigDict, count: int) -> np.ndarray:
+    """int64, ascending, of the training split's `count`."""
+    return first_rows(count, most=config.data.most, seed=config.seed)
 
 
 def _start_adapter(config: ml_collections.ConfigDict, model: Model, features: Mapping[str, ItemVectors]) -> Model:
@@ -87,7 +94,7 @@ def _start_adapter(config: ml_collections.ConfigDict, model: Model, features: Ma
     model, found = start_adapter(
         model,
         lambda rows: {name: each.take(rows) for name, each in features.items()},
-        complete_rows(features),
+        BatchVectors(features).complete(_rows_to_train_on(config, len(next(iter(features.values())).rows))),
         strength=options.strength,
         weights=options.weights.to_dict(),
     )
@@ -145,6 +152,7 @@ def train_on_dataset(
     if config.batch_size % shares:
         raise UserError(f"config.batch_size={config.batch_size} does not divide over {shares} processes")
     fingerprint = dataset_fingerprint(dataset)
+    rows = _rows_to_train_on(config, len(open_split(dataset, config.data.train_split)))
     opened = Features.open(features) if features else None
     config = _with_features(config, opened)
     stores = {f"features/{name}": sha256 for name, sha256 in opened.fingerprints.items()} if opened else {}
@@ -172,7 +180,11 @@ def train_on_dataset(
     more: dict[str, ItemVectors] = {}
     if teacher is not None:
         more["teacher"] = teacher_of_split(
-            teacher, dataset=dataset, split=config.data.train_split, width=model.architecture.embedding_dim
+            teacher,
+            dataset=dataset,
+            split=config.data.train_split,
+            rows=rows,
+            width=model.architecture.embedding_dim,
         )
     batches = make_loader(
         dataset,
@@ -180,6 +192,7 @@ def train_on_dataset(
         preprocessing=model.preprocessing,
         batch_size=config.batch_size // shares,
         seed=config.seed,
+        most=config.data.most,
         augmentation=augmentation,
         share=DataShare(share, shares),
         speed=_speed(config),
@@ -331,12 +344,13 @@ def dry_run(
         rows,
         recipe,
         batch_size=batch_size,
+        most=config.data.most,
         share=DataShare(0, shares),
         speed=_speed(config),
         vectors=vectors,
         pictures=not (vectors.image or (plan and "image" in plan.sources)),
     )
-    per_epoch = len(vectors.complete(len(rows))) // config.batch_size
+    per_epoch = len(vectors.complete(_rows_to_train_on(config, len(rows)))) // config.batch_size
     print(sharding_table(step.state, step.mesh), flush=True)
     report, compiled = aot.compile_step(config, step, capacity=aot.device_memory())
     print(aot.describe(report))

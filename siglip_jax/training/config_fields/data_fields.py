@@ -12,6 +12,12 @@ DATA = FieldTable(
     "How examples are read and changed; docs/guide/input.md has the order of the changes and their costs.",
     {
         "train_split": Field("train", "Split of the dataset to train on.", Values("a split of the dataset")),
+        "most": Field(
+            0,
+            "Train on so many of its rows alone, for learning curves. `seed` draws them; those of a smaller number are "
+            "among those of a larger one. The tokenizer, an adapter's statistics and a teacher's reduction are theirs.",
+            at_least(0, "0 for all, or no more than there are"),
+        ),
         "flip": Field(True, "Mirror half of the images."),
         "shift": Field(0, "Move each image by up to this many pixels along each side.", Values("0 or more")),
         "zoom": Field(0.0, "Enlarge or shrink each image by up to this share.", Values("0 to less than 1")),

@@ -103,6 +103,29 @@ def test_epochs(dataset):
 
 
 @pytest.mark.parametrize("cache", [True, False])
+def test_a_part_of_the_rows(dataset, cache):
+    """An epoch is of the same rows each time, which are among those of more."""
+    few, more = (
+        [batch["index"].tolist() for batch in loader(dataset, most=most, batch_size=most // 2, epochs=3, cache=cache)]
+        for most in (16, 24)
+    )
+    few, more = ([{*found[k], *found[k + 1]} for k in (0, 2, 4)] for found in (few, more))
+    assert few[0] == few[1] == few[2]
+    assert len(few[0]) == 16
+    assert few[0] < more[0]
+    assert len(more[0]) == 24
+
+
+def test_another_part_of_the_rows_is_another_run(dataset):
+    state = loader(dataset, most=16).get_state()
+    with pytest.raises(UserError, match="rows=16 there, 24 here"):
+        loader(dataset, most=24).set_state(state)
+    for most, said in ((6, "split train has 53, most=6; give a smaller batch"), (99, "most=99; expected 1 to 53")):
+        with pytest.raises(UserError, match=said):
+            loader(dataset, most=most)
+
+
+@pytest.mark.parametrize("cache", [True, False])
 def test_resumes_exactly(dataset, cache):
     unbroken = loader(dataset, cache=cache)
     for _ in range(9):  # in the second epoch

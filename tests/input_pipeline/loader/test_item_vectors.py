@@ -14,6 +14,7 @@ from input_pipeline.catalogue import read_catalogue
 from input_pipeline.dataset import open_split
 from input_pipeline.loader import DataShare, Speed, iterate_split, make_loader
 from input_pipeline.loader.item_vectors import MISSING, ItemVectors, align
+from input_pipeline.loader.row_order import first_rows
 from input_pipeline.train_tokenizer import train_tokenizer
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
@@ -104,6 +105,18 @@ def test_rows_that_lack_vectors_are_counted_and_named(dataset, stored, ids):
         assert batches.get_state()["rows"] == ROWS - 2
     with pytest.raises(UserError, match=r"2 of them lack vectors \(cnn 1, pixels 1: ids"):
         loader(dataset, features=stored, batch_size=40)
+
+
+def test_a_part_of_the_rows(dataset, stored, ids):
+    """Rows that lack vectors are counted where they are among those asked for, and no other takes their place."""
+    asked = first_rows(ROWS, most=30, seed=4).tolist()
+    lacking = [row for row in MISSES if row in asked]
+    batches = loader(dataset, features=stored, most=30, batch_size=30 - len(lacking), epochs=1)
+    assert lacking  # else the seed tells nothing
+    assert batches.left_out.count == len(lacking)
+    assert batches.left_out.ids == tuple(ids[row] for row in lacking)
+    (batch,) = batches
+    assert sorted(batch["index"].tolist()) == [row for row in asked if row not in MISSES]
 
 
 def test_vectors_beside_pictures(dataset, stored):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.loader.row_order import RowOrder
+from input_pipeline.loader.row_order import RowOrder, first_rows
+from siglip_jax.errors import UserError
 
 
 @settings(max_examples=60, deadline=None)
@@ -34,3 +35,26 @@ def test_each_epoch_is_a_permutation(count):
 
 def test_without_shuffling():
     assert RowOrder(3, 0, shuffle=False).at(np.arange(7)).tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 6000), seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_the_first_rows_are_nested(count, seed, data):
+    few, many = sorted(data.draw(st.tuples(*2 * [st.integers(1, count)])))
+    some, more = (first_rows(count, most=most, seed=seed).tolist() for most in (few, many))
+    assert (len(some), len(more)) == (few, many)
+    assert set(some) <= set(more) <= set(range(count))
+    assert more == sorted(set(more))
+    assert first_rows(count, most=0, seed=seed).tolist() == list(range(count))
+
+
+def test_the_first_rows_are_of_all_parts():
+    """Each row has the same chance: over 400 seeds, 10 of 40 rows are drawn 100 times, give or take 4 deviations."""
+    drawn = np.concatenate([first_rows(40, most=10, seed=seed) for seed in range(400)])
+    assert np.abs(np.bincount(drawn, minlength=40) - 100).max() < 4 * np.sqrt(400 * 0.25 * 0.75)
+
+
+@pytest.mark.parametrize(("most", "said"), [(8, "most=8; expected 1 to 7"), (-1, "most=-1; expected")])
+def test_more_rows_than_there_are(most, said):
+    with pytest.raises(UserError, match=said):
+        first_rows(7, most=most, seed=0)

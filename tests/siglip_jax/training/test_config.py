@@ -125,6 +125,7 @@ def test_data_fields_are_the_options_of_the_loader():
     loader = {name: parameter.default for name, parameter in inspect.signature(make_loader).parameters.items()}
     speed = {field.name: field.default for field in dataclasses.fields(Speed)}
     own = {"num_workers": speed["num_workers"], "max_bad_fraction": loader["max_bad_fraction"]}
+    own["most"] = loader["most"]
     assert {"cache", "num_threads"} < speed.keys()
     ours = {"train_split": "train", "num_threads": 0, "cache": False, "cache_frozen": "auto"}
     assert data.to_dict() == {**augmentation, **own, **ours}

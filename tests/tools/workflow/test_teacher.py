@@ -35,8 +35,8 @@ def write_teacher(path, ids, *, seed=0, dimension=24):
 def test_each_item_has_its_own_reduced_vector(shop_dataset, tiny_config, ids, tmp_path, capsys):
     vectors = write_teacher(tmp_path / "teacher.npz", ids)
     tiny_config.teacher.store, tiny_config.teacher.cosine = str(tmp_path / "teacher.npz"), 1.0
-    found = teacher_of_split(open_teacher(tiny_config), dataset=shop_dataset, split="train", width=16)
-    count = len(ids) - MISSING
+    rows, count = np.arange(len(ids)), len(ids) - MISSING
+    found = teacher_of_split(open_teacher(tiny_config), dataset=shop_dataset, split="train", rows=rows, width=16)
     said = capsys.readouterr().out
     assert f"{count} of {len(ids)} items of split train; none for {', '.join(ids[-MISSING:])}; 2 of other items" in said
     assert f"{count} vectors of 24 numbers, 16 of them kept (" in said
@@ -81,4 +81,4 @@ def test_teachers_that_cannot_teach_are_refused(shop_dataset, tiny_config, tmp_p
     write_teacher(tmp_path / "teacher.npz", [f"other {k}" for k in range(9)])
     config.teacher.store = str(tmp_path / "teacher.npz")
     with pytest.raises(UserError, match=r"teacher: none of the \d+ items of split train is in .*teacher.npz"):
-        teacher_of_split(open_teacher(config), dataset=shop_dataset, split="train", width=16)
+        teacher_of_split(open_teacher(config), dataset=shop_dataset, split="train", rows=np.arange(3), width=16)
