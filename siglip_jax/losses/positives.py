@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from siglip_jax.losses.exchange import Walk, over_pairs
 from siglip_jax.losses.tiles import Results, Tile
 
-# What rows of equal group are to each other, off the diagonal; "mean" is "positive" with k positives weighing 1 / k.
-SAME_GROUP = ("positive", "mean", "ignore")
+# What rows of equal group are to each other, off the diagonal; "mean" is "positive" with k positives weighing 1 / k,
+# "negative" is as if there were no groups.
+SAME_GROUP = ("positive", "mean", "ignore", "negative")
 
 
 class Labels(NamedTuple):
@@ -95,7 +96,7 @@ def matches(tile: Tile[GroupedRows], same_group: str) -> tuple[jax.Array, jax.Ar
     """(is a positive, bool [r, c]; weight of each pair, float32 [r, c] or [1, c], or None where all weigh 1)."""
     rows, columns = tile.rows, tile.columns
     weight = None if columns.weight is None else columns.weight[None, :]
-    if rows.group is None or columns.group is None:
+    if rows.group is None or columns.group is None or same_group == "negative":
         return tile.pairs(), weight
     same = rows.group[:, None] == columns.group[None, :]
     if same_group == "ignore":

@@ -22,6 +22,8 @@ def dense_sigmoid_loss(
     Arguments and result as `siglip_jax.losses.sigmoid_loss`, on one device or sharded as XLA likes.
     """
     n, m = len(image), len(text)
+    if same_group == "negative":
+        groups = None
     if text_groups is not None and groups is None:
         groups = jnp.arange(n)
     pair = jnp.arange(n)[:, None] == jnp.arange(m)[None, :]

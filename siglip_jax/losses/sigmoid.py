@@ -42,7 +42,7 @@ def sigmoid_loss(
     """Mean over the images of the global batch of -w_ij log sigmoid(y_ij l_ij), summed over the texts j, with l_ij =
     exp(t) <x_i, y_j> + b.
 
-    Rows of equal title (or product) are no negatives of each other: `groups` names them. An image may have several
+    Rows of equal title (or product) need not be negatives of each other: `groups` names them. An image may have several
     texts, or none, where `text_groups` says whose each text is. Logits, t and b are float32
     whatever the inputs are, and exp(t) is not clamped. Reverse-mode differentiable once, in image, text, t and b, from
     any number of devices; forward mode and second derivatives raise (`reference.dense_sigmoid_loss` has both).
@@ -58,7 +58,8 @@ def sigmoid_loss(
         weight 0 is as if it were not there.
       same_group: what pairs of one group are. "positive" counts each fully. "mean" weighs a positive (1 / k_i +
         1 / k_j) / 2, with k_i texts of the image's group and k_j images of the text's: 1 / k row by row.
-        "ignore" leaves them out off the diagonal, so not with `text_groups`, which have none.
+        "ignore" leaves them out off the diagonal and "negative" is as without groups, so neither with `text_groups`,
+        which have no diagonal.
       mesh: the mesh that the rows are sharded over, along `axis`; None for one device.
       axis: one mesh axis or several.
       tile: rows and columns of the logits made at a time; None chooses for the platform. Any size is exact.
@@ -77,8 +78,8 @@ def sigmoid_loss(
     layout = arguments.checked_layout(NAME, mesh=mesh, axis=axis, inputs=(image, text))
     image, text = arguments.checked_embeddings(NAME, image, text, paired=text_groups is None)
     arguments.checked_choice(NAME, "same_group", same_group, SAME_GROUP)
-    if text_groups is not None and same_group == "ignore":
-        raise ValueError(f"{NAME}: same_group='ignore' with text_groups; expected positive or mean")
+    if text_groups is not None and same_group in ("ignore", "negative"):
+        raise ValueError(f"{NAME}: same_group={same_group!r} with text_groups; expected positive or mean")
     if text_groups is not None and groups is None:
         groups = jnp.arange(len(image), dtype=jnp.int32)
     labels = Labels(

@@ -42,8 +42,8 @@ STEPS = FieldTable(
         "same_group": Field(
             "positive",
             "What rows of equal title are to each other: positive pairs, positive pairs of which the k of a row weigh "
-            "1/k, or pairs that do not count. Of the sigmoid loss alone.",
-            one_of("positive", "mean", "ignore"),
+            "1/k, pairs that do not count, or negatives, as if their titles differed. Of the sigmoid loss alone.",
+            one_of("positive", "mean", "ignore", "negative"),
         ),
     },
 )

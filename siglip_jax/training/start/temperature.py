@@ -52,6 +52,8 @@ def labelled(image: np.ndarray, text: np.ndarray, groups: np.ndarray, *, same_gr
     n = len(image)
     rows = np.arange(0, n, max(1, math.ceil(n * n / MAX_PAIRS)))
     similarity = image[rows].astype(np.float64) @ text.astype(np.float64).T
+    if same_group == "negative":
+        groups = np.arange(n)
     same = groups[rows][:, None] == groups
     positive = (rows[:, None] == np.arange(n) if same_group == "ignore" else same).astype(np.float64)
     if same_group == "mean":

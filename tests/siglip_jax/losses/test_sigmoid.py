@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from siglip_jax.losses import sigmoid, sigmoid_loss
 from siglip_jax.losses.exchange import GATHER_BYTES, Layout, Walk, choose_communication
 from siglip_jax.losses.positives import Labels
+from siglip_jax.losses.reference import dense_sigmoid_loss
 from siglip_jax.losses.tiles import tile_of
 
 SO400M = (np.log(112.3), -16.5)  # t and b of a published checkpoint: the largest logits there are
@@ -130,10 +131,13 @@ def test_groups_change_the_loss():
     }
     assert len({round(value, 3) for value in values.values()}) == 3
     assert values["ignore"] < values["alone"] < values["positive"]
+    values["negative"] = values["alone"]
     np.testing.assert_allclose(ours(image, text, 2.0, -3.0)[0], values["alone"], rtol=1e-5)
-    for kind in ("positive", "ignore"):
+    for kind in ("positive", "ignore", "negative"):
         found, _ = ours(image, text, 2.0, -3.0, groups=groups, same_group=kind)
         np.testing.assert_allclose(found, values[kind], rtol=1e-5)
+        dense = dense_sigmoid_loss(*map(jnp.float32, (image, text, 2.0, -3.0)), groups=groups, same_group=kind)
+        np.testing.assert_allclose(dense, values[kind], rtol=1e-5)
 
 
 def test_scalars_of_any_rank():

@@ -136,6 +136,7 @@ def test_without_groups_texts_name_their_image():
             r"groups \(6,\); expected",
         ),
         ((4, 6), {"text_groups": np.zeros(6, np.int32), "same_group": "ignore"}, "expected positive or mean"),
+        ((4, 6), {"text_groups": np.zeros(6, np.int32), "same_group": "negative"}, "expected positive or mean"),
         ((4, 4), {"text_weights": np.ones(3, np.float32)}, r"text_weights \(3,\) of float32; expected float32 \[4\]"),
         ((4, 4), {"text_weights": np.ones(4, np.int32)}, "of int32; expected float32"),
     ],

@@ -9,7 +9,7 @@ from siglip_jax.losses import sigmoid_loss
 from siglip_jax.training.start import temperature
 
 
-@pytest.mark.parametrize("same_group", ["positive", "mean", "ignore"])
+@pytest.mark.parametrize("same_group", ["positive", "mean", "ignore", "negative"])
 def test_losses_are_those_of_the_library(same_group, embeddings):
     image, text, groups = embeddings(noise=1.0)
     pairs = temperature.labelled(image, text, groups, same_group=same_group)
