@@ -21,7 +21,7 @@ from siglip_jax.errors import Stopped, UserError
 if TYPE_CHECKING:
     from absl.flags import FlagValues
 
-CONFIG_FLAGS = ("config", "adapter")  # flags whose value is a config file
+CONFIG_FLAGS = ("config", "adapter", "relevance")  # flags whose value is a config file
 PROGRAMS = {
     "demo": "the whole thread: catalogue, training, ranking table, report, SavedModel",
     "data": "a catalogue of items and images -> an ArrayRecord dataset and its audit",
@@ -116,7 +116,8 @@ def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
             raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value (see --help)")
         values.validate_all_flags()
         for name in configs:
-            getattr(values, name).lock()  # a file that is not there is only said at the first use
+            if (config := getattr(values, name)) is not None:
+                config.lock()  # a file that is not there is only said at the first use
     except absl_flags.Error as error:
         raise UserError(
             f"{str(error).removeprefix('FATAL Flags parsing error: ')}; see siglip-jax {program} --help"

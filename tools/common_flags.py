@@ -13,11 +13,13 @@ from siglip_jax.errors import UserError, checked_on_error
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
-def define_config(values: flags.FlagValues, *, default: str, name: str = "config", text: str = "Config file") -> None:
+def define_config(
+    values: flags.FlagValues, *, default: str | None, name: str = "config", text: str = "Config file"
+) -> None:
     """--config file.py[:argument], with --config.field=value for every field."""
     config_flags.DEFINE_config_file(
         name,
-        str(CONFIGS / default),
+        None if default is None else str(CONFIGS / default),
         f"{text}, with :argument where it takes one; --{name}.field=value changes a field.",
         flag_values=values,
     )

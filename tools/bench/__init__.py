@@ -5,6 +5,7 @@ siglip-jax bench encode
 siglip-jax bench rank
 siglip-jax bench build --rows=20000
 siglip-jax bench duplicates --dataset=data/fashion --attribute=articleType
+siglip-jax bench recipes --dataset=data/shop --workdir=runs/recipes --recipe="softmax: loss=softmax"
 """
 
 # A bench is one file in this folder: `define_flags(values)`, `main(values)`, and a docstring that begins with

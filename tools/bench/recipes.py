@@ -5,8 +5,8 @@ every one from the same seed, on the same split of --dataset. The evaluation spl
 row's difference to --against, paired by query, has its interval. Equal compute is yours to keep: the table has the
 examples that each has seen (steps x batch size) and the seconds of its training.
 
-  siglip-jax bench recipes --config=configs/adapter.py --dataset=data/shop --workdir=runs/recipes \\
-    --features=cnn=runs/cnn-train --features=cnn=runs/cnn-test \\
+  siglip-jax bench recipes --config=configs/adapter.py --relevance=configs/fashion.py --dataset=data/shop \\
+    --workdir=runs/recipes --features=cnn=runs/cnn-train --features=cnn=runs/cnn-test \\
     --recipe="softmax: loss=softmax" \\
     --recipe="batch 512: batch_size=512, steps=1000, optimizer.warmup_steps=40, model.init_bias=-6.6"
 
@@ -33,7 +33,7 @@ from etils import epath
 from siglip_jax.errors import UserError
 from tools import common_flags
 from tools.workflow import rank_flags
-from tools.workflow.recipes import changed, parse_recipes
+from tools.workflow.recipes import changed, parse_recipes, with_relevance
 
 if TYPE_CHECKING:
     from eval.comparison.choose_rankers import RankerOptions, RankersToCompare
@@ -46,6 +46,12 @@ FITTED_ON = 4000  # training items that a PCA is fitted on
 
 def define_flags(values: flags.FlagValues) -> None:
     common_flags.define_config(values, default="adapter.py")
+    common_flags.define_config(
+        values,
+        default=None,
+        name="relevance",
+        text="Config whose relevance, gain and metrics take the place of --config's",
+    )
     common_flags.define_dataset(values)
     common_flags.define_features(values)
     flags.DEFINE_string("workdir", None, "Folder of the runs and the report.", required=True, flag_values=values)
@@ -61,37 +67,37 @@ def main(values: flags.FlagValues) -> None:
     from siglip_jax.training.config import check
 
     stores = common_flags.named_paths(values.store or [], flag="store")
-    recipes = parse_recipes(values.recipe, values.config, flag="recipe", taken={AS_CONFIGURED, *stores})
+    config = with_relevance(values.config, values.relevance) if values.relevance else values.config
+    recipes = parse_recipes(values.recipe, config, flag="recipe", taken={AS_CONFIGURED, *stores})
     if not recipes:
         raise UserError('bench recipes: one row alone; give --recipe="name: field=value"')
     paths = common_flags.features_of(values)
     rows: dict[str, dict[str, Any]] = {AS_CONFIGURED: {}, **recipes}
     variants = {
-        name: Variant.of(changed(values.config, fields), values, name=name, features=paths)
-        for name, fields in rows.items()
+        name: Variant.of(changed(config, fields), values, name=name, features=paths) for name, fields in rows.items()
     }
     # Everything that can be known beforehand, before hours of training.
-    relevance_of(values.config, values.dataset)
+    relevance_of(config, values.dataset)
     for name, variant in variants.items():
         try:
             check(variant.config)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         variant.check_batch()
-    check_options(_options(values, variants, stores), dataset=values.dataset)
+    check_options(_options(values, config, variants, stores), dataset=values.dataset)
 
     for name, variant in variants.items():
         print(f"== {name}: {variant.config.steps} steps of {variant.config.batch_size}, {variant.folder}", flush=True)
         variant.train()
-        variant.embed(values.config.evaluation.split)
+        variant.embed(config.evaluation.split)
         if _fits(values, name):
-            variant.embed(values.config.data.train_split, most=FITTED_ON)
-    compared, result = _rank(values, _options(values, variants, stores))
+            variant.embed(config.data.train_split, most=FITTED_ON)
+    compared, result = _rank(values, config, _options(values, config, variants, stores))
     found = _compare(compared, result, against=values.against or AS_CONFIGURED)
     for row in found["rows"]:
         if (trained := variants.get(row["name"])) is not None:
             row |= {"changes": rows[row["name"]], **trained.cost(), "folder": str(trained.folder)}
-    _write(values, found, compared, result, curve_of=variants.get(compared.new))
+    _write(values, config, found, compared, result, curve_of=variants.get(compared.new))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,9 +206,14 @@ def _fits(values: flags.FlagValues, name: str) -> bool:
     return name in {*reduced, *values.ladder} and name not in common_flags.named_paths(values.fit, flag="fit")
 
 
-def _options(values: flags.FlagValues, variants: Mapping[str, Variant], stores: Mapping[str, str]) -> RankerOptions:
+def _options(
+    values: flags.FlagValues,
+    config: ml_collections.ConfigDict,
+    variants: Mapping[str, Variant],
+    stores: Mapping[str, str],
+) -> RankerOptions:
     """Stores first, then the variants: what the flags of `siglip-jax rank` say about the rows of both."""
-    split, train = values.config.evaluation.split, values.config.data.train_split
+    split, train = config.evaluation.split, config.data.train_split
     named = {**stores, **{name: variant.store(split) for name, variant in variants.items()}}
     fitted = {name: variant.store(train) for name, variant in variants.items() if _fits(values, name)}
     against = values.against or AS_CONFIGURED
@@ -211,12 +222,14 @@ def _options(values: flags.FlagValues, variants: Mapping[str, Variant], stores: 
     return dataclasses.replace(options, fits={**options.fits, **fitted})
 
 
-def _rank(values: flags.FlagValues, options: RankerOptions) -> tuple[RankersToCompare, ProtocolResult]:
+def _rank(
+    values: flags.FlagValues, config: ml_collections.ConfigDict, options: RankerOptions
+) -> tuple[RankersToCompare, ProtocolResult]:
     from eval.comparison.by_attributes import rank_by_attributes, relevance_attributes
     from eval.comparison.choose_rankers import read_rankers, slicings_of
     from eval.comparison.items import read_items
 
-    config, dataset, split = values.config, values.dataset, values.config.evaluation.split
+    dataset, split = values.dataset, config.evaluation.split
     items = read_items(dataset, split, options.stores)
     compared = read_rankers(options, dataset=dataset, split=split, items=items)
     columns = {"title": items.titles, **items.columns}
@@ -240,6 +253,7 @@ def _compare(compared: RankersToCompare, result: ProtocolResult, *, against: str
 
 def _write(
     values: flags.FlagValues,
+    config: ml_collections.ConfigDict,
     found: dict[str, Any],
     compared: RankersToCompare,
     result: ProtocolResult,
@@ -253,12 +267,12 @@ def _write(
     from tools.bench import measuring
     from tools.workflow.training import metrics_of
 
-    split, workdir = values.config.evaluation.split, epath.Path(values.workdir)
+    split, workdir = config.evaluation.split, epath.Path(values.workdir)
     provenance = {
         "versions": versions(),
         "command": " ".join(["siglip-jax", "bench", "recipes", *sys.argv[1:]]),
         "machine": measuring.machine(),
-        "config": config_to_json(values.config),
+        "config": config_to_json(config),
         **compared.provenance,
     }
     report = build_report(

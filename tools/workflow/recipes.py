@@ -21,6 +21,12 @@ def changed(config: ml_collections.ConfigDict, fields: dict[str, Any]) -> ml_col
     return copy.lock()
 
 
+def with_relevance(config: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A locked copy of `config`, with what `other` says of relevance, gain and metrics."""
+    names = ("relevance", "relevant_from", "gain", "metrics")
+    return changed(config, {f"evaluation.{name}": other.evaluation[name] for name in names})
+
+
 def parse_recipes(
     texts: Sequence[str], config: ml_collections.ConfigDict, *, flag: str, taken: Collection[str]
 ) -> dict[str, dict[str, Any]]:

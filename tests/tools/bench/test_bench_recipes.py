@@ -1,11 +1,13 @@
 """Recipes side by side: each row against the programs one after the other."""
 
 import json
+import pathlib
 
 import pytest
 
 from siglip_jax import cli
 
+FASHION = pathlib.Path(__file__).parents[3] / "configs" / "fashion.py"
 SHORT = {"config.steps": 4, "config.checkpoint_every": 4, "config.log_every": 2}
 
 
@@ -21,7 +23,7 @@ def bench(config_file, shop_dataset, tmp_path_factory):
     assert cli.main(["embed", "--model=pixels:4x4", f"--dataset={shop_dataset}", f"--output={store}"]) == 0
     flags = {"config": config_file, **SHORT, "dataset": shop_dataset, "workdir": folder / "runs"}
     more = ["--recipe=softmax: loss=softmax", "--recipe=batch 8: batch_size=8, steps=8, model.init_bias=-1.8"]
-    more += [f"--store=pixels={store}", "--reduce=batch 8=pca:4", "--baseline=random"]
+    more += [f"--relevance={config_file}", f"--store=pixels={store}", "--reduce=batch 8=pca:4", "--baseline=random"]
     line = ["bench", "recipes", *flags_of(flags, *more)]
     assert cli.main(line) == 0
     return line, folder / "runs"
@@ -93,6 +95,9 @@ def test_the_table(bench, capsys):
         (["--recipe=a: steps=3", "--reduce=b=pca:4"], "--reduce=b: no such store"),
         (["--recipe=a: steps=3", "--reduce=a=half"], "reduction 'half'"),
         (["--recipe=a: teacher.cosine=1.0"], "no config.teacher.store"),
+        (["--recipe=a: steps=3", f"--relevance={FASHION}"], "articleType"),
+        (["--recipe=a: steps=3", "--relevance=nowhere.py"], "--config or --relevance"),
+        (["--recipe=a: data.most=4096"], "most=4096; expected 1 to"),
     ],
 )
 def test_what_cannot_be_compared_is_said_before_training(config_file, shop_dataset, tmp_path, capsys, more, said):

@@ -23,6 +23,15 @@ def test_tuples_in_a_recipe(tiny_config):
     assert fields == {"matryoshka.widths": (4, 8), "matryoshka.weights": (1.0, 0.5), "steps": 7}
 
 
+def test_relevance_of_another_config(tiny_config):
+    other = recipes.changed(tiny_config, {"evaluation.relevance": ({"gain": 1, "agree": ("colour",)},), "steps": 99})
+    other = recipes.changed(other, {"evaluation.metrics": ("MRR",), "evaluation.gain": "linear"})
+    made = flatten(recipes.with_relevance(tiny_config, other))
+    differing = {name for name, value in flatten(tiny_config).items() if made[name] != value}
+    assert differing == {"evaluation.relevance", "evaluation.metrics", "evaluation.gain"}
+    assert made["evaluation.relevance"][0]["agree"] == ("colour",)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -24,6 +24,7 @@ from tools.workflow import training
 from tools.workflow.adapters.strengths import choose_strength
 from tools.workflow.embedding import ImageEncoder, embed, image_encoder, import_embeddings, load_encoder
 from tools.workflow.item_vectors import Features
+from tools.workflow.recipes import with_relevance
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 FRACTIONS = {TRAIN: 0.72, VALIDATION: 0.08, TEST: 0.2}  # the strength is chosen on validation
@@ -56,10 +57,8 @@ def prepare(
 
 def adapter_config(base: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """`base`, which says how an adapter is trained, with what `config` says of relevance and of titles."""
-    made = base.copy_and_resolve_references()
+    made = with_relevance(base, config)
     with made.unlocked():
-        for name in ("relevance", "relevant_from", "gain", "metrics"):
-            made.evaluation[name] = config.evaluation[name]
         made.evaluation.split = VALIDATION
         made.preprocessing.tokenizer = config.preprocessing.tokenizer or made.preprocessing.tokenizer
     check(made)
