@@ -59,6 +59,8 @@ finetune-compare: $(READY)  ## gain and forgetting of two ways of fine-tuning, a
 	$(RUN) bench finetune --config=configs/fashion.py:from=$(HALVES)/start \
 	  --learned=$(HALVES)/first --new=$(HALVES)/second --workdir=$(HALVES)/compared
 
+include results.mk
+
 # The TPU compiler of the lock, for tests that compile for a slice: a folder of its own, put on the path of their
 # processes. Inside .venv it would have JAX look for a TPU at every start.
 $(LIBTPU)/ready: pyproject.toml uv.lock | $(READY)
