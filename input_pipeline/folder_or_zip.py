@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import lzma
 import os
@@ -9,6 +11,7 @@ import pathlib
 import posixpath
 import re
 import stat
+import unicodedata
 import zipfile
 import zlib
 from typing import IO, Any, Protocol
@@ -17,6 +20,9 @@ from siglip_jax.errors import UserError
 
 MAX_FILE_BYTES = 32 * 2**20  # of one picture; tables pass their own limit
 MAX_SHARDS = 10**6
+_UTF8_FLAG = 0x800
+_ZIP_ENCODINGS = ("utf-8", "cp932", "gb18030", "cp949", "cp1252")
+_SHOWN = 100  # letters of a name in a message
 ZIP_ERRORS = (  # what zipfile raises on damaged, encrypted or unknown members
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, NotImplementedError, EOFError, ValueError,
 )  # fmt: skip
@@ -77,12 +83,28 @@ def expand_shards(path: str) -> list[pathlib.Path]:
     return shards
 
 
+_INSTEAD = {
+    ".gz": "unpack it with gunzip first",
+    ".bz2": "unpack it with bunzip2 first",
+    ".xz": "unpack it with unxz first",
+    ".zst": "unpack it with unzstd first",
+    ".json": "write a JSON object on each line of a .jsonl",
+    ".txt": "rename it by what is between its fields, .csv (commas) or .tsv (tabs)",
+    ".xlsx": "save it as .csv, UTF-8",
+    ".xls": "save it as .csv, UTF-8",
+    ".arrow": "write it as .parquet",
+    ".feather": "write it as .parquet",
+}
+
+
 def open_files(path: pathlib.Path) -> Files:
     """A folder or a .zip file as `Files`."""
     if path.is_dir():
         return Folder(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a catalogue folder, a .zip, tars or a table")
+    if hint := _INSTEAD.get(path.suffix.lower()):
+        raise UserError(f"{path}: expected a folder, .zip, .tar, .tsv, .csv, .jsonl or .parquet; {hint}")
     return Zip(path)
 
 
@@ -115,9 +137,11 @@ class Folder:
                 raise FileProblem("too large", _too_large(name, status.st_size, limit))
             return path.open("rb")
         except FileNotFoundError as error:
-            raise FileProblem("missing image", f"{name} not found in {self.root}") from error
+            raise FileProblem("missing image", f"{shown(name)} not found in {self.root}") from error
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
-            raise FileProblem("unreadable image", f"{name} cannot be read ({error})") from error
+            raise FileProblem(
+                "unreadable image", f"{shown(name)} cannot be read ({getattr(error, 'strerror', error)})"
+            ) from error
 
     def identity(self) -> dict[str, Any]:
         return {}  # of each file its stamp tells
@@ -171,16 +195,39 @@ class Zip:
 
     def stamp(self, name: str) -> str:
         try:
-            info = self._zip.getinfo(self._top + safe_name(name))
-        except (FileProblem, KeyError):
+            info = self._named(self._top + safe_name(name))
+        except FileProblem:
             return ""
-        return f"{info.file_size} {info.CRC}"
+        return f"{info.file_size} {info.CRC}" if info else ""
+
+    def _named(self, name: str) -> zipfile.ZipInfo | None:
+        try:
+            return self._zip.getinfo(name)
+        except KeyError:
+            found = self._aliases.get(unicodedata.normalize("NFC", name), [])
+            return found[0] if len(found) == 1 else None
+
+    @functools.cached_property
+    def _aliases(self) -> dict[str, list[zipfile.ZipInfo]]:
+        """Members by other spellings of their names: composed letters, and encodings that a zip does not tell."""
+        found: dict[str, list[zipfile.ZipInfo]] = {}
+        for info in self._zip.infolist():
+            if info.filename.isascii():
+                continue
+            names = {info.filename}
+            if not info.flag_bits & _UTF8_FLAG:  # zipfile has taken its bytes for cp437
+                data = info.filename.encode("cp437", "replace")
+                for encoding in _ZIP_ENCODINGS:
+                    with contextlib.suppress(UnicodeDecodeError):
+                        names.add(data.decode(encoding))
+            for name in {unicodedata.normalize("NFC", name) for name in names}:
+                found.setdefault(name, []).append(info)
+        return found
 
     def _find(self, name: str, limit: int) -> zipfile.ZipInfo:
-        try:
-            info = self._zip.getinfo(self._top + safe_name(name))
-        except KeyError as error:
-            raise FileProblem("missing image", f"{name} not found in {self.path}") from error
+        info = self._named(self._top + safe_name(name))
+        if info is None:
+            raise FileProblem("missing image", f"{shown(name)} not found in {self.path}")
         if stat.S_ISLNK(info.external_attr >> 16):  # its content would be the path it leads to
             raise FileProblem("unsafe path", f"{name} in {self.path} is a symbolic link; zip the file itself")
         if info.file_size > limit:
@@ -192,13 +239,20 @@ class Zip:
 PASSING_PROBLEMS = ("cannot be read", "leads outside")
 
 
+def shown(name: str) -> str:
+    """The name as messages have it: a cell may hold a picture's text instead of its path."""
+    return name if len(name) <= _SHOWN else f"{name[:40]}... ({len(name)} letters, perhaps base64: save it as a file)"
+
+
 def safe_name(name: str) -> str:
     """The name, normalised; a FileProblem where it could lead out of the catalogue."""
     parts = name.split("/")
     if "://" in name:
-        raise FileProblem("unsafe path", f"{name!r} is an address; download the picture and name its file")
+        raise FileProblem("unsafe path", f"{shown(name)!r} is an address; download the picture and name its file")
     if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name or ":" in parts[0]:
-        raise FileProblem("unsafe path", f"{name!r}; expected a path relative to the catalogue, with / and without ..")
+        raise FileProblem(
+            "unsafe path", f"{shown(name)!r}; expected a path within the catalogue, with / and without .."
+        )
     return posixpath.normpath(name)
 
 

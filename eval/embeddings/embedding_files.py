@@ -10,9 +10,11 @@ Nothing is unpickled; what a file would take in memory is known before it is rea
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import pathlib
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -227,6 +229,7 @@ def _columns(table: Any, path: pathlib.Path, rows: int) -> tuple[list[str], np.n
     names = [name for name in table.column_names if name != "id"]
     if not 1 <= len(names) <= MAX_DIMENSION:
         raise UserError(f"{path}: {len(names)} columns beside id; expected the numbers of an embedding")
+    _check_names(names, path)
     _check_size(path, 4 * rows * len(names))
     vectors = np.empty((rows, len(names)), np.float32)
     for place, name in enumerate(names):
@@ -235,6 +238,22 @@ def _columns(table: Any, path: pathlib.Path, rows: int) -> tuple[list[str], np.n
             raise UserError(f"{path}: column {name} is {column.type}, {column.null_count} nulls; expected numbers")
         vectors[:, place] = column.to_numpy()
     return _ids(table, path), vectors
+
+
+def _check_names(names: Sequence[str], path: pathlib.Path) -> None:
+    """Refuses columns that are no numbers of an embedding by their names: an index of pandas, a price."""
+    matches = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
+    stems = collections.Counter(match[1] for match in matches if match)
+    stem = max(stems, key=lambda name: stems[name], default="")
+    odd = [name for name, match in zip(names, matches, strict=True) if not match or match[1] != stem]
+    numbers = [int(match[2]) for match in matches if match and match[1] == stem]
+    if not odd and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        odd = [f"{stem}{number}" for number in numbers[:4]]
+    if odd and len(names) > 1:
+        raise UserError(
+            f"{path}: columns {', '.join(map(repr, odd[:4]))} beside id and {len(numbers)} named {stem}0, ...; "
+            "expected id and the numbers of an embedding alone, in order: leave the others out"
+        )
 
 
 def _ids(table: Any, path: pathlib.Path) -> list[str]:

@@ -191,6 +191,12 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
         "count(*) filter (item >= $n) from events",
         {"n": len(items)},
     )
+    if len(items) and unknown == seen:
+        (theirs,) = log.one("select id from items where code >= ? order by code limit 1", [len(items)])
+        raise UserError(
+            f"log: none of its {seen} items is in the catalogue; ids are compared as text: {theirs!r} is one of the "
+            f"log, {items[0]!r} one of the catalogue; write both alike"
+        )
     log.counts |= {
         "rows": rows,
         "events": kept,

@@ -60,7 +60,7 @@ def insert_file(sql: duckdb.DuckDBPyConnection, file: pathlib.Path, form: LogFor
         columns = _describe(sql, file, suffix)
         names = _names(columns, form, file)
         source = _source(file, suffix, list(names.values() if suffix == "jsonl" else columns))
-        text = {ours: f"nullif(trim(cast({_quoted(theirs)} as text)), '')" for ours, theirs in names.items()}
+        text = {ours: f"nullif(trim({_as_text(theirs, columns[theirs])}), '')" for ours, theirs in names.items()}
         kind = columns[names["time"]].upper()
         time = _quoted(names["time"])
         if kind.startswith(("TIMESTAMP", "DATE")):
@@ -83,11 +83,10 @@ def insert_file(sql: duckdb.DuckDBPyConnection, file: pathlib.Path, form: LogFor
 
 
 def _describe(sql: duckdb.DuckDBPyConnection, file: pathlib.Path, suffix: str) -> dict[str, str]:
-    """{column: type} of one file; those of its first rows in JSON lines."""
+    """{column: type} of one file; of JSON lines the keys of all, since a key may begin late."""
     if suffix == "jsonl":
         keys = sql.execute(
-            f"select distinct unnest(json_keys(json)) from (select json from "
-            f"read_ndjson_objects({_literal(str(file))}) limit 10000)"
+            f"select distinct unnest(json_keys(json)) from read_ndjson_objects({_literal(str(file))})"
         ).fetchall()
         return {key: "TEXT" for (key,) in keys}
     if suffix == "parquet":
@@ -99,6 +98,12 @@ def _describe(sql: duckdb.DuckDBPyConnection, file: pathlib.Path, suffix: str) -
     except UnicodeDecodeError as error:
         raise UserError(f"log {file}: not UTF-8 ({error.reason}); save it as UTF-8") from error
     header = line.split("\t") if suffix == "tsv" else next(csv.reader([line]), [])
+    if len(header) == 1 and (sign := next((s for s in ";\t|," if s in line), "")):
+        raise UserError(
+            f"log {file}: {sign!r} is between its fields ({line[:60]!r}); expected a comma in a .csv, a tab in a .tsv: "
+            "save it so"
+        )
+    header = [name or f"column {number} without a name" for number, name in enumerate(header, 1)]
     if not line or len(set(header)) < len(header):
         raise UserError(f"log {file}: the first line is {line[:100]!r}; expected column names, each once")
     return dict.fromkeys(header, "TEXT")
@@ -152,6 +157,16 @@ def movielens_columns(paths: Sequence[str]) -> dict[str, str]:
     raise UserError(
         f"log {file}: columns are {', '.join(there)}; MovieLens has userId, movieId, rating, timestamp (ratings.csv)"
     )
+
+
+def _as_text(name: str, kind: str) -> str:
+    """SQL of a column as text; whole numbers that pandas made floats beside missing values are whole again."""
+    column = _quoted(name)
+    if kind.upper() not in ("DOUBLE", "FLOAT"):
+        return f"cast({column} as text)"
+    whole = f"{column} = floor({column}) and abs({column}) < {2**53}"
+    text = f"when {whole} then cast(cast({column} as bigint) as text) else cast({column} as text)"
+    return f"case when isnan({column}) then null {text} end"
 
 
 def _quoted(name: str) -> str:

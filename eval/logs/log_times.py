@@ -1,7 +1,7 @@
 """Times of a log, whatever they are written as: microseconds since 1970 here.
 
 ISO 8601 (UTC where it names no zone), or numbers since 1970: seconds below 1e11, milliseconds below 1e14, microseconds
-below 1e17, nanoseconds above.
+below 1e17, nanoseconds above. Digits that spell a date (20240501, 2024050112) are that date.
 """
 
 from __future__ import annotations
@@ -20,9 +20,20 @@ _EPOCH_DECIMAL = (
     f"when abs({_DECIMAL}) < 100000000000000 then {_DECIMAL} * 1000 "
     f"when abs({_DECIMAL}) < 100000000000000000 then {_DECIMAL} else {_DECIMAL} / 1000 end)"
 )
+# Digits that are a date of this or the last century (YYYYMMDD, then HH, MM, SS or none) are no seconds since 1970.
+_CALENDAR = (
+    "(case when regexp_full_match({0}, '\\s*(19|20)[0-9]{{6}}([0-9]{{2}}){{0,3}}\\s*') then epoch_us(try_strptime(rpad("
+    "trim({0}), 14, '0'), '%Y%m%d%H%M%S')) end)"
+)
+_ZONED = (  # "... +0200" and "... -07:00" as "...+02:00"
+    "regexp_replace({0}, '\\s*([+-][0-9]{{2}}):?([0-9]{{2}})\\s*$', '\\1:\\2')"
+)
+_CLOCK = "regexp_full_match({0}, '.*:[0-9]{{2}}([.][0-9]+)?\\s*[+-][0-9]{{2}}:?[0-9]{{2}}\\s*')"
 TIME_OF_TEXT = (
-    "(case when regexp_full_match({0}, '\\s*[+-]?[0-9]+([.][0-9]*)?\\s*') "
+    f"(case when {_CALENDAR} is not null and abs(coalesce({_DECIMAL}, 0)) not between 1e9 and 2e9 then {_CALENDAR} "
+    "when regexp_full_match({0}, '\\s*[+-]?[0-9]+([.][0-9]*)?\\s*') "
     f"then try_cast(floor({_EPOCH_DECIMAL}) as bigint) "
+    f"when {_CLOCK} then epoch_us(try_cast({_ZONED} as timestamptz)) "
     "else epoch_us(try_cast({0} as timestamptz)) end)"
 )
 

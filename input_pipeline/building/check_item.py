@@ -17,6 +17,7 @@ from input_pipeline.folder_or_zip import FileProblem
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image, image_format
 
+NULL_WORDS = frozenset(("nan", "null", "none", "\\n", "#n/a", "n/a", "<na>", "nat", "-", "--", "#name?", "#ref!"))
 _KEY = 32  # hexadecimal digits of a hash by which equal pictures are found: 128 bits
 
 
@@ -84,6 +85,8 @@ def _check_text(item: Item) -> None:
         raise FileProblem("empty id", "the id is empty")
     if not item.title.strip():
         raise FileProblem("empty title", "the title is empty")
+    if item.title.strip().lower() in NULL_WORDS:
+        raise FileProblem("empty title", f"the title is {item.title.strip()!r}, which stands for nothing")
     texts = {"the id": item.id, "the title": "".join((item.title, *item.more_titles)), **item.attributes}
     if found := [name for name, text in texts.items() if "\0" in text]:
         raise FileProblem("NUL byte", f"{found[0]} has a NUL byte; take it out")

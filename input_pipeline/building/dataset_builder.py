@@ -46,6 +46,7 @@ from input_pipeline.building.split import (
     split_by_time,
     split_rows,
 )
+from input_pipeline.building.split_notes import share_notes
 from input_pipeline.building.stage import PART_ROWS, DamagedStage, Stage, check_gaps
 from input_pipeline.catalogue import Catalogue
 from input_pipeline.catalogue.filter import ChosenItems, choose_items
@@ -72,6 +73,7 @@ def build_dataset(
     time_column: str = "",
     split_times: Mapping[str, str] | None = None,
     on_error: str = "skip",
+    max_left_out: float = 1.0,
     only: Mapping[str, Sequence[str]] | None = None,
     min_image_size: int = 1,
     overwrite: bool = False,
@@ -92,6 +94,8 @@ def build_dataset(
         earlier split".
       on_error: "skip" leaves problem rows out and lists them in the audit; "error" raises if there is any, but for
         "in an earlier split", which is not the catalogue's fault.
+      max_left_out: share of the rows, from 0 to 1, that may be left out before the build stops with an error; rows
+        "in an earlier split" do not count.
       only: {attribute: values}; rows with other values are not looked at, see `choose_items`.
       min_image_size: pixels of the shorter side.
       num_threads: for decoding; the machine's cores when absent.
@@ -102,6 +106,7 @@ def build_dataset(
       all), more_image_problems {kind: count} (further pictures left out of rows that are kept), duplicate_images and
       duplicate_titles (kept rows whose first picture or normalised title an earlier kept row has), linked_groups and
       largest_group (rows that had to stay together),
+      notes (values too common to link rows, shares not met),
       image_sides [smallest, largest] in pixels, attributes, seed, fractions, split_by, time_column, split_times, table,
       catalogue_sha256 (see `Catalogue`), fingerprint, contents {images, titles, sizes, formats, attributes} (see
       `audit_table`). Beside it `audit.html` shows the same with pictures, and `rows.parquet` has a line for every row.
@@ -118,6 +123,8 @@ def build_dataset(
     )
     rule.check(catalogue.attribute_names)
     on_error = checked_on_error("on_error", on_error)
+    if not 0 <= max_left_out <= 1:
+        raise UserError(f"max_left_out={max_left_out}; expected a share from 0 to 1, such as 0.01")
     out_dir = pathlib.Path(os.path.realpath(local_path(out_dir)))
     stage = Stage(out_dir)
     with _telling_what_cannot_be_written(out_dir):
@@ -140,7 +147,7 @@ def build_dataset(
             total = None if chosen.total is None else chosen.total - done
             label = f"checking pictures{f' (after {done} done before)' if done else ''}"
             stage.write(show_progress(checked, total=total, label=label, show=progress), gaps)
-            audit = _write_dataset(stage, chosen, out_dir, rule, on_error, progress)
+            audit = _write_dataset(stage, chosen, out_dir, rule, on_error, max_left_out, progress)
             audit["only"] = only
             audit["not_chosen"] = chosen.others if isinstance(chosen, ChosenItems) else 0
             write_json(stage.dataset / "audit.json", audit)
@@ -163,6 +170,7 @@ def _write_dataset(
     out_dir: pathlib.Path,
     rule: SplitRule,
     on_error: str,
+    max_left_out: float,
     progress: bool,
 ) -> dict[str, Any]:
     """Splits the staged rows and writes the dataset, but for its audit, which is returned."""
@@ -182,7 +190,7 @@ def _write_dataset(
     title_groups = main_titles.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     rows = Rows(kept=kept, split=splits, title_group=title_groups, group=groups)
     audit = _audit(catalogue, columns, rows, kinds, rule, names)
-    refuse(audit, problem_tables(parts, kinds), out_dir, on_error)
+    refuse(audit, problem_tables(parts, kinds), out_dir, on_error, max_left_out)
     stage.dataset.mkdir(exist_ok=True)
     write_problems(stage.dataset / PROBLEMS_FILE, problem_tables(parts, kinds))
     audit["fingerprint"] = _write_rows(stage.dataset / ROWS_FILE, parts, rows, kinds, names, rule.names)
@@ -246,6 +254,7 @@ def _audit(
         "duplicate_titles": kept - int(rows.title_group.max(initial=-1)) - 1,
         "linked_groups": len(group_sizes),
         "largest_group": int(group_sizes.max(initial=0)),
+        "notes": share_notes(rule, counts, columns, group_sizes),
         "image_sides": [int(min(s.min() for s in sides)), int(max(s.max() for s in sides))] if kept else [],
         "attributes": list(names),
         **_told(rule),

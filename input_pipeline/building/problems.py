@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from input_pipeline.dataset.problem_rows import FILE, FURTHER, SCHEMA
 from siglip_jax.errors import UserError
 
 LISTED = 100  # of each kind, in the audit
+_SHOWN, _DETAIL = 60, 200  # letters on the terminal
 
 
 def problem_tables(parts: Sequence[pathlib.Path], kinds: pa.ChunkedArray) -> Iterator[pa.Table]:
@@ -76,20 +78,42 @@ def write_problems(path: pathlib.Path, tables: Iterable[pa.Table]) -> None:
             writer.write_table(table)
 
 
-def refuse(audit: dict[str, Any], listed: Iterator[pa.Table], out_dir: pathlib.Path, on_error: str) -> None:
+def told_problems(audit: dict[str, Any]) -> str:
+    """Each kind with its count, and the first row of the commonest."""
+    problems = audit["problems"]
+    if not problems:
+        return "nothing"
+    commonest = max(problems, key=lambda kind: problems[kind])
+    first = next(row for row in audit["problem_rows"] if row["kind"] == commonest)
+    counts = ", ".join(f"{count} {kind}" for kind, count in problems.items())
+    example = f"row {first['row']}, id {first['id'][:_SHOWN]!r}: {first['detail'][:_DETAIL]}"
+    return " ".join(f"{counts}; the first {commonest} is {example}".split())
+
+
+def refuse(
+    audit: dict[str, Any], listed: Iterator[pa.Table], out_dir: pathlib.Path, on_error: str, max_left_out: float
+) -> None:
     """Raises, after writing the audit and the list beside `out_dir`, where no dataset can or may be written."""
     problems = collections.Counter(audit["problems"])
     problems.update({f"{FURTHER}{kind}": count for kind, count in audit["more_image_problems"].items()})
     found = ", ".join(f"{count} {kind}" for kind, count in problems.items())
+    lost = sum(count for kind, count in audit["problems"].items() if kind != facts.SEEN)
     empty = [name for name, count in audit["splits"].items() if not count]
     if not audit["kept"]:
-        message = f"no usable row among {audit['rows']} ({found})"
+        message = f"no usable row among {audit['rows']} ({told_problems(audit)})"
     elif on_error == "error" and problems.keys() - {facts.SEEN}:
         message = f"{found} among {audit['rows']} rows; fix them or leave them out (--on_error=skip)"
-    elif empty:
+    elif lost > max_left_out * audit["rows"]:
         message = (
-            f"split {' and '.join(empty)} would be empty: {audit['kept']} rows form {audit['linked_groups']} groups "
-            f"with {' or '.join(audit['split_by'])} in common; "
+            f"{lost} of {audit['rows']} rows ({100 * lost / audit['rows']:.3g} %) would be left out, more than "
+            f"{100 * max_left_out:g} %: {told_problems(audit)}; mend them, or allow it with --max_left_out="
+            f"{math.ceil(100 * lost / audit['rows']) / 100:g}"
+        )
+    elif empty:
+        told = f"{told_problems(audit)}; so " if audit["problems"] else ""
+        message = (
+            f"{told}split {' and '.join(empty)} would be empty: {audit['kept']} rows form "
+            f"{audit['linked_groups']} groups with {' or '.join(audit['split_by'])} in common; "
             + ("give another time" if audit["split_times"] else "give larger fractions, another seed or more rows")
         )
     else:

@@ -26,6 +26,7 @@ KEYS = ("title", "image")
 NEAR_KEY = "near"  # groups of pictures that look alike, as `near_groups` numbers them
 TRAIN = "train"  # of a split by time, what is before the first moment
 OUT = -1  # in no split
+WIDE_ROWS, WIDE_SHARE = 20, 0.02  # a title or image in more rows than both is no sign of one product
 _AT_ONCE = 2**16  # groups whose titles are Python strings at a time
 MAX_NAME = 64  # letters of a split's name, which becomes part of file names
 
@@ -130,28 +131,58 @@ def split_rows(
     check_fractions(fractions)
     titles = columns["title"]
     codes, rows, distinct = value_codes(titles)
-    known = codes, rows, len(distinct), len(titles)
+    count = len(titles)
+    telling = ~widely_shared(codes, rows, count)[codes]
+    known = codes[telling], rows[telling], len(distinct), count
     groups = _linked([known if key == "title" else _edges(columns, key) for key in keys])
     # Byte order of UTF-8 is the order of code points, so that these ranks are those of Python's strings.
     order = pc.array_sort_indices(distinct).to_numpy()
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     smallest = np.full(len(groups), len(order), np.int64)  # of each group, at the index of its first row
-    np.minimum.at(smallest, groups[rows], rank[codes])
+    if "title" in keys:  # a title that half of the shop has tells no group from another
+        np.minimum.at(smallest, groups[rows[telling]], rank[codes[telling]])
+    else:
+        np.minimum.at(smallest, groups[rows], rank[codes])
     bounds = np.cumsum(list(fractions.values()))[:-1]
     firsts = np.flatnonzero(groups == np.arange(len(groups)))
     split = np.zeros(len(groups), np.uint8)
     for start in range(0, len(firsts), _AT_ONCE):
         some = firsts[start : start + _AT_ONCE]
-        keys = distinct.take(pa.array(order[smallest[some]])).to_pylist()
-        split[some] = np.searchsorted(bounds, [_uniform(seed, key) for key in keys], side="right")
+        named = smallest[some] < len(order)
+        texts = np.empty(len(some), object)
+        texts[named] = distinct.take(pa.array(order[smallest[some[named]]])).to_pylist()
+        if not named.all():
+            texts[~named] = _first_values(columns["image"], some[~named])
+        split[some] = np.searchsorted(bounds, [_uniform(seed, text) for text in texts], side="right")
     return split[groups], groups
+
+
+def widely_shared(codes: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """bool [values]: which values so many rows have that they tell no product: a size chart, "Untitled".
+
+    These are in more than `WIDE_SHARE` of the rows and in `WIDE_ROWS` at least. Linked by them, most of a catalogue
+    would be one group and go to one split.
+
+    Args:
+      codes, rows: int [m], as `value_codes` gives them.
+      count: of all rows.
+    """
+    pairs = np.unique(codes.astype(np.int64) * max(1, count) + rows)  # a row may have a value twice
+    holders = np.bincount(pairs // max(1, count), minlength=int(codes.max(initial=-1)) + 1)
+    return (holders >= WIDE_ROWS) & (holders > WIDE_SHARE * count)
+
+
+def _first_values(column: pa.Array | pa.ChunkedArray, rows: np.ndarray) -> list[str]:
+    values = column.take(pa.array(rows)).to_pylist()
+    return [value[0] if isinstance(value, list) else value for value in values]
 
 
 def linked_groups(columns: Mapping[str, pa.Array | pa.ChunkedArray], keys: Sequence[str]) -> np.ndarray:
     """int64 [n]: rows with a value of a key in common, directly or through others, get the index of the first of them.
 
-    An empty value is no value, but for titles.
+    An empty value is no value, but for titles. Titles and images that very many rows have link none of them, see
+    `widely_shared`.
 
     Args:
       columns: {key: text or numbers [n], or lists of text where rows have several}. A mapping that reads a column when
@@ -213,7 +244,11 @@ def check_moments(moments: Mapping[str, str]) -> dict[str, np.datetime64]:
 
 def _moment(text: str) -> np.datetime64:
     try:
-        if re.fullmatch(r"-?\d{9,11}(\.\d+)?", text := text.strip()):
+        if re.fullmatch(r"\d{13}|\d{16}|\d{19}", text := text.strip()):
+            moment = datetime.datetime.fromtimestamp(int(text) / 10 ** (3 * ((len(text) - 10) // 3)), datetime.UTC)
+        elif re.fullmatch(r"(19|20)\d{8}(\d\d){0,2}", text) and (len(text) > 10 or int(text) >= 2 * 10**9):
+            moment = datetime.datetime.strptime(text.ljust(14, "0"), "%Y%m%d%H%M%S")
+        elif re.fullmatch(r"-?\d{9,11}(\.\d+)?", text):
             moment = datetime.datetime.fromtimestamp(float(text), datetime.UTC)
         else:
             moment = datetime.datetime.fromisoformat(text)
@@ -233,6 +268,9 @@ def _edges(columns: Mapping[str, pa.Array | pa.ChunkedArray], key: str) -> tuple
     codes, rows, distinct = value_codes(column)
     if key != "title" and pa.types.is_string(distinct.type) and (empty := pc.index(distinct, "").as_py()) >= 0:
         codes, rows = codes[codes != empty], rows[codes != empty]
+    if key in KEYS:
+        telling = ~widely_shared(codes, rows, len(column))[codes]
+        codes, rows = codes[telling], rows[telling]
     return codes, rows, len(distinct), len(column)
 
 

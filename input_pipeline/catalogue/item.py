@@ -53,12 +53,14 @@ class Catalogue(abc.ABC):
       attribute_names: what is neither id, title nor picture; None where only reading all rows tells.
       total: rows, or None where only reading all rows tells.
       has_keys: whether `item_key` tells items apart.
+      notes: what was assumed, and what of the source nobody uses, in a sentence each.
     """
 
     table: str
     sha256: str
     attribute_names: list[str] | None
     total: int | None
+    notes: tuple[str, ...] = ()
     has_keys: bool = False
 
     @abc.abstractmethod

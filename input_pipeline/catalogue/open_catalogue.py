@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Mapping
 
 from input_pipeline.catalogue.item import PARTS, Catalogue
@@ -49,7 +50,9 @@ def read_catalogue(
     if shards := find_shards(text):
         return open_webdataset(shards, columns=columns)
     if text.rpartition(".")[2].lower() in FORMATS and (parts := expand_shards(text)):
-        return open_tables(Folder(parts[0].parent), [part.name for part in parts], columns)
+        top = pathlib.Path(os.path.commonpath([part.absolute().parent for part in parts]))
+        names = [part.absolute().relative_to(top).as_posix() for part in parts]
+        return open_tables(Folder(top), names, columns)
     place = local_path(path)
     if place.is_file() and place.suffix[1:].lower() in FORMATS:
         files: Files = Folder(place.parent)

@@ -51,6 +51,8 @@ def open_webdataset(shards: Sequence[pathlib.Path], *, columns: Mapping[str, str
     Raises:
       UserError: a shard that is cut short, as far as its end tells.
     """
+    if "image" in columns:
+        raise UserError("--image_column: pictures of tars are members such as key.jpg; leave the flag out")
     for shard in shards:
         _check_end(shard)
     return WebDataset(tuple(shards), dict(columns))
@@ -72,12 +74,18 @@ class WebDataset(Catalogue):
         return super().identity() | {"columns": self.columns, "modified": times}
 
     def items(self, start: int = 0, *, pictures: bool = True) -> Iterator[Item]:
-        row = 0
+        row, seen = 0, set[str]()
         for shard in self.shards:
             for sample in _samples(shard):
+                seen.update(sample.fields)
                 if row >= start:
                     yield self._item(row, sample)
                 row += 1
+        if row and (wrong := [part for part, name in self.columns.items() if name not in seen]):
+            known = ", ".join(sorted(seen)[:20]) or "none"
+            raise UserError(
+                f"{self.table}: no .json has {self.columns[wrong[0]]}, named by --{wrong[0]}_column; they have {known}"
+            )
         if not row:
             raise UserError(f"{self.table}: no samples; expected members such as 0001.jpg with 0001.txt or 0001.json")
 
@@ -158,7 +166,7 @@ def _samples(shard: pathlib.Path) -> Iterator[_Sample]:
         with source, tarfile.open(str(shard), "r:", source, errors="surrogateescape") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
-                if member.isdir():
+                if member.isdir() or member.name.rpartition("/")[2].startswith("._"):  # a Mac's notes of a file
                     continue
                 folder, slash, file = member.name.rpartition("/")
                 stem, _, extension = file.partition(".")

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from input_pipeline.building import build_dataset
+from input_pipeline.building.problems import told_problems
 from input_pipeline.catalogue import read_catalogue
 from tools.workflow.termination import terminable
 
@@ -35,13 +36,18 @@ def build_data(
             counts = convert_fashion(pathlib.Path(source), temporary)
             print(f"fashion layout: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
             source = temporary
-        audit = build_dataset(read_catalogue(source, columns=columns, keys=keys), output, **options)
+        catalogue = read_catalogue(source, columns=columns, keys=keys)
+        for note in catalogue.notes:
+            print(f"note: {note}")
+        audit = build_dataset(catalogue, output, **options)
     if audit["not_chosen"]:
         print(f"{audit['not_chosen']} rows of other attributes not looked at")
     splits = ", ".join(f"{count} {name}" for name, count in audit["splits"].items())
+    for note in audit["notes"]:
+        print(f"note: {note}")
     print(f"{audit['kept']} of {audit['rows']} rows kept: {splits}")
     if audit["problems"]:
-        print("left out: " + ", ".join(f"{count} {kind}" for kind, count in audit["problems"].items()))
+        print(f"left out: {told_problems(audit)}")
     if audit["more_image_problems"]:
         found = ", ".join(f"{count} {kind}" for kind, count in audit["more_image_problems"].items())
         print(f"further pictures left out of rows kept: {found}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import hashlib
 import io
 import json
@@ -128,13 +130,20 @@ def _cells(column: pa.Array, bad: set[int]) -> list[Any]:
 
 
 def _plain(column: pa.Array) -> list[Any]:
-    values = column.to_pylist()
-    _json(values)  # what JSON cannot hold (dates in lists) is refused
-    return values
+    return json.loads(_json(column.to_pylist()))
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=_as_written)
+
+
+def _as_written(value: Any) -> str:
+    """Dates, times and decimals within lists and structs."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal | datetime.timedelta):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no text")
 
 
 def _sha256(file: IO[bytes]) -> str:

@@ -77,7 +77,9 @@ class ChainedTable:
     def __post_init__(self) -> None:
         first = self.tables[0]
         for table in self.tables[1:]:
-            if sorted(table.columns) != sorted(first.columns) or table.pictures != first.pictures:
+            if not table.name.lower().endswith(".jsonl") and (
+                sorted(table.columns) != sorted(first.columns) or table.pictures != first.pictures
+            ):
                 raise UserError(
                     f"{table.name}: columns are {', '.join(table.columns)}; expected those of {first.name}, "
                     f"{', '.join(first.columns)}: build files of other columns apart"
@@ -89,7 +91,7 @@ class ChainedTable:
 
     @property
     def columns(self) -> list[str]:
-        return self.tables[0].columns
+        return list(dict.fromkeys(name for table in self.tables for name in table.columns))
 
     @property
     def pictures(self) -> frozenset[str]:
@@ -106,5 +108,7 @@ class ChainedTable:
     def rows(self, start: int = 0, *, pictures: bool = True) -> Iterator[Row]:
         for table in self.tables:
             if start < table.count:
-                yield from table.rows(start, pictures=pictures)
+                absent = dict.fromkeys(set(self.columns) - set(table.columns), "")  # keys of other jsonl files
+                for values, problem in table.rows(start, pictures=pictures):
+                    yield {**values, **absent} if absent else values, problem
             start = max(0, start - table.count)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -29,6 +31,7 @@ class TextTable:
     sha256: str
     read: Callable[[], Iterator[Row]] = dataclasses.field(repr=False)
     pictures: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()  # what was assumed of the file
 
     def rows(self, start: int = 0, *, pictures: bool = True) -> Iterator[Row]:
         rows = self.read()
@@ -42,7 +45,17 @@ class TextTable:
 
 def open_delimited(open_file: Callable[[], IO[bytes]], name: str, suffix: str, sha256: str) -> TextTable:
     """A tsv or csv; see `open_table`."""
-    split = _csv_rows if suffix == "csv" else _tsv_rows
+    split: Callable[[IO[bytes], str], Iterator[tuple[int, list[str]]]] = _csv_rows if suffix == "csv" else _tsv_rows
+    notes: list[str] = []
+    if suffix == "csv":
+        with open_file() as file:
+            _, first = next(_csv_rows(file, name), (0, []))
+        if len(first) == 1 and (sign := next((s for s in ";\t|" if s in first[0]), "")):
+            split = functools.partial(_csv_rows, delimiter=sign)
+            notes.append(f"{name}: read with {sign!r} between its fields")
+    elif _is_quoted(open_file, name):
+        split = _unquoted_tsv_rows
+        notes.append(f"{name}: quotes round its fields are taken off, as spreadsheets write them")
     with open_file() as file:
         _, columns = next(split(file, name), (0, []))
         if any(not is_utf8(column) for column in columns):
@@ -64,7 +77,7 @@ def open_delimited(open_file: Callable[[], IO[bytes]], name: str, suffix: str, s
                 else:
                     yield dict(zip(columns, map(mend_text, row), strict=True)), _not_utf8(name, line)
 
-    return TextTable(name, columns, sum(1 for _ in read()), sha256, read)
+    return TextTable(name, columns, sum(1 for _ in read()), sha256, read, notes=tuple(notes))
 
 
 def _tsv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
@@ -73,9 +86,29 @@ def _tsv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
             yield number, line.split("\t")
 
 
-def _csv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+
+
+def _is_quoted(open_file: Callable[[], IO[bytes]], name: str) -> bool:
+    """Whether some fields are quoted as in a csv: all of the header, or one with quotes doubled, and none otherwise."""
+    proof = False
+    with open_file() as file:
+        for number, (_, row) in enumerate(_tsv_rows(file, name)):
+            starting = [field for field in row if field.startswith('"')]
+            if not all(_QUOTED.fullmatch(field) for field in starting):
+                return False
+            proof = proof or any('""' in field[1:-1] for field in starting) or (not number and starting == row)
+    return proof
+
+
+def _unquoted_tsv_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
+    for number, row in _tsv_rows(file, name):
+        yield number, [field[1:-1].replace('""', '"') if _QUOTED.fullmatch(field) else field for field in row]
+
+
+def _csv_rows(file: IO[bytes], name: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(_bounded(text, name), strict=True)
+        reader = csv.reader(_bounded(text, name), strict=True, delimiter=delimiter)
         try:
             for row in reader:
                 if row:

@@ -103,6 +103,8 @@ def test_wrong_files(tmp_path, monkeypatch):
         ("b.csv", b"id,v0\n1,2\n2\n", "cannot be read"),
         ("c.csv", b"id,v0\n1,two\n", "column v0 is string"),
         ("d.csv", b"id\n1\n", "0 columns beside id"),
+        ("e.csv", b"id,v0,v1,price\n1,2,3,9\n", "columns 'price' beside id and 2 named v0"),
+        ("f.csv", b"id,v1,v0\n1,2,3\n", "in order"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message):

@@ -120,7 +120,7 @@ def faulty(tmp_path):
         ("3", "  ", "good.jpg"),
         ("1", "again", "other.png"),
         ("5", "missing", "absent.jpg"),
-        ("6", "none", ""),
+        ("6", "without", ""),
         ("7", "cut", "cut.jpg"),
         ("8", "text", "text.jpg"),
         ("9", "out", "../shop/good.jpg"),
@@ -160,7 +160,7 @@ def test_no_rows_and_empty_splits(faulty, tmp_path):
     with pytest.raises(UserError, match=r"would be empty: 4 rows form 2 groups"):
         build(faulty, tmp_path / "out", fractions=dict.fromkeys("abcd", 0.25))
     bad = make_catalogue(tmp_path / "bad", [("1", "a", "none.jpg")], {})
-    with pytest.raises(UserError, match=r"no usable row among 1 \(1 missing image\)"):
+    with pytest.raises(UserError, match=r"no usable row among 1 \(1 missing image; the first .* is row 0, id '1'"):
         build(bad, tmp_path / "out")
 
 
