@@ -15,12 +15,11 @@ from etils import epath
 from input_pipeline.dataset import open_split
 from input_pipeline.loader.item_vectors import complete_rows
 from siglip_jax.errors import UserError
+from siglip_jax.export.limits import Limits, limits_of
 from tools.workflow.adapters.export_encoders import open_encoders, stacked
 from tools.workflow.item_vectors import Features
 
 ITEMS_CHECKED = 64  # of an export
-MAX_ERROR = 1e-5  # of an embedding from equal pixels or vectors
-MIN_COSINE = 0.9999  # where decoders differ in the last bit
 ONNX = ".onnx"
 
 
@@ -32,24 +31,25 @@ class Compared:
       of: the items, in words.
       errors: {what went in: the largest difference of an embedding}.
       cosines: {what went in: the smallest cosine}.
+      limits: of both.
     """
 
     of: str
     errors: dict[str, float]
+    limits: Limits
     cosines: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         errors = [f"largest error from {name} {error:.1e}" for name, error in self.errors.items()]
-        return f"{self.of}: " + ", ".join(
-            [*errors, *(f"smallest cosine from {name} {cosine:.6f}" for name, cosine in self.cosines.items())]
-        )
+        cosines = [f"smallest cosine from {name} {cosine:.6f}" for name, cosine in self.cosines.items()]
+        return f"{self.of}: {', '.join(errors + cosines)}{self.limits}"
 
     def check(self, said: str) -> None:
         """UserError beyond the limits; NaN is beyond them."""
-        good = all(x <= MAX_ERROR for x in self.errors.values()) and all(x >= MIN_COSINE for x in self.cosines.values())
-        if not good:
-            limits = f"at most {MAX_ERROR}" + (f" and at least {MIN_COSINE}" if self.cosines else "")
-            raise UserError(f"{said}; expected {limits}: it is not kept")
+        error, cosine = self.limits.max_error, self.limits.min_cosine
+        if not (all(x <= error for x in self.errors.values()) and all(x >= cosine for x in self.cosines.values())):
+            limits = f"at most {error:.1e}" + (f" and at least {cosine:.6f}" if self.cosines else "")
+            raise UserError(f"{said}; expected {limits}{self.limits}: it is not kept")
 
 
 def export(
@@ -127,11 +127,13 @@ def _write_saved_model(
         if stored:
             cosines["bytes to stored vectors"] = _cosine(found["serving_default"], model.encode_image(stored))
         errors = {name: float(np.abs(found[name] - expected).max()) for name in ("pixels", "features")}
-        return Compared(of=f"{len(pictures)} pictures", errors=errors, cosines=cosines)
+        limits = limits_of(model, vectors)
+        return Compared(of=f"{len(pictures)} pictures", errors=errors, cosines=cosines, limits=limits)
     if model.architecture.features:
         of, vectors = _vectors(model, dataset=dataset, split=split, features=features)
         savedmodel.export_saved_model(model, path, target_tensorflow=target_tensorflow)
-        return Compared(of=of, errors={"features": savedmodel.check_features(path, model, vectors)})
+        error = savedmodel.check_features(path, model, vectors)
+        return Compared(of=of, errors={"features": error}, limits=limits_of(model, vectors))
     pictures, _ = _pictures(dataset, split, None)
     savedmodel.export_saved_model(model, path, target_tensorflow=target_tensorflow)
     both = savedmodel.check_saved_model(path, model, pictures)
@@ -139,6 +141,7 @@ def _write_saved_model(
         of=f"{len(pictures)} pictures",
         errors={"pixels": both["pixels_max_error"]},
         cosines={"bytes": both["bytes_min_cosine"]},
+        limits=limits_of(model, model.preprocessing.images(pictures)),
     )
 
 
@@ -162,17 +165,18 @@ def _write_onnx(
         pictures, stored = _pictures(dataset, split, features)
         pixels = stacked(opened, pictures)
         given = {name: opened[name].network_input(pixels[name]) for name in opened}
-        expected = model.encode_image({name: opened[name].encode_image(pixels[name]) for name in opened})
+        vectors = {name: opened[name].encode_image(pixels[name]) for name in opened}
         of, what = f"{len(pictures)} pictures", "pixels"
         onnx_adapter.export_onnx(model, path, encoders={name: each.network for name, each in opened.items()})
     else:
         (of, given), what, stored = _vectors(model, dataset=dataset, split=split, features=features), "features", {}
-        expected = model.encode_image(given)
+        vectors = given
         onnx_adapter.export_onnx(model, path)
     found = onnx_adapter.run_onnx(path, given)
     if stored:
         cosines["pixels to stored vectors"] = _cosine(found, model.encode_image(stored))
-    return Compared(of=of, errors={what: float(np.abs(found - expected).max())}, cosines=cosines)
+    error = float(np.abs(found - model.encode_image(vectors)).max())
+    return Compared(of=of, errors={what: error}, cosines=cosines, limits=limits_of(model, vectors))
 
 
 def _cosine(found: np.ndarray, expected: np.ndarray) -> float:
