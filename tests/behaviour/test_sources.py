@@ -214,7 +214,9 @@ def test_a_bad_further_picture_is_left_out_and_told(tmp_path):
 
 def test_bytes_where_text_is_expected(tmp_path):
     pq.write_table(pa.table({"id": ["1"], "title": ["a"], "photo": [b"\xff"]}), tmp_path / "items.parquet")
-    with pytest.raises(UserError, match=r"no column image; columns are id, title, photo; name the image column with --image_column"):
+    with pytest.raises(
+        UserError, match=r"no column image; columns are id, title, photo; name the image column with --image_column"
+    ):
         read_catalogue(tmp_path / "items.parquet", columns={})
     catalogue = read_catalogue(tmp_path / "items.parquet", columns={"image": "photo"})
     assert catalogue.read_first_image(catalogue.rows[0]) == b"\xff"

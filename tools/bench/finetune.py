@@ -10,9 +10,9 @@ among them on a split (--config.evaluation.split) that the final figures are not
     --workdir=runs/forgetting --also="rate 1e-4: optimizer.learning_rate=1e-4, optimizer.layer_decay=1.0"
 
 --recipes adds ways that forget less, of as many steps: `freeze image` and `freeze text`; `teacher`, the cosine to the
-start's own embeddings, which are made here; `blend`, `teacher + blend` and `freeze text + blend`, between the start
-and what was tuned, without a step more. Their alphas, and then one of all ways, are chosen on --choose_on; the final
-figures are of the config's split.
+start's own embeddings, which are made here; `fast teacher`, at a rate of 1e-3, a tenth of that for titles; `blend`,
+`teacher + blend` and so on, between the start and what was tuned, without a step more. Their alphas, and then one of
+all ways, are chosen on --choose_on; the final figures are of the config's split.
 
   siglip-jax bench finetune --config=configs/fashion.py:from=runs/half_a --learned=data/half_a --new=data/half_b \\
     --workdir=runs/forgetting --recipes=all --max_forgetting=image_to_text/MRR=0.06

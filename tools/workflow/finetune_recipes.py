@@ -16,6 +16,7 @@ from tools.workflow import blending
 from tools.workflow.embedding import embed, image_encoder
 
 FINE_TUNED = "fine-tuned"
+FAST_RATE, SLOW_TEXT = 1e-3, 0.1
 TEACHER_WEIGHT = 10.0  # of the cosine to the start, where docs/guide/finetuning.md begins
 
 
@@ -36,8 +37,17 @@ RECIPES: dict[str, FinetuneRecipe] = {
     "freeze image": FinetuneRecipe(changes={"optimizer.freeze": "image"}),
     "freeze text": FinetuneRecipe(changes={"optimizer.freeze": "text"}),
     "teacher": FinetuneRecipe(changes={"teacher.cosine": TEACHER_WEIGHT}),
+    # Held by the teacher, the image tower can learn fast; titles have no teacher, so their tower stays slow.
+    "fast teacher": FinetuneRecipe(
+        changes={
+            "teacher.cosine": TEACHER_WEIGHT,
+            "optimizer.learning_rate": FAST_RATE,
+            "optimizer.text_rate": SLOW_TEXT,
+        }
+    ),
     "blend": FinetuneRecipe(blend_of=FINE_TUNED),
     "teacher + blend": FinetuneRecipe(blend_of="teacher"),
+    "fast teacher + blend": FinetuneRecipe(blend_of="fast teacher"),
     "freeze text + blend": FinetuneRecipe(blend_of="freeze text"),
 }
 

@@ -136,7 +136,9 @@ def test_recipes_by_name():
     assert list(finetune_recipes.chosen_recipes(["teacher + blend"])) == ["teacher", "teacher + blend"]
     assert list(finetune_recipes.chosen_recipes(["blend"])) == ["blend"]
     assert finetune_recipes.chosen_recipes([]) == {}
-    with pytest.raises(UserError, match="unknown distil; known are all, freeze image, freeze text, teacher, blend"):
+    with pytest.raises(
+        UserError, match="unknown distil; known are all, freeze image, freeze text, teacher, fast teacher"
+    ):
         finetune_recipes.chosen_recipes(["distil"])
 
 
@@ -175,12 +177,12 @@ def test_all_recipes(trained_workdir, config_file, shop, tmp_path, capsys):
     assert cli.main(["bench", "finetune", *(f"--{name}={value}" for name, value in flags.items())]) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "runs" / "finetuning.json").read_text())
-    names = ["start", "fine-tuned", "naive", "freeze image", "freeze text", "teacher", "teacher 1"]
-    names += ["blend", "teacher + blend", "freeze text + blend"]
+    names = ["start", "fine-tuned", "naive", "freeze image", "freeze text", "teacher", "fast teacher"]
+    names += ["teacher 1", "blend", "teacher + blend", "fast teacher + blend", "freeze text + blend"]
     assert [row["name"] for row in found["new"]["rows"]] == names
     assert f"chosen on validation: {found['chosen']} (the best nDCG_exp@5 on the new catalogue" in said
     assert found["chosen"] in names
-    runs = {name: siglip_jax.load(tmp_path / "runs" / name) for name in names[1:7]}
+    runs = {name: siglip_jax.load(tmp_path / "runs" / name) for name in names[1:8]}
     start = siglip_jax.load(trained_workdir)
     frozen = runs["freeze image"].params
     np.testing.assert_array_equal(frozen["img"]["pos_embedding"], start.params["img"]["pos_embedding"])
