@@ -22,7 +22,7 @@ def thread(shop, config_file, trained_workdir, tmp_path_factory):
     root = tmp_path_factory.mktemp("thread")
     config, dataset = f"--config={config_file}", f"--dataset={root / 'data'}"
     for arguments in (
-        ["data", f"--catalog={shop}", f"--output={root / 'data'}"],
+        ["data", f"--catalog={shop}", f"--output={root / 'data'}", "--max_left_out=1"],
         ["train", config, dataset, f"--workdir={root / 'run'}"],
         ["embed", f"--model={root / 'run'}", dataset, f"--output={root / 'store'}"],
         ["index", f"--store={root / 'store'}", f"--output={root / 'index'}"],

@@ -217,7 +217,7 @@ def test_examples_of_rules_are_rules():
         ),
         ({"matryoshka.weights": (1.0, -1.0)}, "a number for each width, 0 or more, such as (1.0, 1.0)"),
         ({"loss": "hinge"}, "one of sigmoid, softmax"),
-        ({"same_group": "maybe"}, "one of positive, mean, ignore"),
+        ({"same_group": "maybe"}, "one of positive, mean, ignore, negative"),
         ({"model.unroll": -1}, "0 for automatic, or a number of layers"),
         ({"model.init_temperature": 0.0}, "more than 0"),
         ({"model.dtype": "float7"}, "one of float32, bfloat16, float16"),
