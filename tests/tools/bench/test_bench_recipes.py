@@ -33,6 +33,7 @@ def read(workdir):
     return json.loads((workdir / "recipes.json").read_text())
 
 
+@pytest.mark.slow
 def test_rows_and_their_costs(bench):
     _, workdir = bench
     found = read(workdir)
@@ -65,6 +66,7 @@ def test_a_row_is_what_the_programs_give_one_by_one(bench, config_file, shop_dat
     assert here["metrics"] == alone["exact"]
 
 
+@pytest.mark.slow
 def test_the_table(bench, capsys):
     line, workdir = bench
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("trainings/*/clock.json")}
