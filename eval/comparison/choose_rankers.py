@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # numpy and more, which --help does not wait for
 
     from eval.comparison.dimension_ladder import Ladder
     from eval.comparison.items import Items
+    from eval.embeddings.reduction import Spec
     from eval.rankers import Ranker
     from eval.statistics import Slicing
 
@@ -82,11 +83,7 @@ class RankersToCompare:
 
 def check_options(options: RankerOptions, *, dataset: epath.PathLike | None) -> None:
     """Raises what `read_rankers` raises of names, before there are any vectors."""
-    from eval.embeddings.reduction import Spec
-
-    baselines = _baseline_names(options.baselines, dataset=dataset, over_logs=False)
-    reduced = [(name, Spec.parse(text)) for name, text in options.reductions]
-    _check_names(options, baselines, [name for name, _ in reduced], over_logs=False)
+    baselines, reduced = _checked_names(options, dataset=dataset, over_logs=False)
     labels = [f"{name}, {spec.label}" for name, spec in reduced]
     _headline(options, [*(name.partition(":")[0] for name in baselines), *options.stores, *labels])
 
@@ -107,13 +104,11 @@ def read_rankers(
       UserError: a name twice or unknown, a store of other items, a reduction that does not fit.
     """
     from eval.comparison.dimension_ladder import Ladder, ladder_reductions
-    from eval.embeddings.reduction import Spec, fit
+    from eval.embeddings.reduction import fit
     from eval.rankers import VectorRanker
 
-    baselines = _baseline_names(options.baselines, dataset=dataset, over_logs=over_logs)
+    baselines, reduced = _checked_names(options, dataset=dataset, over_logs=over_logs)
     of_log = [name for name in baselines if over_logs and name in OF_LOG]
-    reduced = [(name, Spec.parse(text)) for name, text in options.reductions]
-    _check_names(options, baselines, [name for name, _ in reduced], over_logs=over_logs)
 
     rankers: dict[str, Ranker] = {}
     sizes: dict[str, int] = {}
@@ -150,6 +145,18 @@ def read_rankers(
         rankers=rankers, items=items, new=new, against=against, bytes_per_item=sizes, ladders=ladders,
         provenance=provenance, of_log=of_log,
     )  # fmt: skip
+
+
+def _checked_names(
+    options: RankerOptions, *, dataset: epath.PathLike | None, over_logs: bool
+) -> tuple[Sequence[str], list[tuple[str, Spec]]]:
+    """(the baselines, the reductions: of which store, and what), after `_check_names`."""
+    from eval.embeddings.reduction import Spec
+
+    baselines = _baseline_names(options.baselines, dataset=dataset, over_logs=over_logs)
+    reduced = [(name, Spec.parse(text)) for name, text in options.reductions]
+    _check_names(options, baselines, [name for name, _ in reduced], over_logs=over_logs)
+    return baselines, reduced
 
 
 def _baseline_names(given: Sequence[str] | None, *, dataset: epath.PathLike | None, over_logs: bool) -> Sequence[str]:

@@ -249,10 +249,11 @@ def _check_names(names: Sequence[str], path: pathlib.Path) -> None:
     numbers = [int(match[2]) for match in matches if match and match[1] == stem]
     if not odd and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         odd = [f"{stem}{number}" for number in numbers[:4]]
-    if odd and len(names) > 1:
+    if odd:
+        alike = f" and {len(numbers)} named {stem}{numbers[0]}, ..." if numbers else ""
         raise UserError(
-            f"{path}: columns {', '.join(map(repr, odd[:4]))} beside id and {len(numbers)} named {stem}0, ...; "
-            "expected id and the numbers of an embedding alone, in order: leave the others out"
+            f"{path}: columns {', '.join(map(repr, odd[:4]))} beside id{alike}; expected id and the numbers of an "
+            "embedding alone, named alike and in order, such as v0, v1: leave the others out"
         )
 
 

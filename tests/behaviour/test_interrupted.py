@@ -97,7 +97,6 @@ def flags(config_file, shop_dataset):
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_three_kills_change_nothing(python, flags, trained_workdir, tiny_config, shop_dataset, tmp_path):
     workdir = tmp_path / "run"
     for moment in moments(seed=0, kills=3):

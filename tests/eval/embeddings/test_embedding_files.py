@@ -105,6 +105,7 @@ def test_wrong_files(tmp_path, monkeypatch):
         ("d.csv", b"id\n1\n", "0 columns beside id"),
         ("e.csv", b"id,v0,v1,price\n1,2,3,9\n", "columns 'price' beside id and 2 named v0"),
         ("f.csv", b"id,v1,v0\n1,2,3\n", "in order"),
+        ("g.csv", b"id,price\n1,9\n", "columns 'price' beside id; expected"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message):
@@ -114,7 +115,7 @@ def test_wrong_files(tmp_path, monkeypatch):
     pq.write_table(pa.table({"id": ["a", "b"], "embedding": [[1.0], [1.0, 2.0]]}), tmp_path / "uneven.parquet")
     with pytest.raises(UserError, match="lengths 1, 2"):
         read_embeddings(str(tmp_path / "uneven.parquet"))
-    pq.write_table(pa.table({"id": ["a", None], "v": [1.0, 2.0]}), tmp_path / "null.parquet")
+    pq.write_table(pa.table({"id": ["a", None], "v0": [1.0, 2.0]}), tmp_path / "null.parquet")
     with pytest.raises(UserError, match="1 rows without an id"):
         read_embeddings(str(tmp_path / "null.parquet"))
     bomb = write(tmp_path / "big.npz", ids=["a"] * 1, vectors=np.zeros((1, 1 << 16), np.float32))
