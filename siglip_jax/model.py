@@ -24,6 +24,7 @@ from siglip_jax.weights.formats import FORMATS, written_formats
 from siglip_jax.weights.stored_model import LAYOUTS, StoredModel
 
 MAX_BATCH = 256
+FAR_OUTSIDE = 4  # times the range of pixels: what is meant otherwise, such as 0 to 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,8 @@ class Model:
         {"cnn": float [n, 1024]}.
 
         Raises:
-          UserError: uint8 arrays (their range is not known), another picture size, pictures without a known
-            preprocessing, pictures for an adapter, or other features than it takes.
+          UserError: uint8 arrays (their range is not known), floats far outside the range, another picture size,
+            pictures without a known preprocessing, pictures for an adapter, or other features than it takes.
         """
         if self.architecture.features or isinstance(images, Mapping):
             return self._encode("encode_image", self._checked_features(images), batch_size)
@@ -75,7 +76,20 @@ class Model:
                 f"encode_image: {given}; expected float [n, {size[0]}, {size[1]}, 3] in "
                 "[-1, 1], or PIL images, which go through model.preprocessing"
             )
+        self._check_range(images)
         return self._encode("encode_image", images, batch_size)
+
+    def _check_range(self, pixels: Any) -> None:
+        """UserError for floats far outside what the tower was trained on, such as 0 to 255."""
+        low, high = self.preprocessing.value_range if self.preprocessing is not None else (-1.0, 1.0)
+        if not pixels.size:
+            return
+        margin, least, most = FAR_OUTSIDE * (high - low), float(pixels.min()), float(pixels.max())
+        if least < low - margin or most > high + margin:  # NaN is told by its embedding
+            raise UserError(
+                f"encode_image: pixels from {least:.4g} to {most:.4g}; expected [{low:g}, {high:g}]: give PIL images, "
+                "or what model.preprocessing.images makes of them"
+            )
 
     def _checked_features(self, features: Any) -> dict[str, np.ndarray]:
         wanted = self.architecture.features
@@ -115,6 +129,7 @@ class Model:
         sides = np.clip(shape, 0, pixels.shape[1] + 1)  # so that no product wraps round
         if len(shape) and (shape.min() < 1 or sides.prod(axis=1).max() > pixels.shape[1]):
             raise UserError(f"encode_image: shape {shape.tolist()[:8]} does not fit {pixels.shape[1]} patches")
+        self._check_range(pixels)
         return Patches(pixels, shape.astype(np.int32))
 
     def encode_text(self, texts: Any, *, batch_size: int = MAX_BATCH) -> np.ndarray:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from tensorflow_datasets.proto import tf_feature_pb2
 
 from input_pipeline.catalogue import Catalogue, Item
@@ -16,6 +18,7 @@ from input_pipeline.duplicates.normalised_titles import normalise_title
 from input_pipeline.folder_or_zip import FileProblem
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image, image_format
+from siglip_jax.preprocessing.image_formats import unserved
 
 NULL_WORDS = frozenset(("nan", "null", "none", "\\n", "#n/a", "n/a", "<na>", "nat", "-", "--", "#name?", "#ref!"))
 _KEY = 32  # hexadecimal digits of a hash by which equal pictures are found: 128 bits
@@ -39,7 +42,8 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
 
     A problem is of the first kind that fits: those of the item's text ("not UTF-8", "empty id", "empty title", "NUL
     byte"), of reading its first picture (see `Catalogue.read_image`), "corrupt image" (it does not decode whole),
-    "small image". A further picture with a problem is left out of the record and told in `more_problems`.
+    "small image". A further picture with a problem is left out of the record and told in `more_problems`. A picture
+    that the graph of an export could not read is stored as a PNG of the same pixels.
     """
     facts: dict[str, Any] = {
         "row": item.row, "id": item.id, "title": item.title, "kind": "", "detail": "", "image_sha256": "",
@@ -53,6 +57,7 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
         _check_text(item)
         data = catalogue.read_first_image(item)
         pixels = _decode(data, item.image, min_image_size)
+        data, stored_as = _as_served(data, pixels)
     except FileProblem as problem:
         facts |= {"kind": problem.kind, "detail": str(problem)}
         return Checked({name: _storable(value) for name, value in facts.items()}, b"")
@@ -61,13 +66,13 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
     facts |= {"image_sha256": sha256, "height": height, "width": width}
     signature = image_signature(pixels)
     facts |= {"image_phash": int(leading_bits(signature[None])[0]), "image_signature": signature.tobytes()}
-    facts |= {"bytes": len(data), "format": image_format(data)}
+    facts |= {"bytes": len(data), "format": stored_as}
     del pixels
     images, keys, problems = [], [sha256[:_KEY]], []
     for name in item.more_images:
         try:
             more = catalogue.read_image(item, name)
-            _decode(more, name, min_image_size)
+            more, _ = _as_served(more, _decode(more, name, min_image_size))
         except FileProblem as problem:
             problems.append(f"{problem.kind}: {problem}")
         else:
@@ -102,6 +107,15 @@ def _decode(data: bytes, name: str, min_image_size: int) -> np.ndarray:
     if min(height, width) < min_image_size:
         raise FileProblem("small image", f"{name}: {width}x{height} pixels, fewer than {min_image_size}")
     return pixels
+
+
+def _as_served(data: bytes, pixels: np.ndarray) -> tuple[bytes, str]:
+    """(what is stored of a picture, its format: "JPEG", or "TIFF as PNG")."""
+    if not unserved(data):
+        return data, image_format(data)
+    png = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(png, "PNG")
+    return png.getvalue(), f"{image_format(data)} as PNG"
 
 
 def _record(item: Item, image: bytes, sha256: str, more_images: list[bytes]) -> bytes:

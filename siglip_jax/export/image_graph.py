@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from siglip_jax.errors import UserError
+from siglip_jax.export.graph_formats import reason_not_to_decode
 from siglip_jax.preprocessing import NAFLEX, Preprocessing
 from siglip_jax.preprocessing.resize_table import RESIZES
 
@@ -24,8 +25,38 @@ def check_resize(preprocessing: Preprocessing) -> None:
         )
 
 
+def decode_rows(tf: Any, encoded: Any, preprocessings: Mapping[str, Preprocessing]) -> dict[str, Any]:
+    """string [n] -> {name: float32 [n, h, w, 3]} of whole numbers 0 to 255, as `Preprocessing.image` gives each.
+
+    A picture that cannot be read is an error that names its row and says why; n is at least 1.
+    """
+    sizes = {name: (*each.image_size, 3) for name, each in preprocessings.items()}
+    blank = {name: tf.zeros(size) for name, size in sizes.items()}
+
+    def decode(row: Any, one: Any) -> tuple[Any, Any, dict[str, Any]]:
+        reason = reason_not_to_decode(tf, one)
+        pictures = tf.cond(
+            tf.equal(reason, ""), lambda: decode_and_resize_each(tf, one, preprocessings), lambda: dict(blank)
+        )
+        return row, reason, pictures
+
+    # A dataset leaves out rows that fail and goes on; in a loop the first failure ends all, and does not tell its row.
+    count = tf.size(encoded, tf.int64)
+    rows = tf.data.Dataset.from_tensor_slices((tf.range(count), encoded))
+    rows = rows.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).ignore_errors()
+    last = tf.data.Dataset.from_tensors((count, "", blank))  # so that there is one, whatever fails
+    found, reasons, pictures = rows.concatenate(last).batch(count + 1).get_single_element()
+    of_all = tf.fill([count + 1], "damaged, it cannot be decoded")
+    of_all = tf.tensor_scatter_nd_update(of_all, found[:, None], reasons)
+    bad = tf.where(tf.not_equal(of_all, ""))[:, 0]
+    told = tf.strings.join(["picture ", tf.strings.as_string(bad), ": ", tf.gather(of_all, bad)])
+    check = tf.debugging.Assert(tf.equal(tf.size(bad), 0), [tf.strings.reduce_join(told[:5], separator=". ")])
+    with tf.control_dependencies([check]):
+        return {name: tf.ensure_shape(pictures[name][:-1], [None, *size]) for name, size in sizes.items()}
+
+
 def decode_and_resize(tf: Any, encoded: Any, preprocessing: Preprocessing) -> Any:
-    """Scalar string -> float32 [h, w, 3] of whole numbers 0 to 255, as `Preprocessing.image` gives."""
+    """Scalar string, a picture of a served kind -> float32 [h, w, 3] of whole numbers, as `Preprocessing.image` has."""
     return decode_and_resize_each(tf, encoded, {"": preprocessing})[""]
 
 
@@ -44,11 +75,17 @@ def decode_and_resize_each(tf: Any, encoded: Any, preprocessings: Mapping[str, P
 
 
 def _decode(tf: Any, encoded: Any, *, at_least: tuple[int, int] | None) -> Any:
-    """float32 [H, W, 3] of whole numbers."""
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: _decode_jpeg(tf, encoded, at_least=at_least),
-        lambda: tf.io.decode_png(encoded, channels=3),
+    """float32 [H, W, 3] of whole numbers, of a picture that `reason_not_to_decode` has nothing against."""
+
+    def others(channels: int) -> Any:
+        return tf.io.decode_image(encoded, channels=channels, expand_animations=False)[..., :3]
+
+    image = tf.case(
+        [
+            (tf.io.is_jpeg(encoded), lambda: _decode_jpeg(tf, encoded, at_least=at_least)),
+            (tf.equal(tf.strings.substr(encoded, 8, 4), "WEBP"), lambda: others(0)),  # three, or four with alpha
+        ],
+        default=lambda: others(3),
     )
     return tf.cast(image, tf.float32)
 

@@ -2,7 +2,7 @@
 
 All give "embedding", unit-norm float32 [n, d], and take batches of any size from 1.
 
-    serving_default   image    string [n]              JPEG or PNG
+    serving_default   image    string [n]              encoded pictures, `image_formats.SERVED`
     pixels            pixels   float32 [n, h, w, 3]    what the tower takes
     features          by name  float32 [n, numbers]    an adapter's stored vectors
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from siglip_jax.export.image_graph import decode_and_resize, decode_and_resize_each
-from siglip_jax.preprocessing import Preprocessing
+from siglip_jax.export.image_graph import decode_rows
+from siglip_jax.preprocessing import MAX_IMAGE_PIXELS, Preprocessing
+from siglip_jax.preprocessing.image_formats import SERVED
 
 Embedding = Callable[[Any], dict[str, Any]]  # of a batch of what the tower takes
 
@@ -48,11 +49,7 @@ def picture_signatures(tf: Any, preprocessing: Preprocessing, embedding: Embeddi
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image")], autograph=False)
     def serving_default(image: Any) -> dict[str, Any]:
-        resized = tf.map_fn(
-            lambda encoded: decode_and_resize(tf, encoded, preprocessing),
-            image,
-            fn_output_signature=tf.TensorSpec([height, width, 3], tf.float32),
-        )
+        resized = decode_rows(tf, image, {"": preprocessing})[""]
         low, high = preprocessing.value_range
         return embedding(resized * ((high - low) / 255) + low)
 
@@ -89,20 +86,15 @@ def encoder_signatures(
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image")], autograph=False)
     def serving_default(image: Any) -> dict[str, Any]:
-        return joined(
-            tf.map_fn(
-                lambda encoded: decode_and_resize_each(tf, encoded, preprocessings),
-                image,
-                fn_output_signature={name: tf.TensorSpec(size, tf.float32) for name, size in sizes.items()},
-            )
-        )
+        return joined(decode_rows(tf, image, preprocessings))
 
     return {"serving_default": serving_default, "pixels": pixels}
 
 
 def described(dimensions: dict[str, int], encoders: Mapping[str, GraphEncoder] | None) -> dict[str, str]:
     """What a manifest says of the signatures, of an adapter where there are `dimensions`."""
-    bytes_in = {"serving_default": "image: string [n], JPEG or PNG"}
+    formats = f"{', '.join(SERVED)} (WEBP from TensorFlow 2.20 on)"
+    bytes_in = {"serving_default": f"image: string [n], {formats}, at most {MAX_IMAGE_PIXELS} pixels each"}
     if not dimensions:
         return bytes_in | {"pixels": "float32 [n, h, w, 3]"}
     vectors = {"features": ", ".join(f"{name}: float32 [n, {numbers}]" for name, numbers in dimensions.items())}

@@ -1,6 +1,6 @@
+from .image_formats import image_format as image_format
 from .images import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
 from .images import decode_image as decode_image
-from .images import image_format as image_format
 from .images import resize_image as resize_image
 from .patches import Patches as Patches
 from .preprocessing import MAX_TITLE_CHARACTERS as MAX_TITLE_CHARACTERS

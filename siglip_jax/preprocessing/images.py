@@ -217,15 +217,3 @@ def cut_patches(image: np.ndarray, patch_size: int) -> np.ndarray:
     rows, columns = image.shape[0] // patch_size, image.shape[1] // patch_size
     grid = image.reshape(rows, patch_size, columns, patch_size, 3).transpose(0, 2, 1, 3, 4)
     return grid.reshape(rows * columns, -1)
-
-
-# Longest first; what else PIL reads is "other".
-_SIGNATURES = (
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"), (8, b"WEBP", "WEBP"), (4, b"ftypavif", "AVIF"), (0, b"GIF8", "GIF"),
-    (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"\xff\xd8\xff", "JPEG"), (0, b"BM", "BMP"),
-)  # fmt: skip
-
-
-def image_format(data: bytes) -> str:
-    """What the bytes are, whatever the file's name says: "JPEG", "PNG", ... or "other"."""
-    return next((name for place, mark, name in _SIGNATURES if data.startswith(mark, place)), "other")

@@ -38,7 +38,7 @@ from siglip_jax.training.run.prefetch import Feed
 from siglip_jax.training.run.profiler import Trace
 from siglip_jax.training.run.stopping import Stopping
 from siglip_jax.training.run.training_progress import Progress
-from siglip_jax.training.run.workdir import hold_workdir
+from siglip_jax.training.run.workdir import has_checkpoint, hold_workdir
 from siglip_jax.training.start.frozen_parts import check_same_frozen
 from siglip_jax.training.start.prepare_start import prepare
 from siglip_jax.training.start.spec import batch_shapes
@@ -232,7 +232,7 @@ def _preprocessing_of(model: Model, batches: BatchIterator) -> Preprocessing:
 
 def _check_workdir(workdir: epath.Path, preprocessing: Preprocessing) -> None:
     """Raises a UserError where the run in `workdir` was started with another preprocessing."""
-    if (workdir / "checkpoints").exists() and (stored := Preprocessing.load(workdir)) != preprocessing:
+    if has_checkpoint(workdir) and (stored := Preprocessing.load(workdir)) != preprocessing:
         raise UserError(
             f"--workdir {workdir} was trained with another preprocessing: {stored.to_json()} there, "
             f"{preprocessing.to_json()} here; a run cannot mix two"

@@ -32,6 +32,7 @@ _FIXED, _FLEXIBLE = FIXED_PROCESSOR, FLEXIBLE_PROCESSOR
 _IMAGE_PROCESSORS = {f"{name}{variant}": name for name in (_FIXED, _FLEXIBLE) for variant in ("", "Fast", "Pil")} | {
     "SiglipFeatureExtractor": _FIXED
 }
+_NO_MASK = ["input_ids"]  # else transformers makes an attention mask, and every embedding of a short title is another
 _SIGLIP, _SIGLIP2, _GEMMA = "SiglipTokenizer", "Siglip2Tokenizer", "GemmaTokenizer"
 _TOKENIZER_CLASSES = {f"{name}{variant}": name for name in (_SIGLIP, _SIGLIP2, _GEMMA) for variant in ("", "Fast")}
 
@@ -48,7 +49,7 @@ _NEUTRAL_IMAGE = _names("""
 _NEUTRAL_TEXT = _names("""
     added_tokens_decoder additional_special_tokens auto_map backend bos_token chat_template clean_up_tokenization_spaces
     eos_token extra_special_tokens fast_tokenizer_files is_local legacy local_files_only mask_token max_length
-    model_input_names model_max_length model_specific_special_tokens name_or_path pad_to_multiple_of pad_token
+    model_max_length model_specific_special_tokens name_or_path pad_to_multiple_of pad_token
     pad_token_type_id padding padding_side processor_class return_tensors spaces_between_special_tokens
     special_tokens_map_file split_special_tokens stride tokenizer_class tokenizer_file tokenizer_type
     transformers_version truncation truncation_side truncation_strategy unk_token use_default_system_prompt use_fast
@@ -178,9 +179,13 @@ def _text_fields(folder: epath.Path, vocab_size: int) -> dict[str, Any]:
     if kind is None:
         raise UserError(f"{path}: tokenizer_class={given!r}; expected one of {_SIGLIP}, {_SIGLIP2}, {_GEMMA}")
     _refuse_unknown(
-        path, settings, {"add_bos_token", "add_eos_token", "do_lower_case", "sp_model_kwargs"}, _NEUTRAL_TEXT
+        path,
+        settings,
+        {"add_bos_token", "add_eos_token", "do_lower_case", "model_input_names", "sp_model_kwargs"},
+        _NEUTRAL_TEXT,
     )
     as_trained: dict[str, Any] = {"add_bos_token": False, "add_eos_token": True, "sp_model_kwargs": {}}
+    as_trained["model_input_names"] = _NO_MASK
     as_trained |= {"padding_side": "right", "truncation_side": "right"}
     for name, expected in as_trained.items():
         if settings.get(name) not in (None, expected):
@@ -250,7 +255,7 @@ def write_processor(preprocessing: Preprocessing, folder: epath.PathLike) -> lis
     if kind is None:
         return notes
     name = SPIECE if kind == _SIGLIP else "tokenizer.json" if is_json(preprocessing.tokenizer) else "tokenizer.model"
-    (folder / name).write_bytes(preprocessing.tokenizer)
+    (folder / name).write_bytes(_with_end(preprocessing.tokenizer))
     special = {"eos_token": tokenizer.piece(EOS_ID), "pad_token": tokenizer.piece(preprocessing.pad_id)}
     special |= {f"{role}_token": f"<{role}>" for role in ("unk", "bos") if tokenizer.piece_id(f"<{role}>") is not None}
     if kind == _SIGLIP:
@@ -262,6 +267,7 @@ def write_processor(preprocessing: Preprocessing, folder: epath.PathLike) -> lis
         "do_lower_case": preprocessing.lowercase != "none",
         "model_max_length": preprocessing.text_length,
         "padding_side": "right",
+        "model_input_names": _NO_MASK,
         "clean_up_tokenization_spaces": False,
         **special,
     }
@@ -289,6 +295,9 @@ def _write_image(preprocessing: Preprocessing) -> tuple[dict[str, Any], list[str
     if kind == _FLEXIBLE:
         kinds = {"image_processor_type": _FLEXIBLE, "processor_class": "Siglip2Processor"}
         flexible = {"patch_size": preprocessing.patch_size, "max_num_patches": preprocessing.max_patches}
+        if tuple(flexible.values()) != (16, 256):
+            given = ", ".join(f"{name}={value}" for name, value in reversed(flexible.items()))
+            notes.append(f"max_patches: AutoProcessor goes by 256 patches of 16 pixels; call it with {given}")
         return settings | kinds | flexible | {"resample": resample}, notes
     if resize.huggingface is None:
         instead = f"it will {resize.huggingface_instead} (resample={resample})"
@@ -302,6 +311,22 @@ def _write_image(preprocessing: Preprocessing) -> tuple[dict[str, Any], list[str
     }, notes
 
 
+def _with_end(serialised: bytes) -> bytes:
+    """A tokenizer.json that ends titles with EOS itself: transformers 5 has no other rule for it."""
+    if not is_json(serialised):
+        return serialised
+    import tokenizers
+
+    tokenizer: Any = tokenizers.Tokenizer.from_buffer(serialised)
+    if tokenizer.encode("a").ids == [*tokenizer.encode("a", add_special_tokens=False).ids, EOS_ID]:
+        return serialised
+    eos = tokenizer.id_to_token(EOS_ID)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, EOS_ID)]
+    )
+    return tokenizer.to_str().encode()
+
+
 def _tokenizer_class(preprocessing: Preprocessing, tokenizer: Tokenizer) -> tuple[str | None, list[str]]:
     """The class whose rules are nearest, and what it does otherwise; None where no class can read the file."""
     assert preprocessing.tokenizer is not None
@@ -313,6 +338,7 @@ def _tokenizer_class(preprocessing: Preprocessing, tokenizer: Tokenizer) -> tupl
     if gemma and preprocessing.punctuation == "keep":
         if preprocessing.lowercase == "none":
             return _GEMMA, notes
+        notes.append(f"lowercase: {_SIGLIP2} lower-cases, from transformers 5 on; earlier ones do not know the class")
         return _SIGLIP2, notes
     if is_json(preprocessing.tokenizer):
         return None, [f"tokenizer: {_SIGLIP} reads SentencePiece files alone; no tokenizer was written"]

@@ -51,5 +51,8 @@ def build_data(
     if audit["more_image_problems"]:
         found = ", ".join(f"{count} {kind}" for kind, count in audit["more_image_problems"].items())
         print(f"further pictures left out of rows kept: {found}")
+    if converted := {name: count for name, count in audit["contents"]["formats"].items() if name.endswith(" as PNG")}:
+        found = ", ".join(f"{count} {name}" for name, count in converted.items())
+        print(f"stored with the same pixels, in a format that every consumer reads: {found}")
     print(f"dataset {output}, audit {pathlib.Path(output) / 'audit.html'}")
     return audit

@@ -48,13 +48,19 @@ def start_model(
     """
     from siglip_jax import model as models
     from siglip_jax.models.towers import TwoTowers
+    from siglip_jax.training.run.workdir import has_checkpoint
     from siglip_jax.training.start.spec import architecture_of, compute_options, preprocessing_of
 
     options, text, compute = config.model, config.preprocessing, compute_options(config)
     if config.init:
         from siglip_jax.loading import load
 
-        model = load(config.init, tokenizer=text.tokenizer or None, **compute)
+        try:
+            model = load(config.init, tokenizer=text.tokenizer or None, **compute)
+        except UserError:  # a run that goes on has its model in the workdir
+            if workdir is None or not has_checkpoint(workdir):
+                raise
+            return load(workdir, **compute)
         if model.architecture.features and not model.params["img"]["strength"].any():
             raise UserError(
                 f"config.init={config.init}: an adapter at strength 0 gives its encoders as they are, and learns "
@@ -69,7 +75,7 @@ def start_model(
             raise UserError(
                 f"tokenizer {text.tokenizer}: {error.strerror}; pass a SentencePiece .model file or a tokenizer.json"
             ) from error
-    elif workdir is not None and (epath.Path(workdir) / "checkpoints").exists():
+    elif workdir is not None and has_checkpoint(workdir):
         tokenizer = Preprocessing.load(workdir).tokenizer
     else:
         split = open_split(dataset, config.data.train_split)

@@ -28,7 +28,7 @@ class Settings:
 
     Attributes:
       image_size: (height, width) in pixels, for a network that leaves it open.
-      resize, value_range: as of `siglip_jax.preprocessing.Preprocessing`.
+      resize, fill, value_range: as of `siglip_jax.preprocessing.Preprocessing`.
       mean, std: of each channel, subtracted and divided by after `value_range`.
       layout: "nhwc" or "nchw"; "" for what the input's shape says.
       output: name of the embedding among several outputs; "" where there is one.
@@ -36,6 +36,7 @@ class Settings:
 
     image_size: tuple[int, int] | None = None
     resize: str = "bilinear"
+    fill: str = ""
     value_range: tuple[float, float] = (-1.0, 1.0)
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -95,7 +96,9 @@ class Settings:
     @property
     def preprocessing(self) -> Preprocessing:
         assert self.image_size is not None
-        return Preprocessing(image_size=self.image_size, resize=self.resize, value_range=self.value_range)
+        return Preprocessing(
+            image_size=self.image_size, resize=self.resize, fill=self.fill, value_range=self.value_range
+        )
 
     def pixels(self, images: np.ndarray) -> np.ndarray:
         """uint8 [n, h, w, 3] -> float32 in the network's range and layout."""

@@ -34,7 +34,7 @@ class SavedModelEncoder:
         settings = Settings.beside(folder)
         if manifest.exists():
             own = files.read_json(manifest).get("preprocessing", {})
-            given = {name: own[name] for name in ("image_size", "resize", "value_range") if name in own}
+            given = {name: own[name] for name in ("image_size", "resize", "fill", "value_range") if name in own}
             fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
             settings = Settings(**fields)
         self._settings = settings.for_input(self._signature.shape, network=folder)

@@ -2,93 +2,95 @@
 
 from __future__ import annotations
 
-from siglip_jax.training.config_fields.field import Field, FieldTable, Values, at_least, one_of
+from siglip_jax.training.config_fields.field import Field, FieldTable, Values, all_free, at_least, one_of
 
 EVALUATION = FieldTable(
     "Evaluation",
     "evaluation",
     "What is measured, while a model trains and by `siglip-jax rank`.",
-    {
-        "split": Field("test", "Split of the dataset to evaluate on.", Values("a split of the dataset")),
-        "while_training": Field(
-            ("retrieval", "ranking"),
-            "Evaluations of a run, at each checkpoint: retrieval between images and titles; ranking as below; or a "
-            "function of your own as `module:function` (docs/adding.md).",
-            Values("names of evaluators (docs/guide/finetuning.md), or module:function"),
-        ),
-        "every": Field(
-            0,
-            "Steps between further evaluations, beside those at checkpoints.",
-            at_least(0, "0 for none, or more"),
-            free=True,
-        ),
-        "best_metric": Field(
-            "",
-            "Metric whose best checkpoint is kept and loaded, such as `image_to_text/recall@1`. Higher is better, but "
-            'for names that end in "loss".',
-            Values("a metric of `while_training`; empty for none"),
-            free=True,
-        ),
-        "relevance": Field(
-            ({"gain": 1, "agree": ("title",)},),
-            "Graded relevance by agreement of attributes: the first rule that holds gives the gain.",
-            Values('rules such as {"gain": 2, "agree": ("type", "colour")}'),
-        ),
-        "relevant_from": Field(1, "Smallest gain that precision, hit and recall count as relevant."),
-        "gain": Field(
-            "exponential", "How nDCG counts a grade g: as g, or as 2^g - 1.", one_of("linear", "exponential")
-        ),
-        "metrics": Field(
-            ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10"),
-            "What is reported, the first one foremost.",
-            Values("names of docs/guide/metrics.md"),
-        ),
-    },
+    all_free(
+        {
+            "split": Field("test", "Split of the dataset to evaluate on.", Values("a split of the dataset")),
+            "while_training": Field(
+                ("retrieval", "ranking"),
+                "Evaluations of a run, at each checkpoint: retrieval between images and titles; ranking as below; or a "
+                "function of your own as `module:function` (docs/adding.md).",
+                Values("names of evaluators (docs/guide/finetuning.md), or module:function"),
+            ),
+            "every": Field(
+                0,
+                "Steps between further evaluations, beside those at checkpoints.",
+                at_least(0, "0 for none, or more"),
+            ),
+            "best_metric": Field(
+                "",
+                "Metric whose best checkpoint is kept and loaded, such as `image_to_text/recall@1`. Higher is better, "
+                'but for names that end in "loss".',
+                Values("a metric of `while_training`; empty for none"),
+            ),
+            "relevance": Field(
+                ({"gain": 1, "agree": ("title",)},),
+                "Graded relevance by agreement of attributes: the first rule that holds gives the gain.",
+                Values('rules such as {"gain": 2, "agree": ("type", "colour")}'),
+            ),
+            "relevant_from": Field(1, "Smallest gain that precision, hit and recall count as relevant."),
+            "gain": Field(
+                "exponential", "How nDCG counts a grade g: as g, or as 2^g - 1.", one_of("linear", "exponential")
+            ),
+            "metrics": Field(
+                ("nDCG@5", "precision@1", "precision@3", "hit@5", "recall@10"),
+                "What is reported, the first one foremost.",
+                Values("names of docs/guide/metrics.md"),
+            ),
+        }
+    ),
 )
 
 LOGS = FieldTable(
     "Interaction logs",
     "evaluation",
     "How `siglip-jax rank --logs` reads a log (docs/guide/ranking.md). Read by `eval.logs` and `eval.protocols`.",
-    {
-        "actions": Field(
-            dict(tap=1.0, like=2.0, purchase=3.0),
-            'Gain of each action. "impression", being shown, is worth 0 and need not be named.',
-            Values("gains of 0 or more, one of them more"),
-        ),
-        "log_columns": Field(
-            {}, "Columns of another name.", Values('{our name: the log\'s name}, such as {"time": "event_ts"}')
-        ),
-        "like_from": Field(
-            0.0,
-            'For a log with ratings: a rating from this number on is a "like", below it is "rated".',
-            Values("0 for a log with actions"),
-        ),
-        "first_position": Field(0, "Position of the first item in a list."),
-        "query_item": Field(
-            "query_item_id",
-            "Where the query item, the one that the user looked at, is found.",
-            Values("query_item_id, query_id, or first:<action>"),
-        ),
-        "missing_items": Field(
-            "skip", "What happens to items of lists that the catalogue lacks.", Values("one of skip, error")
-        ),
-        "live_from": Field(
-            "",
-            "Attribute that tells when an item came; first_seen for its first event in the log.",
-            Values("an attribute or first_seen; empty for always"),
-        ),
-        "live_until": Field("", "Attribute that tells when an item left.", Values("an attribute; empty for never")),
-        "profile": Field(
-            "mean",
-            "What stands for a user: the mean of the liked items, or the last of them.",
-            Values("one of mean, last"),
-        ),
-        "propensity_power": Field(
-            1.0,
-            "Position p was seen with probability (1 / (1 + p)) to this power.",
-            Values("0 to less than 10"),
-        ),
-        "propensity_clip": Field(10.0, "Largest weight, the inverse of that probability.", Values("at least 1")),
-    },
+    all_free(
+        {
+            "actions": Field(
+                dict(tap=1.0, like=2.0, purchase=3.0),
+                'Gain of each action. "impression", being shown, is worth 0 and need not be named.',
+                Values("gains of 0 or more, one of them more"),
+            ),
+            "log_columns": Field(
+                {}, "Columns of another name.", Values('{our name: the log\'s name}, such as {"time": "event_ts"}')
+            ),
+            "like_from": Field(
+                0.0,
+                'For a log with ratings: a rating from this number on is a "like", below it is "rated".',
+                Values("0 for a log with actions"),
+            ),
+            "first_position": Field(0, "Position of the first item in a list."),
+            "query_item": Field(
+                "query_item_id",
+                "Where the query item, the one that the user looked at, is found.",
+                Values("query_item_id, query_id, or first:<action>"),
+            ),
+            "missing_items": Field(
+                "skip", "What happens to items of lists that the catalogue lacks.", Values("one of skip, error")
+            ),
+            "live_from": Field(
+                "",
+                "Attribute that tells when an item came; first_seen for its first event in the log.",
+                Values("an attribute or first_seen; empty for always"),
+            ),
+            "live_until": Field("", "Attribute that tells when an item left.", Values("an attribute; empty for never")),
+            "profile": Field(
+                "mean",
+                "What stands for a user: the mean of the liked items, or the last of them.",
+                Values("one of mean, last"),
+            ),
+            "propensity_power": Field(
+                1.0,
+                "Position p was seen with probability (1 / (1 + p)) to this power.",
+                Values("0 to less than 10"),
+            ),
+            "propensity_clip": Field(10.0, "Largest weight, the inverse of that probability.", Values("at least 1")),
+        }
+    ),
 )

@@ -73,6 +73,11 @@ class FieldTable:
         return f"{self.group}.{name}" if self.group else name
 
 
+def all_free(fields: Mapping[str, Field]) -> dict[str, Field]:
+    """The fields, each `free`: of a table that has no say in what a step computes."""
+    return {name: dataclasses.replace(field, free=True) for name, field in fields.items()}
+
+
 def one_of(*choices: str) -> Values:
     return Values(f"one of {', '.join(choices)}", lambda value: value in choices)
 

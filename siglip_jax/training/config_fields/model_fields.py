@@ -89,12 +89,14 @@ MODEL = FieldTable(
             "none",
             "Which activations are computed again in the backward pass: memory for time.",
             Values("one of none, full, dots, dots_no_batch"),
+            free=True,
         ),
         "unroll": Field(
             0,
             "Layers in one body of the loop over layers. More is faster to run on a CPU, slower to compile everywhere. "
             "0 is 12 on a CPU, which is all layers of most towers, and 1 elsewhere.",
             at_least(0, "0 for automatic, or a number of layers"),
+            free=True,
         ),
         "init_temperature": Field(10.0, "exp(t) at the start, of a model from random weights.", above(0)),
         "init_bias": Field(

@@ -17,9 +17,16 @@ from etils import epath
 
 from siglip_jax import files
 from siglip_jax.errors import UserError
-from siglip_jax.training.config import config_to_json, without_free_fields
+from siglip_jax.training.config import TABLES, config_to_json, default_config, without_free_fields
 
 LOCK = "lock"
+_GROUPS = {table.group for table in TABLES}  # dicts that are values, such as gains of actions, are not completed
+
+
+def has_checkpoint(workdir: epath.PathLike) -> bool:
+    """Whether a step of a run was saved there: a run that failed before has the folder alone."""
+    folder = epath.Path(workdir) / "checkpoints"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def claim_workdir(
@@ -98,7 +105,7 @@ def _claim(workdir: epath.Path, ours: dict[str, Any]) -> None:
         if not different:
             return
         # Without a checkpoint nothing was computed yet: a config that failed at the start may be mended.
-        if (workdir / "checkpoints").exists():
+        if has_checkpoint(workdir):
             more = f" and {len(different) - 5} more" if len(different) > 5 else ""
             raise UserError(
                 f"--workdir {workdir} holds a run with another config ({'; '.join(different[:5])}{more}); "
@@ -117,6 +124,18 @@ def _differences(path: epath.Path, ours: dict[str, Any]) -> list[str]:
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not of a training run ({error}); choose another --workdir") from error
+    # A field that the run's version did not have yet: it computed what the default does.
+    runs[1]["config"] = _completed(runs[1]["config"], config_to_json(default_config()))
     for run in runs:
         run["config"] = without_free_fields(run["config"])
     return files.differences(runs[0], runs[1])
+
+
+def _completed(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`config` with what it lacks; within groups that both have, alike."""
+    return defaults | {
+        name: _completed(value, defaults[name])
+        if name in _GROUPS and isinstance(value, dict) and isinstance(defaults.get(name), dict)
+        else value
+        for name, value in config.items()
+    }

@@ -106,11 +106,11 @@ def test_free_fields_are_those_that_do_not_change_what_is_computed():
         ),
         "wandb_project",
         *(f"mesh.{name}" for name in ("data", "fsdp", "tensor")),
-        *(f"evaluation.{name}" for name in ("every", "best_metric")),
+        *("model.remat", "model.unroll"),
         *(f"data.{name}" for name in ("cache", "cache_frozen", "num_threads", "num_workers", "max_bad_fraction")),
     }
     before, after = (set(flatten(ml_collections.ConfigDict(each))) for each in (config, kept))
-    assert before - after == free
+    assert before - after == free | {name for name in before if name.startswith("evaluation.")}
     assert config == config_to_json(default_config())  # untouched
     assert without_free_fields({"data": 3, "steps": 1}) == {"data": 3, "steps": 1}
 

@@ -180,7 +180,9 @@ def test_a_tokenizer_of_another_model(tmp_path):
     ],
 )
 def test_there_and_back(tmp_path, value):
-    assert write_processor(value, tmp_path) == []
+    notes = write_processor(value, tmp_path)
+    assert len(notes) == (value.resize == "naflex")  # transformers' own budget is another, unless its caller says it
+    assert all("call it with max_num_patches=4, patch_size=8" in note for note in notes)
     assert read_processor(tmp_path, **SIZES) == value
 
 
@@ -230,12 +232,14 @@ def gemma_like() -> bytes:
 def test_gemma_there_and_back(tmp_path, lowercase, kind):
     value = Preprocessing(image_size=(8, 8), tokenizer=gemma_like(), text_length=16, lowercase=lowercase)
     notes = write_processor(value, tmp_path)
-    assert len(notes) == (lowercase == "ascii")
+    assert len(notes) == (lowercase == "ascii") + (kind == "Siglip2Tokenizer")
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == kind
     assert (settings["pad_token"], settings["eos_token"], settings["bos_token"]) == ("<pad>", "<eos>", "<bos>")
     back = read_processor(tmp_path, **SIZES)
-    assert back == value.replace(lowercase="unicode" if lowercase == "ascii" else lowercase)
+    assert settings["model_input_names"] == ["input_ids"]
+    expected = value.replace(lowercase="unicode" if lowercase == "ascii" else lowercase, tokenizer=back.tokenizer)
+    assert back == expected
     np.testing.assert_array_equal(back.text("ab ba"), value.text("ab ba"))
 
 
@@ -244,3 +248,27 @@ def test_a_tokenizer_json_that_no_class_reads(tmp_path):
     (note,) = write_processor(value, tmp_path)
     assert "no tokenizer was written" in note
     assert read_processor(tmp_path, **SIZES).tokenizer is None
+
+
+def test_transformers_is_told_to_use_no_mask_and_to_end_titles(tmp_path):
+    """Transformers 5 reads the end of a title from tokenizer.json alone, and makes a mask unless told."""
+    tokenizers = pytest.importorskip("tokenizers")
+    write_processor(Preprocessing(image_size=(8, 8), tokenizer=gemma_like(), text_length=16), tmp_path)
+    found = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("ab a")
+    assert found.ids == [7, 4, 5, 1]
+    again = tmp_path / "again"
+    ended = (tmp_path / "tokenizer.json").read_bytes()
+    write_processor(Preprocessing(image_size=(8, 8), tokenizer=ended, text_length=16), again)
+    assert (again / "tokenizer.json").read_bytes() == ended  # one that does so already stays as it is
+    siglip = tmp_path / "siglip"
+    write_processor(
+        Preprocessing(image_size=(8, 8), tokenizer=TOKENIZER, text_length=16, pad_id=1, punctuation="delete"), siglip
+    )
+    assert json.loads((siglip / "tokenizer_config.json").read_text())["model_input_names"] == ["input_ids"]
+
+
+@pytest.mark.parametrize("names", [["input_ids", "attention_mask"], ["attention_mask"], []])
+def test_a_folder_whose_titles_are_masked_is_refused(tmp_path, names):
+    write(tmp_path, preprocessor_config=SIGLIP_1, tokenizer_config=SIGLIP_TEXT | {"model_input_names": names})
+    with pytest.raises(UserError, match=r"model_input_names=.*; expected \['input_ids'\], as SigLIP was trained"):
+        read_processor(tmp_path, **SIZES)

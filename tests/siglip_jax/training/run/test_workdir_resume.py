@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import jax
 import numpy as np
@@ -50,6 +51,39 @@ def test_where_it_runs_and_what_it_logs_may_change(trained_workdir, tiny_config)
     claim_workdir(trained_workdir, tiny_config, fingerprint)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"evaluation.while_training": ("retrieval",)},
+        {"evaluation.metrics": ("MRR",)},
+        {"evaluation.split": "validation"},
+        {"evaluation.query_item": "query_id"},
+        {"evaluation.relevance": ({"gain": 2, "agree": ("type",)},)},
+        {"model.remat": "full", "model.unroll": 1},
+    ],
+    ids=str,
+)
+def test_what_does_not_change_a_step_may_change(trained_workdir, tiny_config, change):
+    fingerprint = json.loads((trained_workdir / "config.json").read_text())["data"]
+    tiny_config.update_from_flattened_dict(change)
+    claim_workdir(trained_workdir, tiny_config, fingerprint)
+
+
+@pytest.mark.parametrize("names", [("seed",), ("optimizer.b1",), ("teacher", "matryoshka", "ema_decay")], ids=str)
+def test_a_field_that_a_newer_version_added_counts_as_its_default(trained_workdir, tiny_config, tmp_path, names):
+    run = json.loads((trained_workdir / "config.json").read_text())
+    for name in names:
+        group, _, last = name.rpartition(".")
+        (run["config"][group] if group else run["config"]).pop(last)
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    claim_workdir(tmp_path, tiny_config, run["data"])
+    name, value = {"seed": ("seed", 3), "optimizer.b1": ("optimizer.b1", 0.5)}.get(names[0], ("ema_decay", 0.5))
+    tiny_config.update_from_flattened_dict({name: value})
+    with pytest.raises(UserError, match=rf"{name}: {value} here"):
+        claim_workdir(tmp_path, tiny_config, run["data"])
+
+
 def test_a_foreign_folder_is_refused(tiny_config, shop_dataset, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not empty and holds no run"):
@@ -73,7 +107,12 @@ def test_a_start_that_failed_does_not_claim_the_workdir(tiny_config, shop_datase
     written = json.loads((workdir / "config.json").read_text())
     assert (written["config"]["batch_size"], written["data"]) == (16, "data")
     assert written["config"]["mesh"]["data"] == -1
-    (workdir / "checkpoints").mkdir()
+    (workdir / "checkpoints").mkdir()  # by a run that failed before its first step
+    tiny_config.seed = 4
+    claim_workdir(workdir, tiny_config, "data")
+    tiny_config.seed = 0
+    claim_workdir(workdir, tiny_config, "data")
+    (workdir / "checkpoints" / "1").mkdir()
     tiny_config.seed = 5
     with pytest.raises(UserError, match="seed: 5 here, 0 there"):
         claim_workdir(workdir, tiny_config, "data")
@@ -130,3 +169,23 @@ def test_damaged_metric_lines_are_dropped(tmp_path):
     with MetricsFile(path) as file:
         file.drop_after(5)
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_a_run_goes_on_without_its_start_and_with_other_evaluations(
+    trained_workdir, tiny_config, shop_dataset, tmp_path
+):
+    """Stopped half-way, its start moved away, its evaluation changed: bit for bit the unbroken run."""
+    start, unbroken, broken = (tmp_path / name for name in ("start", "unbroken", "broken"))
+    siglip_jax.load(trained_workdir).save(start)
+    with tiny_config.unlocked():
+        tiny_config.init, tiny_config.steps, tiny_config.checkpoint_every = str(start), 4, 2
+        tiny_config.optimizer.warmup_steps = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = train_on_dataset(tiny_config, dataset=shop_dataset, workdir=unbroken)
+    shutil.copytree(unbroken, broken)
+    shutil.rmtree(broken / "checkpoints" / "4")
+    start.rename(tmp_path / "away")
+    tiny_config.evaluation.while_training = ()
+    found = train_on_dataset(tiny_config, dataset=shop_dataset, workdir=broken)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
