@@ -129,8 +129,9 @@ class Model:
         sides = np.clip(shape, 0, pixels.shape[1] + 1)  # so that no product wraps round
         if len(shape) and (shape.min() < 1 or sides.prod(axis=1).max() > pixels.shape[1]):
             raise UserError(f"encode_image: shape {shape.tolist()[:8]} does not fit {pixels.shape[1]} patches")
-        self._check_range(pixels)
-        return Patches(pixels, shape.astype(np.int32))
+        patches = Patches(pixels, shape.astype(np.int32))
+        self._check_range(pixels[patches.mask])  # padding is never looked at
+        return patches
 
     def encode_text(self, texts: Any, *, batch_size: int = MAX_BATCH) -> np.ndarray:
         """int32 ids [n, L], or strings -> unit-norm float32 [n, d].
