@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from siglip_jax.model import Model
     from tools.workflow.adapters import adapter_demo
 
-FITTED_ON = 4000  # training items a PCA of the demo is fitted on
-
 
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("catalog", "", "Folder, .zip or table; synthetic when empty.", flag_values=values)
@@ -161,6 +159,7 @@ def _embed(
     from eval.comparison.dimension_ladder import Ladder, ladder_reductions
     from eval.comparison.item_images import pixel_vectors
     from eval.comparison.items import read_split
+    from eval.embeddings.reduction import FITTED_ON
     from eval.rankers import Ranker, VectorRanker
     from eval.rankers.baselines import RandomRanker
     from tools.workflow import embedding, training
