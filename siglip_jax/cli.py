@@ -33,6 +33,7 @@ PROGRAMS = {
     "embed": "a model and a dataset -> an embedding store (Parquet)",
     "blend": "models between a start and what was tuned from it: ranked, the best saved",
     "index": "an embedding store -> a search index, exact or ScaNN, with its measured recall",
+    "search": "the nearest items of an item, a picture or a text, in the terminal",
     "rank": "embedding stores, with or without logs -> ranking metrics with intervals, and the report",
     "simulate": "a dataset -> simulated sessions in the format of logs, to try `rank` on",
     "export": "a model -> SavedModel, checked in a process without JAX",

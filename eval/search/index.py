@@ -48,9 +48,25 @@ class Index(ABC):
         self.options = dict(options)  # what the backend was built with
         self.measured = dict(measured)  # what `measure_recall` said, kept in the manifest
         self.missing: list[dict[str, Any]] = []  # what the store was embedded without, `EmbeddingStore.skipped`; kept
+        self.encoder: dict[
+            str, Any
+        ] = {}  # "model" and "preprocessing" of the store's manifest; {} where not known; kept
+        self.generation = ""  # 16 digits of what was saved or read: equal builds have equal ones; "" before it is saved
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Unit vectors of items: float32 [n, dimension].
+
+        Raises:
+          UserError: an id that is not in the index.
+        """
+        rows = {item: row for row, item in enumerate(self.ids)}
+        unknown = [item for item in ids if item not in rows]
+        if unknown:
+            raise UserError(f"item {unknown[0]!r} is not in the index of {len(self)} items, such as {self.ids[0]!r}")
+        return self._vectors(np.array([rows[item] for item in ids], np.int64))
 
     def search(self, queries: np.ndarray, *, k: int) -> Neighbours:
         """The k nearest items of each query.
@@ -92,6 +108,7 @@ class Index(ABC):
             "options": self.options,
             "measured": self.measured,
             **({"missing": self.missing} if self.missing else {}),
+            **({"encoder": self.encoder} if self.encoder else {}),
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +119,11 @@ class Index(ABC):
         for name, content in files.items():
             (folder / name).write_bytes(content)
         partial.replace(folder / MANIFEST)
+        self.generation = generation_of(manifest)
+
+    @abstractmethod
+    def _vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Unit vectors float32 [n, dimension] of the items in these rows."""
 
     @abstractmethod
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +132,12 @@ class Index(ABC):
     @abstractmethod
     def _files(self) -> dict[str, bytes]:
         """What the backend needs on disk, by file name."""
+
+
+def generation_of(manifest: Mapping[str, Any]) -> str:
+    """`Index.generation` of a saved index: follows from its files and its encoder."""
+    content = json.dumps([manifest["files"], manifest.get("encoder")], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
