@@ -34,6 +34,7 @@ PROGRAMS = {
     "blend": "models between a start and what was tuned from it: ranked, the best saved",
     "index": "an embedding store -> a search index, exact or ScaNN, with its measured recall",
     "search": "the nearest items of an item, a picture or a text, in the terminal",
+    "serve": "a page and a JSON API over an index: visually similar items",
     "rank": "embedding stores, with or without logs -> ranking metrics with intervals, and the report",
     "simulate": "a dataset -> simulated sessions in the format of logs, to try `rank` on",
     "export": "a model -> SavedModel, checked in a process without JAX",

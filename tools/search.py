@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import pathlib
 
 from absl import flags
 
@@ -27,6 +28,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("dataset", None, "Folder written by siglip-jax data, for titles.", flag_values=values)
     flags.DEFINE_integer("k", 10, "Items to show.", lower_bound=1, flag_values=values)
     flags.DEFINE_float("min_score", -math.inf, "Cosine from which an item is shown.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "where", [], "attribute=value: only such items; one attribute given again lets further values through.",
+        flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_boolean("json", False, "One JSON object in the place of the table.", flag_values=values)
 
 
@@ -37,20 +42,35 @@ def main(values: flags.FlagValues) -> None:
     if asked[0] != "item" and values.model is None:
         raise UserError(f"--{asked[0]} needs --model, the encoder that the index was embedded with")
     from eval.search import load_index
-    from eval.search.answers import answer, item_answer, read_known
+    from eval.search.answers import Answers, read_known
 
+    where = common_flags.filters(values.where, flag="where")
+    if where and values.dataset is None:
+        raise UserError("--where needs --dataset, which has the attributes")
     index = load_index(values.index)
-    known = None if values.dataset is None else read_known(values.dataset)
-    shown = {"k": values.k, "known": known, "least": values.min_score}
+    answers = Answers(index, None if values.dataset is None else read_known(values.dataset))
+    options = {"k": values.k, "least": values.min_score, "where": where}
     if values.item is not None:
-        found = item_answer(index, values.item, **shown)
+        found = answers.of_item(values.item, **options)
     else:
-        from tools.workflow.search_queries import image_query, text_query
+        from tools.workflow.query_encoder import QueryEncoder
 
-        make, value = (image_query, values.image) if values.image is not None else (text_query, values.text)
-        query = make(index, value, model=values.model)
-        found = {"query": {asked[0]: value}, **answer(index, index.search(query, k=values.k), **shown)}
+        picture = None if values.image is None else _read_picture(values.image)
+        encoder = QueryEncoder.load(values.model, index=index)
+        query = encoder.text(values.text) if picture is None else encoder.image(picture)
+        found = {"query": {asked[0]: values[asked[0]].value}, **answers.of_vector(query, **options)}
     print(json.dumps(found, ensure_ascii=False) if values.json else _table(found))
+
+
+def _read_picture(path: str) -> bytes:
+    from input_pipeline.folder_or_zip import MAX_FILE_BYTES
+
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise UserError(f"--image={path}: no such file")
+    if (size := file.stat().st_size) > MAX_FILE_BYTES:
+        raise UserError(f"--image={path}: {size} bytes; the limit is {MAX_FILE_BYTES}")
+    return file.read_bytes()
 
 
 def _table(found: dict) -> str:

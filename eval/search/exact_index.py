@@ -33,7 +33,7 @@ class ExactIndex(Index):
             rows[lo : lo + step], scores[lo : lo + step] = top.columns, top.values
         return rows, scores
 
-    def _vectors(self, rows: np.ndarray) -> np.ndarray:
+    def vectors_at(self, rows: np.ndarray) -> np.ndarray:
         return self.scorer.rows(rows)
 
     def _files(self) -> dict[str, bytes]:

@@ -66,7 +66,7 @@ class Index(ABC):
         unknown = [item for item in ids if item not in rows]
         if unknown:
             raise UserError(f"item {unknown[0]!r} is not in the index of {len(self)} items, such as {self.ids[0]!r}")
-        return self._vectors(np.array([rows[item] for item in ids], np.int64))
+        return self.vectors_at(np.array([rows[item] for item in ids], np.int64))
 
     def search(self, queries: np.ndarray, *, k: int) -> Neighbours:
         """The k nearest items of each query.
@@ -78,17 +78,22 @@ class Index(ABC):
         Raises:
           UserError: another dimension, a NaN, infinite or zero query, k < 1.
         """
+        unit = self.check_query(queries, k=k)
+        rows = np.full((len(unit), k), -1, np.int64)
+        scores = np.full((len(unit), k), -np.inf, np.float32)
+        found = min(k, len(self))
+        if len(unit):
+            rows[:, :found], scores[:, :found] = self._search(unit, found)
+        return Neighbours(rows, scores, self.ids)
+
+    def check_query(self, queries: np.ndarray, *, k: int) -> np.ndarray:
+        """Queries with norm 1, float32 [query, dimension]; UserError as `search` raises it."""
         if k < 1:
             raise UserError(f"k={k}: expected at least 1")
         queries = np.asarray(queries)
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise UserError(f"queries of shape {list(queries.shape)}: the index expects [query, {self.dimension}]")
-        rows = np.full((len(queries), k), -1, np.int64)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        found = min(k, len(self))
-        if len(queries):
-            rows[:, :found], scores[:, :found] = self._search(unit_rows(queries, what="query"), found)
-        return Neighbours(rows, scores, self.ids)
+        return unit_rows(queries, what="query")
 
     def save(self, folder: epath.PathLike) -> None:
         """Writes the index, manifest last; replaces an index that is there. Equal builds write equal bytes.
@@ -122,7 +127,7 @@ class Index(ABC):
         self.generation = generation_of(manifest)
 
     @abstractmethod
-    def _vectors(self, rows: np.ndarray) -> np.ndarray:
+    def vectors_at(self, rows: np.ndarray) -> np.ndarray:
         """Unit vectors float32 [n, dimension] of the items in these rows."""
 
     @abstractmethod

@@ -38,7 +38,7 @@ class ScannIndex(Index):
         self._searcher = searcher
         self._unit = vectors  # float32 [n, dimension]
 
-    def _vectors(self, rows: np.ndarray) -> np.ndarray:
+    def vectors_at(self, rows: np.ndarray) -> np.ndarray:
         return np.array(self._unit[rows])
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

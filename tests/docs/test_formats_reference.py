@@ -20,7 +20,7 @@ from eval.embeddings.sharded_writer import write_manifest, write_shard
 from eval.logs.log_format import COLUMNS
 from eval.rankers import VectorRanker
 from eval.search import build_index, measure_recall
-from eval.search.answers import item_answer
+from eval.search.answers import Answers
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
 
@@ -67,7 +67,7 @@ def test_search_index(tmp_path, missing):
     index.save(tmp_path / "index")
     manifest = read(tmp_path / "index" / "manifest.json")
     assert manifest.keys() == documented("Search index") - (set() if missing else {"missing", "encoder"})
-    answered = item_answer(index, "a", k=1)
+    answered = Answers(index).of_item("a", k=1)
     assert answered.keys() == documented("Search answer")
     assert all(f"`{key}`" in PAGE for key in answered["items"][0])
     assert measured.keys() == {"recall", "k", "queries", "seed"}

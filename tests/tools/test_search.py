@@ -105,6 +105,32 @@ def test_the_table_has_the_same_items(search, index, shop_dataset, store):
     assert search(*flags, "--min_score=1.5")[1] == "no item found\n"
 
 
+def test_filters(search, index, store, shop_dataset):
+    held = read_store(store)
+    rows = {row["id"]: row["attributes"] for row in open_split(shop_dataset, "test")[:]}
+    colour = rows[held.ids[0]]["colour"]
+    flags = [f"--index={index}", f"--item={held.ids[0]}", "--k=6", f"--dataset={shop_dataset}", "--json"]
+    found = json.loads(search(*flags, f"--where=colour={colour}")[1])
+    kept = [row for row, item in enumerate(held.ids) if rows[item]["colour"] == colour]
+    check(found, [held.ids[row] for row in kept], held.vectors[kept], held.vectors[0], k=6, without=held.ids[0])
+    code, _, err = search(*flags, "--where=taste=sour")
+    assert code == 2
+    assert "no item has this attribute" in err
+
+
+def test_networks_search_by_picture_alone(search, shop_dataset, tmp_path):
+    assert cli.main(["embed", "--model=pixels:4x4", f"--dataset={shop_dataset}", f"--output={tmp_path / 'store'}"]) == 0
+    assert cli.main(["index", f"--store={tmp_path / 'store'}", f"--output={tmp_path / 'index'}"]) == 0
+    row = open_split(shop_dataset, "test")[2]
+    (tmp_path / "photo").write_bytes(row["image"])
+    flags = [f"--index={tmp_path / 'index'}", "--model=pixels:4x4", "--json"]
+    (first, *_) = json.loads(search(*flags, f"--image={tmp_path / 'photo'}")[1])["items"]
+    assert first["score"] == pytest.approx(1, abs=1e-6)
+    code, _, err = search(*flags, "--text=red")
+    assert code == 2
+    assert "encodes images only" in err
+
+
 def test_control_characters_of_a_title_do_not_reach_the_terminal():
     from tools.search import _table
 
@@ -120,8 +146,10 @@ def test_control_characters_of_a_title_do_not_reach_the_terminal():
         (["--item=1", "--text=a"], "2 of --item"),
         (["--item=nothing like it"], "item 'nothing like it' is not in the index"),
         (["--text=red"], "--text needs --model"),
-        (["--text= ", "--model={model}"], "--text is empty"),
-        (["--text=red", "--model=pixels:4x4"], "encodes images only"),
+        (["--text= ", "--model={model}"], "the text is empty"),
+        (["--text=red", "--model=pixels:4x4"], "is not what made the vectors of the index"),
+        (["--item=1", "--where=colour=red"], "--where needs --dataset"),
+        (["--item=1", "--where=colour"], "expected attribute=value"),
         (["--image=none.jpg", "--model={model}"], "no such file"),
         (["--image={text}", "--model={model}"], "not a readable picture"),
         (["--image={bomb}", "--model={model}"], "pixels"),
