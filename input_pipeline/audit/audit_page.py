@@ -20,8 +20,10 @@ import PIL.Image
 import pyarrow.compute as pc
 
 from input_pipeline.audit.contents import Tokens, audit_table
+from input_pipeline.audit.hygiene import sentence
 from input_pipeline.dataset import dataset_fingerprint, open_split
 from input_pipeline.dataset.item_table import ItemColumns, open_columns, split_names
+from input_pipeline.dataset.picture_format import TURNED
 from input_pipeline.duplicates.near_images import NEAR
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image
@@ -30,6 +32,7 @@ _TEMPLATE = "audit.html.jinja"
 _THUMBNAIL = 128  # pixels
 _EXTREME = 3.0  # longer side by shorter side
 _LEAST_SIDE = 224  # pixels, the smallest size of published checkpoints
+_TINY_SIDE = 4  # pixels; a picture of fewer counts visits of a page
 _CHART = (360, 96)  # pixels
 _SHOWN_ENDS = 8  # pictures at each end of a scale
 
@@ -102,9 +105,20 @@ def findings(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
     if bad:
         kinds = ", ".join(f"{_number(problem['count'])} {kind}" for kind, problem in audit["problems"].items())
         found.append(("warning", f"{_many(bad, 'row')} ({_share(bad, audit['rows'])}) left out: {kinds}."))
+    found += [
+        ("warning", f"{sentence[:1].upper()}{sentence[1:]}.") for sentence in audit.get("dataset", {}).get("notes", ())
+    ]
     if cut := titles.get("tokens", {}).get("cut", 0):
         length = titles["tokens"]["text_length"]
         found.append(("warning", f"{_many(cut, 'title')} ({_share(cut, kept)}) cut at {length} tokens."))
+    found += [("warning", sentence(accident)) for accident in audit["accidents"]]
+    if turned := sum(count for name, count in audit["formats"].items() if name.endswith(TURNED)):
+        told = "are turned by an EXIF mark, which is ignored: they are seen as they are stored"
+        found.append(("warning", f"{_many(turned, 'picture')} ({_share(turned, kept)}) {told}."))
+    if kept and (smallest := sizes["shorter_side"]["smallest"]) < _TINY_SIDE:
+        some = [row for row in sizes["shorter_side"]["lowest"] if row["shorter_side"] < _TINY_SIDE]
+        such = f", such as that of {some[0]['id']}" if some else ""
+        found.append(("warning", f"The smallest pictures have a side of {_many(int(smallest), 'pixel')}{such}."))
     for attribute in audit["attributes"]:
         if attribute["empty"] > kept / 2:
             share = _share(attribute["empty"], kept)
@@ -247,7 +261,17 @@ def _provenance(folder: pathlib.Path) -> dict[str, Any]:
     """What the build wrote of itself, but for its lists of rows."""
     try:
         built = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-        names = ("table", "catalogue_sha256", "seed", "fractions", "split_by", "time_column", "split_times", "only")
+        names = (
+            "table",
+            "catalogue_sha256",
+            "seed",
+            "fractions",
+            "split_by",
+            "time_column",
+            "split_times",
+            "only",
+            "notes",
+        )
         told = {name: built[name] for name in names if built.get(name)}
     except (OSError, ValueError, AttributeError):
         return {}
