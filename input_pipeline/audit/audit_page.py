@@ -23,7 +23,6 @@ from input_pipeline.audit.contents import Tokens, audit_table
 from input_pipeline.audit.hygiene import sentence
 from input_pipeline.dataset import dataset_fingerprint, open_split
 from input_pipeline.dataset.item_table import ItemColumns, open_columns, split_names
-from input_pipeline.dataset.picture_format import TURNED
 from input_pipeline.duplicates.near_images import NEAR
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import decode_image
@@ -32,7 +31,6 @@ _TEMPLATE = "audit.html.jinja"
 _THUMBNAIL = 128  # pixels
 _EXTREME = 3.0  # longer side by shorter side
 _LEAST_SIDE = 224  # pixels, the smallest size of published checkpoints
-_TINY_SIDE = 4  # pixels; a picture of fewer counts visits of a page
 _CHART = (360, 96)  # pixels
 _SHOWN_ENDS = 8  # pictures at each end of a scale
 
@@ -112,13 +110,6 @@ def findings(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
         length = titles["tokens"]["text_length"]
         found.append(("warning", f"{_many(cut, 'title')} ({_share(cut, kept)}) cut at {length} tokens."))
     found += [("warning", sentence(accident)) for accident in audit["accidents"]]
-    if turned := sum(count for name, count in audit["formats"].items() if name.endswith(TURNED)):
-        told = "are turned by an EXIF mark, which is ignored: they are seen as they are stored"
-        found.append(("warning", f"{_many(turned, 'picture')} ({_share(turned, kept)}) {told}."))
-    if kept and (smallest := sizes["shorter_side"]["smallest"]) < _TINY_SIDE:
-        some = [row for row in sizes["shorter_side"]["lowest"] if row["shorter_side"] < _TINY_SIDE]
-        such = f", such as that of {some[0]['id']}" if some else ""
-        found.append(("warning", f"The smallest pictures have a side of {_many(int(smallest), 'pixel')}{such}."))
     for attribute in audit["attributes"]:
         if attribute["empty"] > kept / 2:
             share = _share(attribute["empty"], kept)

@@ -93,7 +93,7 @@ def audit_table(
             name: {**_histogram(values, logarithmic=True), **_ends(values, tell, name)}
             for name, values in sizes.items()
         },
-        "accidents": find_accidents(columns.column("id"), titles),
+        "accidents": find_accidents(columns.column("id"), titles, columns.column("format"), np.minimum(height, width)),
         "formats": _counts(columns.column("format")),
         "attributes": [_attribute(name, columns.attribute(name)) for name in columns.attribute_names],
     }

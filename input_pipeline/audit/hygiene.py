@@ -1,4 +1,4 @@
-"""Ids and titles that look like an accident of an export: counted, with the first examples, and left as they are."""
+"""Ids, titles and pictures that look like an accident: counted, with the first examples, and left as they are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from input_pipeline.dataset.picture_format import TURNED
 
 _EXAMPLES = 5
 _SHOWN = 60  # letters
@@ -33,6 +35,9 @@ IDS: dict[str, Callable[[str], bool]] = {
     "rounded by a spreadsheet": lambda text: bool(_EXCEL.fullmatch(text)),
     "of whole numbers written as fractions": lambda text: bool(_FLOAT.fullmatch(text)),
 }
+_TINY_SIDE = 4  # pixels; pictures of fewer count visits of a page
+TURNED_ONES = "that browsers turn by an EXIF mark, which is ignored here"
+TINY = f"with a side of fewer than {_TINY_SIDE} pixels"
 NEARLY_EQUAL = "nearly equal to another (but for case, blanks, width or letters that do not show)"
 
 
@@ -61,11 +66,14 @@ def plain_id(text: str) -> str:
     return "".join(letter for letter in folded if not letter.isspace() and unicodedata.category(letter) != "Cf")
 
 
-def find_accidents(ids: pa.ChunkedArray, titles: pa.ChunkedArray) -> list[dict[str, Any]]:
-    """[{of: "title" or "id", what, count, examples}], of what there is any.
+def find_accidents(
+    ids: pa.ChunkedArray, titles: pa.ChunkedArray, formats: pa.ChunkedArray, shorter_side: np.ndarray
+) -> list[dict[str, Any]]:
+    """[{of: "title", "id" or "picture", what, count, examples}], of what there is any; ids are examples of pictures.
 
     Args:
-      ids, titles: text [n] of the rows kept.
+      ids, titles, formats: text [n] of the rows kept, formats as `picture_format` gives them.
+      shorter_side: [n], pixels.
     """
     found = []
     for of, column, kinds in (("title", titles, TITLES), ("id", ids, IDS)):
@@ -78,14 +86,23 @@ def find_accidents(ids: pa.ChunkedArray, titles: pa.ChunkedArray) -> list[dict[s
                     if len(examples[what]) < _EXAMPLES:
                         examples[what].append(text[:_SHOWN])
         found += [{"of": of, "what": what, "count": n, "examples": examples[what]} for what, n in counts.items() if n]
-    return found + _nearly_equal(ids)
+    found += _nearly_equal(ids)
+    for what, those in (
+        (TURNED_ONES, pc.ends_with(pc.fill_null(formats, ""), TURNED).to_numpy()),
+        (TINY, shorter_side < _TINY_SIDE),
+    ):
+        if rows := np.flatnonzero(those).tolist():
+            some = [text[:_SHOWN] for text in ids.take(pa.array(rows[:_EXAMPLES])).to_pylist()]
+            found.append({"of": "picture", "what": what, "count": len(rows), "examples": some})
+    return found
 
 
 def sentence(accident: dict[str, Any]) -> str:
     """As in "3 titles with HTML, such as '<b>hat</b>' and '<i>cap</i>'."."""
     count, of = accident["count"], accident["of"]
     some = " and ".join(repr(text) for text in accident["examples"][:2])
-    return f"{count:,} {of}{'' if count == 1 else 's'} {accident['what']}, such as {some}."
+    such = "such as that of" if of == "picture" else "such as"
+    return f"{count:,} {of}{'' if count == 1 else 's'} {accident['what']}, {such} {some}."
 
 
 def _nearly_equal(ids: pa.ChunkedArray) -> list[dict[str, Any]]:

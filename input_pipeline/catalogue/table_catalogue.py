@@ -15,9 +15,9 @@ from typing import Any
 
 from input_pipeline.catalogue.expand import folder_values
 from input_pipeline.catalogue.item import IMAGE_SUFFIXES, Catalogue, Item, as_text, title_texts
-from input_pipeline.catalogue.table_columns import Columns, choose_columns, column_notes, told
+from input_pipeline.catalogue.table_columns import Columns, choose_columns, column_notes
 from input_pipeline.catalogue.tables.open_table import open_table
-from input_pipeline.catalogue.tables.table import FORMATS, ChainedTable, Table, mend_text
+from input_pipeline.catalogue.tables.table import FORMATS, ChainedTable, Table, mend_text, told
 from input_pipeline.catalogue.tables.text_options import UTF8, TextOptions
 from input_pipeline.catalogue.unused_files import unused_pictures
 from input_pipeline.folder_or_zip import FileProblem, Files

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from input_pipeline.catalogue.item import IMAGE_SUFFIXES, PARTS, as_text
-from input_pipeline.catalogue.tables.table import Table
+from input_pipeline.catalogue.tables.table import Table, told
 from input_pipeline.folder_or_zip import shown
 from siglip_jax.errors import UserError
 
 INSTEAD_OF_IMAGE = ("image_1", "images")  # taken where there is no column `image` and none is named
 _ROWS_LOOKED_AT = 100
-_NAMES = 20  # columns told
 _PICTURE_NAME = re.compile(r"image|picture|photo|(^|_)img", re.IGNORECASE)
 _PICTURE_END = re.compile(rf"\.({'|'.join(IMAGE_SUFFIXES)})($|[?|;,\]\"])", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9.,+-]*")
@@ -81,12 +80,6 @@ def column_notes(table: Table, columns: Columns, given: Mapping[str, str]) -> li
             f"--image_column={shown(flag)}"
         )
     return notes
-
-
-def told(names: Sequence[str]) -> str:
-    """Names of columns as messages have them."""
-    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-    return ", ".join(map(shown, names[:_NAMES])) + more
 
 
 def _may_hold_pictures(name: str, sample: Sequence[Mapping[str, Any]]) -> bool:

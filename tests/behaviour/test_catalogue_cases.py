@@ -8,6 +8,7 @@ import csv
 import datetime
 import decimal
 import gzip
+import html
 import io
 import json
 import re
@@ -377,4 +378,5 @@ def test_a_shop(case, tmp_path, capsys):
     rows = [row for split in audit["splits"] for row in open_split(tmp_path / "out", split)]
     assert {row["id"]: (row["title"], [row["image"], *row["more_images"]], row["attributes"]) for row in rows} == right
     assert all(text in captured.out for text in said)
-    assert all(any(text in note for note in audit["notes"]) for text in said)
+    page = html.unescape((tmp_path / "out/audit.html").read_text(encoding="utf-8"))
+    assert all(any(text in note for note in audit["notes"]) and text in page for text in said)

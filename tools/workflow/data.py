@@ -38,6 +38,8 @@ def build_data(
         if layout == "fashion":
             if not isinstance(source, str):
                 raise UserError(f"--catalog={source[1]}: the fashion layout is one folder or zip; give --catalog once")
+            if text != UTF8 or dots_in_keys:
+                raise UserError("--layout=fashion: its styles.csv is UTF-8; leave --encoding and the like out")
             from input_pipeline.catalogue.fashion import convert_fashion
 
             counts = convert_fashion(pathlib.Path(source), temporary)

@@ -15,9 +15,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from input_pipeline.catalogue.tables.table import Row, check_names, is_utf8, mend_text
+from input_pipeline.catalogue.tables.table import Row, check_names, is_utf8, mend_text, told
 from input_pipeline.catalogue.tables.text_options import TextOptions, encoding_of
-from input_pipeline.folder_or_zip import ZIP_ERRORS, shown
+from input_pipeline.folder_or_zip import ZIP_ERRORS
 from siglip_jax.errors import UserError
 
 MAX_LINE = 2**24  # characters; a longer line is no row of a catalogue, and would be held in memory
@@ -76,7 +76,7 @@ def open_delimited(
         next(numbered)
         for line, row in numbered:
             if len(row) != len(columns):
-                given = f"{len(row)} fields; expected {len(columns)} ({', '.join(map(shown, columns[:20]))})"
+                given = f"{len(row)} fields; expected {len(columns)} ({told(columns)})"
                 raise UserError(f"{name} line {line}: {given}; fix the line, or give --separator")
             if all(map(is_utf8, row)):
                 yield dict(zip(columns, row, strict=True)), ""

@@ -1,5 +1,6 @@
 """Accidents of exports: what is one and what is none, counted as a plain loop counts them."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -21,6 +22,11 @@ CASES = {
     "rounded by a spreadsheet": (["1.23E+05", "4E+12", "8,9E+12"], ["123E05", "E+05", "a1E+5"]),
     "of whole numbers written as fractions": (["123.0", "7.00"], ["1.5", "v1.0", "1.0.0"]),
 }
+
+
+def accidents(ids, titles):
+    """Of pictures that are fine."""
+    return find_accidents(ids, titles, pa.chunked_array([["JPEG"] * len(ids)], pa.string()), np.full(len(ids), 9.0))
 
 
 @pytest.mark.parametrize(("what", "those", "others"), [(what, *cases) for what, cases in CASES.items()])
@@ -47,18 +53,22 @@ def test_text_of_western_europe_is_none(text):
 def test_ids_that_people_take_for_one(other):
     assert plain_id(other) == plain_id("A-1")
     ids = pa.chunked_array([["A-1", "b"], [other, "c"]])
-    (found,) = find_accidents(ids, pa.chunked_array([["hat"] * 4]))
+    (found,) = accidents(ids, pa.chunked_array([["hat"] * 4]))
     assert found == {"of": "id", "what": NEARLY_EQUAL, "count": 2, "examples": ["A-1", other]}
 
 
 def test_sentences():
     titles = pa.chunked_array([["<b>x</b>", "hat", "<i>y</i>", "Untitled"]])
-    found = find_accidents(pa.chunked_array([["1", "2", "3", "4"]]), titles)
+    ids = pa.chunked_array([["1", "2"], ["3", "4"]])
+    formats = pa.chunked_array([["JPEG", "PNG"], ["JPEG turned by EXIF", "JPEG"]])
+    found = find_accidents(ids, titles, formats, np.array([4.0, 1.0, 9.0, 3.0]))
     assert [sentence(each) for each in found] == [
         "2 titles with HTML, such as '<b>x</b>' and '<i>y</i>'.",
         "1 title standing for no product, such as 'Untitled'.",
+        "1 picture that browsers turn by an EXIF mark, which is ignored here, such as that of '3'.",
+        "2 pictures with a side of fewer than 4 pixels, such as that of '2' and '4'.",
     ]
-    assert find_accidents(pa.chunked_array([], pa.string()), pa.chunked_array([], pa.string())) == []
+    assert accidents(pa.chunked_array([], pa.string()), pa.chunked_array([], pa.string())) == []
 
 
 def test_a_japanese_shop_has_one_script():
