@@ -199,6 +199,7 @@ def test_arrows(package, allowed):
         ("scann", "eval/search/scann_index.py"),
         ("orbax", "siglip_jax/checkpoints.py"),
         ("grain", "input_pipeline/loader/batches.py"),
+        ("duckdb", "eval/logs/database.py"),
     ],
 )
 def test_one_module_owns_each_heavy_library(library, owner):
