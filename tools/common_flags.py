@@ -105,7 +105,8 @@ def define_model(values: flags.FlagValues, *, required: bool = True) -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "Preset, Hugging Face folder, big_vision .npz, workdir, saved model; embed: .tflite, .onnx, SavedModel, "
+        "Preset, Hugging Face folder, big_vision .npz, workdir (its newest checkpoint; WORKDIR@best is the best, "
+        "WORKDIR/checkpoints/500 that one), saved model; embed: .tflite, .onnx, SavedModel, "
         "pixels:16x12, colours:6x7x7, edges:8x6x8.",
         required=required,
         flag_values=values,
