@@ -199,7 +199,7 @@ def _finished(sample: Sample, shard: pathlib.Path, findings: Findings) -> Iterat
 
 def _open(shard: pathlib.Path) -> _Bounded:
     size = shard.stat().st_size
-    compressed = not shard.name.endswith(".tar")
+    compressed = not shard.name.lower().endswith(".tar")
     file: Any = gzip.open(shard) if compressed else shard.open("rb")  # noqa: SIM115
     limit = FREE_BYTES + MAX_EXPANSION * size if compressed else size
     return _Bounded(file, limit)
@@ -241,7 +241,7 @@ class _Bounded(io.RawIOBase):
 
 def check_end(shard: pathlib.Path) -> None:
     """Refuses an uncompressed tar without the two blocks of zeros that end one: found here, hours are saved."""
-    if not shard.name.endswith(".tar"):
+    if not shard.name.lower().endswith(".tar"):
         return
     with shard.open("rb") as file:
         size = file.seek(0, io.SEEK_END)

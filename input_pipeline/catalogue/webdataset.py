@@ -33,7 +33,7 @@ def find_shards(place: pathlib.Path) -> list[pathlib.Path]:
     """The tars of a folder without a table; [] for everything else."""
     if not os.path.isdir(place) or any(place.glob("items.*")):
         return []
-    return sorted(entry for entry in place.iterdir() if entry.name.endswith(SUFFIXES))
+    return sorted(entry for entry in place.iterdir() if entry.name.lower().endswith(SUFFIXES))
 
 
 def open_webdataset(

@@ -89,7 +89,8 @@ class Shop:
             self.chosen(mutations)()
 
     def cell(self):
-        self.chosen(self.rows)[self.random.integers(len(self.columns))] = self.chosen(CELLS)
+        place = self.random.integers(len(self.columns))
+        self.chosen(self.rows)[place : place + 1] = [self.chosen(CELLS)]
 
     def column(self):
         place = self.random.integers(len(self.columns))
@@ -97,7 +98,7 @@ class Shop:
         if kind == 0 and len(self.columns) > 1:
             del self.columns[place]
             for row in self.rows:
-                del row[place]
+                del row[place : place + 1]
         elif kind == 1:
             self.columns[place] = self.chosen(NAMES)
         elif kind == 2:
@@ -221,6 +222,25 @@ class Shop:
             given["dots_in_keys"] = True
         return given
 
+    def building(self):
+        given = {"fractions": self.chosen(({"all_": 1.0}, {"train": 0.6, "test": 0.4})), "max_left_out": 1}
+        if not self.random.integers(6):
+            given["split_by"] = self.chosen(
+                (("title",), ("image",), ("title", "image", "near"), ("colour",), ("none",))
+            )
+        if not self.random.integers(12):
+            given |= {
+                "fractions": None,
+                "time_column": self.chosen(("colour", "title_2")),
+                "split_times": {"b": "2024-01-01"},
+            }
+        if not self.random.integers(12):
+            given["only"] = {self.chosen(("colour", "title_2")): [self.chosen(("rot", "", "blau"))]}
+            self.counted = False
+        if not self.random.integers(12):
+            given |= self.chosen(({"max_left_out": 0.01}, {"on_error": "error"}))
+        return given
+
 
 def try_one(source, seed, folder):
     """True for a dataset, False for one line."""
@@ -229,11 +249,10 @@ def try_one(source, seed, folder):
     folder = pathlib.Path(folder) / f"{source}-{seed}"
     (folder / "shop").mkdir(parents=True)
     out = folder / "out"
-    fractions = {"all_": 1.0} if shop.random.integers(2) else {"train": 0.6, "test": 0.4}
     try:
         path = shop.write(folder / "shop")
         catalogue = read_catalogue(path, **shop.options())
-        audit = build_dataset(catalogue, out, fractions=fractions, max_left_out=1, num_threads=1, progress=False)
+        audit = build_dataset(catalogue, out, num_threads=1, progress=False, **shop.building())
         [one_line(note).encode() for note in audit["notes"]]
     except UserError as error:
         told = one_line(str(error))
@@ -272,4 +291,4 @@ def test_a_few(source, tmp_path):
 @pytest.mark.parametrize("source", SOURCES)
 def test_two_thousand(source, tmp_path):
     built = try_many(source, range(6, 6 + 286), tmp_path)
-    assert 0.1 < np.mean(built) < 0.95  # else the mutations change too much or nothing
+    assert 0.2 < np.mean(built) < 0.8  # else the mutations change too much or nothing

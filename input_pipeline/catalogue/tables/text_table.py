@@ -53,11 +53,10 @@ def open_delimited(
     split: Callable[[], Iterator[tuple[int, list[str]]]]
     if options.separator and (suffix, options.separator) != ("tsv", "\t"):
         split = functools.partial(_csv_rows, text, options.separator)
-    elif suffix == "csv":
-        _, first = next(_csv_rows(text, ","), (0, []))
-        sign = next((s for s in ";\t|" if len(first) == 1 and s in first[0]), ",")
-        split = functools.partial(_csv_rows, text, sign)
-        if sign != ",":
+    elif suffix == "csv" or _other_sign(text, "\t"):
+        sign = _other_sign(text, "," if suffix == "csv" else "\t")
+        split = functools.partial(_csv_rows, text, sign or ",")
+        if sign:
             notes.append(f"{name}: read with {sign!r} between its fields; --separator says otherwise")
     elif _is_quoted(text):
         split = functools.partial(_unquoted_tsv_rows, text)
@@ -84,6 +83,12 @@ def open_delimited(
                 yield dict(zip(columns, map(mend_text, row), strict=True)), text.undecoded(line)
 
     return TextTable(name, columns, sum(1 for _ in read()), sha256, read, notes=tuple(notes))
+
+
+def _other_sign(text: TextFile, usual: str) -> str:
+    """What stands between the names of the first line where the usual sign does not; "" where there is nothing."""
+    _, first = next(_csv_rows(text, ",") if usual == "," else _tsv_rows(text), (0, []))
+    return next((sign for sign in ";\t|," if len(first) == 1 and sign in first[0]), "")
 
 
 def _tsv_rows(text: TextFile) -> Iterator[tuple[int, list[str]]]:

@@ -58,6 +58,12 @@ def test_numbers_count_further_pictures_and_titles(tmp_path):
     assert sentences == ["1 member *.side.png taken as further pictures of their items"]
 
 
+def test_a_tar_in_capitals_is_a_tar(tmp_path):
+    write(tmp_path / "A.TAR", ["1.JPG", "1.TXT"])
+    for path in (tmp_path / "A.TAR", tmp_path):
+        assert told(path)[0] == [("1", "1.TXT", ["1.JPG"], None)]
+
+
 def test_members_that_are_not_used_are_counted(tmp_path):
     names = [".DS_Store", "LICENSE", "1.jpg", "1.txt", "1.mp4", "2.jpg", "2.txt", "2.mp4"]
     items, sentences = told(write(tmp_path / "a.tar", names))

@@ -52,6 +52,17 @@ def test_separators(separator, rows):
     assert [tuple(values.values()) for values, _ in table.rows()] == rows
 
 
+@pytest.mark.parametrize("sign", [";", ",", "\t", "|"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_separator_that_is_not_the_usual_one_is_told(sign, suffix):
+    table = read(f"a.{suffix}", f"id{sign}title\n1{sign}b c\n".encode())
+    assert [values for values, _ in table.rows()] == [{"id": "1", "title": "b c"}]
+    usual = sign == {"csv": ",", "tsv": "\t"}[suffix]
+    assert table.notes == (
+        () if usual else (f"a.{suffix}: read with {sign!r} between its fields; --separator says otherwise",)
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
