@@ -157,3 +157,14 @@ def named_paths(entries: list[str], *, flag: str, expected: str = "name=folder")
             raise UserError(f"--{flag}={entry}: expected {expected}, each name once")
         named[name] = path
     return named
+
+
+def filters(entries: list[str], *, flag: str) -> dict[str, set[str]]:
+    """["colour=red", "colour=blue"] -> {"colour": {"red", "blue"}}; a UserError where an entry is not name=value."""
+    found: dict[str, set[str]] = {}
+    for entry in entries:
+        name, sign, value = entry.partition("=")
+        if not (name and sign):
+            raise UserError(f"--{flag}={entry}: expected attribute=value")
+        found.setdefault(name, set()).add(value)
+    return found

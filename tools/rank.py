@@ -37,7 +37,18 @@ LIKED_FROM = 4.0  # stars of MovieLens
 ATTRIBUTES = "attribute_agreement"
 LOG_PROTOCOLS = ("logged_lists", "retrieval", "leave_one_out", "time_split")
 LOG_FLAGS = (
-    *("from", "until", "train_from", "train_until", "log_column", "layout", "train_dataset", "trec", "per_query"),
+    *(
+        "from",
+        "until",
+        "train_from",
+        "train_until",
+        "log_column",
+        "log_action",
+        "layout",
+        "train_dataset",
+        "trec",
+        "per_query",
+    ),
 )
 
 
@@ -62,6 +73,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("protocol", ATTRIBUTES, [ATTRIBUTES, *LOG_PROTOCOLS], "What is asked.", flag_values=values)
     flags.DEFINE_multi_string("logs", [], "Parquet, CSV, TSV or JSON lines; files or folders.", flag_values=values)
     flags.DEFINE_multi_string("log_column", [], "ours=theirs, a column of another name.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "log_action", [], "ours=theirs, an action of another word; ours alone, of rows without any.", flag_values=values
+    )
     flags.DEFINE_enum(
         "layout", "log", ["log", "movielens"], "movielens: userId, movieId, rating; 4 and more is liked.",
         flag_values=values,
@@ -183,8 +197,9 @@ def _log_source(values: flags.FlagValues) -> LogSource:
     from eval.protocols.prepare_queries import Window, log_format
 
     bounds = {"since": "from", "until": "until", "train_since": "train_from", "train_until": "train_until"}
+    unit = values.config.evaluation.time_unit
     times = {
-        ours: parse_time(str(values[flag].value), flag=f"--{flag}")
+        ours: parse_time(str(values[flag].value), flag=f"--{flag}", unit=unit)
         for ours, flag in bounds.items()
         if values[flag].value
     }
@@ -193,9 +208,10 @@ def _log_source(values: flags.FlagValues) -> LogSource:
     if values.layout == "movielens":
         columns = {**movielens_columns(values.logs), **columns}
         values.config.evaluation.like_from = values.config.evaluation.like_from or LIKED_FROM
-    return LogSource(
-        paths=values.logs, form=log_format(values.config, columns=columns, on_error=values.on_error), window=window
-    )
+    named = (entry.partition("=") for entry in values.log_action)
+    actions = {theirs: ours for ours, _, theirs in named}
+    form = log_format(values.config, columns=columns, on_error=values.on_error, actions=actions)
+    return LogSource(paths=values.logs, form=form, window=window)
 
 
 def _log_provenance(values: flags.FlagValues) -> dict[str, Any]:

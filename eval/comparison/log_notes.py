@@ -34,8 +34,9 @@ def of_log(
     if counts["unknown_items"]:
         notes.append(
             f"{counts['unknown_items']:,} items of the log ({counts['unknown_rows']:,} events) are not in the "
-            "catalogue."
+            f"catalogue, such as {counts['unknown_example']!r}."
         )
+    notes += [f"Assumed of the log: {line}." for line in counts["assumed"]]
     begin = "the begin" if since is None else iso(since)
     end = "the end" if until is None else iso(until)
     evaluated = "" if protocol == "time_split" else f"Evaluated from {begin} to {end}. "
@@ -66,6 +67,8 @@ def of_queries(
     if protocol != "logged_lists":
         without = f"; {live.unknown:,} items without a time are taken as always there" if live.unknown else ""
         notes.append(f"Live: {live.rule}{without}.")
+    if protocol == "logged_lists" and (alike := int((found == sizes[relevant > 0]).sum())):
+        notes.append(f"Lists of which every item was acted upon, so that any order is right: {alike:,}.")
     if queries.left_out:
         notes.append(f"Queries left out: {_listed(queries.left_out)}.")
     for reason, count in queries.dropped.items():

@@ -32,6 +32,7 @@ from siglip_jax.errors import UserError
 SUFFIXES = (".npy", ".npz", ".parquet", ".csv")
 MAX_BYTES = 64 << 30  # of numbers in memory
 MAX_DIMENSION = 2**16
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,10 @@ def beside(path: pathlib.Path) -> pathlib.Path:
 
 def _reader(path: pathlib.Path) -> Callable[[pathlib.Path], tuple[list[str], np.ndarray]]:
     reader = {".npy": _npy, ".npz": _npz, ".parquet": _parquet, ".csv": _csv}.get(path.suffix.lower())
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected embeddings as {', '.join(SUFFIXES)}, or the folder of a store")
     if reader is None:
         raise UserError(f"{path}: expected embeddings as {', '.join(SUFFIXES)}, or the folder of an embedding store")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected embeddings as {', '.join(SUFFIXES)}")
     return reader
 
 
@@ -247,13 +248,14 @@ def _check_names(names: Sequence[str], path: pathlib.Path) -> None:
     stem = max(stems, key=lambda name: stems[name], default="")
     odd = [name for name, match in zip(names, matches, strict=True) if not match or match[1] != stem]
     numbers = [int(match[2]) for match in matches if match and match[1] == stem]
-    if not odd and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+    if not odd and (numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers)))):
         odd = [f"{stem}{number}" for number in numbers[:4]]
     if odd:
+        pandas = ", with to_parquet(..., index=False)" if any(_PANDAS_INDEX.fullmatch(name) for name in odd) else ""
         alike = f" and {len(numbers)} named {stem}{numbers[0]}, ..." if numbers else ""
         raise UserError(
             f"{path}: columns {', '.join(map(repr, odd[:4]))} beside id{alike}; expected id and the numbers of an "
-            "embedding alone, named alike and in order, such as v0, v1: leave the others out"
+            f"embedding alone, named alike and in order, such as v0, v1: leave the others out{pandas}"
         )
 
 

@@ -11,24 +11,28 @@ Polars' streaming engine.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
+from eval.logs.database import Database
+from eval.logs.log_columns import likely_action
 from eval.logs.log_files import RAW, insert_file, log_files
 from eval.logs.log_format import COLUMNS, LogFormat
-from eval.logs.log_times import iso
+from eval.logs.log_times import AUTO, EXPECTED, FIRST, LAST, READINGS, check_unit, iso
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError, checked_on_error
 
 __all__ = ["Log", "LogFormat", "read_log"]
 
-PROBLEMS = ("no time", "no user", "no item", "no query", "no action", "impossible position")  # the first that fits
-MEMORY = "2GB"  # of DuckDB; beyond, it works on disk
+PROBLEMS = (  # the first that fits
+    *("no time", "no user", "no item", "no query", "no action", "impossible position", "impossible time"),
+)
+
+
+_SHOWN = 60  # letters of a value in a message
 
 
 class Log:
@@ -42,11 +46,12 @@ class Log:
       items: n, of the catalogue.
       columns: those that any file has.
       counts: {"files", "rows", "events", "skipped": {problem: rows}, "users", "items", "unknown_items",
-        "unknown_rows", "actions": {action: events}, "first", "last"}; the last two ISO times.
+        "unknown_rows", "unknown_example", "actions": {action: events}, "first", "last", "assumed": [lines]}; first and
+        last are ISO times.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, folder: Any, items: int, columns: set[str]):
-        self.sql, self._folder, self.items, self.columns = connection, folder, items, columns
+    def __init__(self, sql: Database, items: int):
+        self.sql, self.items, self.columns = sql, items, set[str]()
         self.counts: dict[str, Any] = {}
 
     def __enter__(self) -> Log:
@@ -57,18 +62,14 @@ class Log:
 
     def close(self) -> None:
         self.sql.close()
-        self._folder.cleanup()
 
     def arrays(self, query: str, parameters: Sequence[Any] = ()) -> list[np.ndarray]:
         """The columns of a query as numpy arrays; text as objects."""
-        found = self.sql.sql(query, params=list(parameters)).to_arrow_table()
-        return [column.to_numpy() for column in found.columns]
+        return self.sql.arrays(query, parameters)
 
     def one(self, query: str, parameters: Any = None) -> tuple[Any, ...]:
         """The only row of a query."""
-        found = self.sql.execute(query, parameters).fetchone()
-        assert found is not None, query
-        return found
+        return self.sql.one(query, parameters)
 
     def user_names(self) -> np.ndarray:
         """The user_id of each user code: objects [users]."""
@@ -94,41 +95,78 @@ def read_log(paths: Sequence[str], *, items: Sequence[str], form: LogFormat, sho
     """
     gains = form.gains()
     checked_on_error("on_error", form.on_error)
+    check_unit(form.time_unit)
     if unknown := sorted(form.columns.keys() - set(COLUMNS)):
         raise UserError(f"config.evaluation.log_columns: {unknown[0]!r}; expected some of {', '.join(COLUMNS)}")
+    if unknown := sorted(set(form.action_names.values()) - gains.keys()):
+        raise UserError(f"--log_action={unknown[0]}: no such action; known are {', '.join(gains)}")
     files = log_files(paths)
-    folder = tempfile.TemporaryDirectory(prefix="siglip-jax-log-")
-    sql = duckdb.connect(
-        ":memory:",  # what does not fit goes to temp_directory; a database file took half as long again
-        config={
-            "memory_limit": MEMORY,
-            "temp_directory": folder.name,
-            "preserve_insertion_order": False,
-            "autoinstall_known_extensions": False,
-        },
-    )
-    log = Log(sql, folder, len(items), set())
+    sql = Database()
+    log = Log(sql, len(items))
+    assumed: list[str] = []
     try:
-        sql.execute("set enable_progress_bar = false; set TimeZone = 'UTC'")
         sql.execute(RAW)
         for file in progress(files, total=len(files), label="reading logs", unit="files", show=show):
-            log.columns |= insert_file(sql, file, form)
+            columns, said = insert_file(sql, file, form)
+            log.columns |= columns
+            assumed += [said] if said else []
         _check_actions(sql, gains)
+        assumed += _readings(sql)
+        assumed += _join_whole_ids(sql, items)
         _make_events(log, items, gains, form)
     except BaseException:
         log.close()
         raise
+    log.counts["assumed"] = assumed
     log.counts["files"] = len(files)
     return log
 
 
-def _check_actions(sql: duckdb.DuckDBPyConnection, gains: Mapping[str, float]) -> None:
-    found = dict(sql.execute("select action, count(*) from raw where action is not null group by action").fetchall())
+def _check_actions(sql: Database, gains: Mapping[str, float]) -> None:
+    found = sql.counts("select action, count(*) from raw where action is not null group by action")
     if unknown := sorted((a for a in found if a not in gains), key=lambda a: (-found[a], a)):
-        listed = ", ".join(f"{action!r} ({found[action]} rows)" for action in unknown[:5])
+        listed = ", ".join(f"{action[:_SHOWN]!r} ({found[action]} rows)" for action in unknown[:5])
+        flags = " ".join(f"--log_action={likely_action(action, gains)}={action[:_SHOWN]}" for action in unknown[:5])
         raise UserError(
-            f"actions without a gain: {listed}; known are {', '.join(gains)}; give each one in "
-            "config.evaluation.actions, 0 for what is worth nothing"
+            f"actions without a gain: {listed}; known are {', '.join(gains)}; say which of these each one is, such as "
+            f"{flags}, or give each one in config.evaluation.actions, 0 for what is worth nothing"
+        )
+
+
+def _readings(sql: Database) -> list[str]:
+    """What was taken for what in the column of times."""
+    found = sql.counts(
+        "select reading, count(*) from raw where time is not null and reading is not null group by 1 order by 2 desc, 1"
+    )
+    return [f"times read as {', '.join(f'{READINGS[kind]} ({rows:,})' for kind, rows in found.items())}"] * bool(found)
+
+
+def _join_whole_ids(sql: Database, items: Sequence[str]) -> list[str]:
+    """ "100.0" as pandas writes 100 beside missing values is "100", where the catalogue has that and not the other."""
+    said = []
+    with sql.table("known", {"id": pa.array(list(items), pa.string())}):
+        for column in ("item_id", "query_item"):
+            odd = (
+                f"regexp_full_match({column}, '[0-9]+[.]0+') and {column} not in (select id from known) and "
+                f"split_part({column}, '.', 1) in (select id from known)"
+            )
+            rows, example = sql.one(f"select count(*), min({column}) from raw where {odd}")
+            if rows:
+                sql.execute(f"update raw set {column} = split_part({column}, '.', 1) where {odd}")
+                whole = example.partition(".")[0]
+                said.append(f"{rows:,} ids such as {example!r} read as {whole!r}, as the catalogue has it")
+    return said
+
+
+def _check_times(sql: Database, rows: int, form: LogFormat) -> None:
+    """Stops where most times cannot be right: their unit is another one than it seems."""
+    where = f"odd_time is not null and time not between {FIRST} and {LAST - 1}"
+    odd, text, time, reading = sql.one(f"select count(*), min(odd_time), arg_min(time, odd_time), "
+                                       f"arg_min(reading, odd_time) from raw where {where}")  # fmt: skip
+    if form.time_unit == AUTO and 2 * odd > rows:
+        raise UserError(
+            f"log: {odd} of {rows} times are before 1990 or after 2100, such as {text!r}, {iso(time)} as "
+            f"{READINGS[reading]}; say what they are with --config.evaluation.time_unit=s, ms, us, ns or date"
         )
 
 
@@ -137,6 +175,7 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
     sql = log.sql
     rank = f"(try_cast(position as double) - {int(form.first_position)})"
     queries = "query_id" in log.columns
+    odd_time = f"time not between {FIRST} and {LAST - 1}"
     tests = {
         "no time": "time is null",
         "no user": "user_id is null",
@@ -145,13 +184,19 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
         "no action": "action is null",
         "impossible position": f"position is not null and not coalesce({rank} between 0 and 1e9 and "
         f"{rank} = floor({rank}), false)",
+        "impossible time": odd_time if form.time_unit == AUTO else "false",
     }
     cases = " ".join(f"when {tests[kind]} then '{kind}'" for kind in PROBLEMS)
+    (rows,) = log.one("select count(*) from raw")
+    _check_times(sql, rows, form)
+    (odd,) = log.one("select min(odd_time) from raw where time is null")
     sql.execute(f"create table checked as select *, case {cases} end as problem from raw")
     sql.execute("drop table raw")
-    (rows,) = log.one("select count(*) from checked")
-    skipped = dict(sql.execute("select problem, count(*) from checked where problem is not null group by 1").fetchall())
-    sql.execute("create table distinct_rows as select distinct * from checked where problem is null")
+    skipped = sql.counts("select problem, count(*) from checked where problem is not null group by 1")
+    sql.execute(
+        "create table distinct_rows as select distinct * exclude (reading, odd_time, problem) from checked "
+        "where problem is null"
+    )
     good = rows - sum(skipped.values())
     (kept,) = log.one("select count(*) from distinct_rows")
     if good > kept:
@@ -160,13 +205,13 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
     if skipped and checked_on_error("on_error", form.on_error) == "error":
         raise UserError(f"log: {listed} among {rows} rows; fix them, or leave them out with --on_error=skip")
     if not kept:
-        raise UserError(f"log: no usable row among {rows}" + (f" ({listed})" if listed else ""))
+        times = f"; {odd[:_SHOWN]!r} is no time: expected {EXPECTED}" if odd else ""
+        raise UserError(f"log: no usable row among {rows}" + (f" ({listed})" if listed else "") + times)
     sql.execute("drop table checked")
 
-    known = pa.table({"id": pa.array(list(items), pa.string()), "code": np.arange(len(items), dtype=np.int32)})
-    sql.register("known", known)
-    sql.execute("create table items as select * from known")
-    sql.unregister("known")
+    codes = np.arange(len(items), dtype=np.int32)
+    with sql.table("known", {"id": pa.array(list(items), pa.string()), "code": codes}):
+        sql.execute("create table items as select * from known")
     sql.execute(
         "insert into items select item_id, ? + cast(row_number() over (order by item_id) as integer) - 1 from "
         "(select distinct item_id from distinct_rows where item_id not in (select id from items))",
@@ -176,14 +221,12 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
         "create table users as select user_id as id, cast(row_number() over (order by user_id) - 1 as integer) as code "
         "from (select distinct user_id from distinct_rows)"
     )
-    worth = pa.table({"action": list(gains), "gain": list(gains.values())})
-    sql.register("worth", worth)
-    sql.execute(
-        f"create table events as select query, list, users.code as user, items.code as item, time, "
-        f"cast({rank} as integer) as position, action, gain, query_item from distinct_rows "
-        "join items on item_id = items.id join users on user_id = users.id join worth using (action)"
-    )
-    sql.unregister("worth")
+    with sql.table("worth", {"action": list(gains), "gain": list(gains.values())}):
+        sql.execute(
+            f"create table events as select query, list, users.code as user, items.code as item, time, "
+            f"cast({rank} as integer) as position, action, gain, query_item from distinct_rows "
+            "join items on item_id = items.id join users on user_id = users.id join worth using (action)"
+        )
     sql.execute("drop table distinct_rows")
     first, last = log.one("select min(time), max(time) from events")
     users, seen, unknown, unknown_rows = log.one(
@@ -191,8 +234,8 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
         "count(*) filter (item >= $n) from events",
         {"n": len(items)},
     )
+    (theirs,) = log.one("select min(id) from items where code >= ?", [len(items)])
     if len(items) and unknown == seen:
-        (theirs,) = log.one("select id from items where code >= ? order by code limit 1", [len(items)])
         raise UserError(
             f"log: none of its {seen} items is in the catalogue; ids are compared as text: {theirs!r} is one of the "
             f"log, {items[0]!r} one of the catalogue; write both alike"
@@ -205,7 +248,8 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
         "items": seen,
         "unknown_items": unknown,
         "unknown_rows": unknown_rows,
-        "actions": dict(sql.execute("select action, count(*) from events group by 1 order by 2 desc, 1").fetchall()),
+        "unknown_example": theirs,
+        "actions": sql.counts("select action, count(*) from events group by 1 order by 2 desc, 1"),
         "first": iso(first),
         "last": iso(last),
     }

@@ -1,27 +1,54 @@
-"""The files of a log, and how the rows of each get into the table `raw` of a DuckDB database, as text, times apart.
+"""The files of a log, and how the rows of each get into the table `raw` of a database, as text, times apart.
 
-raw  query, list, user_id, item_id, position, action, query_item: text or null;  time: microseconds since 1970
+raw  query, list, user_id, item_id, position, action, query_item: text or null;  time: microseconds since 1970;
+     reading: of `log_times.READINGS`;  odd_time: the text of a time that is none or not plausible, else null
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
+import itertools
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import duckdb
-
-from eval.logs.log_format import COLUMNS, LIKE, RATED, REQUIRED, LogFormat
-from eval.logs.log_times import TIME_OF_TEXT
+from eval.logs.database import Database, Unreadable, literal, quoted
+from eval.logs.log_columns import choose_columns
+from eval.logs.log_damage import describe_damage
+from eval.logs.log_format import LIKE, RATED, REQUIRED, LogFormat
+from eval.logs.log_times import FIRST, LAST, reading_of_text, time_of_text
 from siglip_jax.errors import UserError
 
 SUFFIXES = ("parquet", "csv", "tsv", "jsonl")
 RAW = (
     "create table raw (query text, list text, user_id text, item_id text, time bigint, position text, action text, "
-    "query_item text)"
+    "query_item text, reading tinyint, odd_time text)"
 )
+NO_VALUE = (
+    "",
+    "NA",
+    "N/A",
+    "<NA>",
+    "NaN",
+    "nan",
+    "null",
+    "NULL",
+    "None",
+    "\\N",
+)  # as tools write that nothing is there
 _LONGEST_HEADER = 1 << 16
+_LOOKED_AT = 100  # lines of JSON, for values that hold several
 _MOVIELENS = ({"user_id": "userId", "item_id": "movieId", "time": "timestamp"}, {"time": "timestamp"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """How the text of a file is written; quote is "" for none."""
+
+    delimiter: str = ","
+    quote: str = '"'
+    assumed: str = ""  # what its suffix does not say
 
 
 def log_files(paths: Sequence[str]) -> list[pathlib.Path]:
@@ -53,89 +80,127 @@ def log_files(paths: Sequence[str]) -> list[pathlib.Path]:
     return files
 
 
-def insert_file(sql: duckdb.DuckDBPyConnection, file: pathlib.Path, form: LogFormat) -> set[str]:
-    """Adds one file to `raw`; which of our columns it has."""
+def insert_file(sql: Database, file: pathlib.Path, form: LogFormat) -> tuple[set[str], str]:
+    """Adds one file to `raw`: (which of our columns it has, what was assumed of how it is written)."""
     suffix = file.suffix[1:].lower()
-    try:
-        columns = _describe(sql, file, suffix)
-        names = _names(columns, form, file)
-        source = _source(file, suffix, list(names.values() if suffix == "jsonl" else columns))
-        text = {ours: f"nullif(trim({_as_text(theirs, columns[theirs])}), '')" for ours, theirs in names.items()}
-        kind = columns[names["time"]].upper()
-        time = _quoted(names["time"])
-        if kind.startswith(("TIMESTAMP", "DATE")):
-            text["time"] = f"epoch_us(cast({time} as timestamptz))"
-        else:
-            text["time"] = TIME_OF_TEXT.format(text["time"])
-        if form.like_from and "rating" in names:
-            rating = f"try_cast({text['rating']} as double)"
-            text["action"] = (
-                f"case when {rating} >= {float(form.like_from)!r} then '{LIKE}' when {rating} is not null and not "
-                f"isnan({rating}) then '{RATED}' end"
-            )
-        ordered = ("query_id", "list_id", "user_id", "item_id", "time", "position", "action", "query_item_id")
-        sql.execute(f"insert into raw select {', '.join(text.get(c, 'null') for c in ordered)} from {source}")
-    except duckdb.Error as error:
-        raise UserError(f"log {file}: cannot be read ({_one_line(error)})") from error
+    dialect, columns = _describe(sql, file, suffix)
+    names = choose_columns(columns, form, file)
+    source = _source(file, suffix, dialect, list(names.values() if suffix == "jsonl" else columns))
+    text = {ours: f"nullif(trim({_as_text(theirs, columns[theirs])}), '')" for ours, theirs in names.items()}
+    for ours in ("user_id", "query_id", "action", "position"):
+        if ours in text:
+            text[ours] = f"case when {text[ours]} not in {NO_VALUE!r} then {text[ours]} end"
+    kind, column = columns[names["time"]].upper(), quoted(names["time"])
+    written = text["time"]
+    if kind.startswith(("TIMESTAMP", "DATE")):
+        text["reading"] = "null" if "TIME ZONE" in kind or "TZ" in kind else "0"
+        instant = f"try_cast({column} as timestamptz)"
+        text["time"] = f"case when isfinite({instant}) then epoch_us({instant}) end"
+    else:
+        text["reading"] = reading_of_text(written, form.time_unit)
+        text["time"] = time_of_text(written, text["reading"])
+    text["odd_time"] = f"case when ({text['time']} between {FIRST} and {LAST - 1}) is not true then {written} end"
+    acted = set(names)
     if form.like_from and "rating" in names:
-        return set(names) | {"action"}
-    return set(names)
+        rating = f"try_cast({text['rating']} as double)"
+        text["action"] = (
+            f"case when {rating} >= {float(form.like_from)!r} then '{LIKE}' when {rating} is not null and not "
+            f"isnan({rating}) then '{RATED}' end"
+        )
+        acted.add("action")
+    else:
+        text["action"] = _renamed(text.get("action", "null"), form.action_names)
+        acted |= {"action"} if "" in form.action_names else set()
+    ordered = ("query_id", "list_id", "user_id", "item_id", "time", "position", "action", "query_item_id")
+    wanted = ", ".join(text.get(name, "null") for name in (*ordered, "reading", "odd_time"))
+    try:
+        sql.execute(f"insert into raw select {wanted} from {source}")
+    except Unreadable as error:
+        raise _damaged(file, suffix, dialect, columns) from error
+    return acted, f"{file}: {dialect.assumed}" if dialect.assumed else ""
 
 
-def _describe(sql: duckdb.DuckDBPyConnection, file: pathlib.Path, suffix: str) -> dict[str, str]:
-    """{column: type} of one file; of JSON lines the keys of all, since a key may begin late."""
-    if suffix == "jsonl":
-        keys = sql.execute(
-            f"select distinct unnest(json_keys(json)) from read_ndjson_objects({_literal(str(file))})"
-        ).fetchall()
-        return {key: "TEXT" for (key,) in keys}
-    if suffix == "parquet":
-        found = sql.execute(f"describe select * from read_parquet({_literal(str(file))})").fetchall()
-        return {row[0]: row[1] for row in found}
+def _damaged(
+    file: pathlib.Path, suffix: str, dialect: Dialect, columns: Sequence[str] | Mapping[str, str]
+) -> UserError:
+    said = describe_damage(file, suffix, delimiter=dialect.delimiter, quote=dialect.quote, fields=len(columns))
+    return UserError(f"log {file}: {said}")
+
+
+def _renamed(action: str, names: Mapping[str, str]) -> str:
+    """SQL of an action under our name for it."""
+    cases = " ".join(f"when {literal(theirs)} then {literal(ours)}" for theirs, ours in names.items() if theirs)
+    renamed = f"case {action} {cases} else {action} end" if cases else action
+    return f"coalesce({renamed}, {literal(names[''])})" if "" in names else renamed
+
+
+def _describe(sql: Database, file: pathlib.Path, suffix: str) -> tuple[Dialect, dict[str, str]]:
+    """(how it is written, {column: type} of one file); of JSON lines the keys of all, since a key may begin late."""
+    try:
+        if suffix == "jsonl":
+            keys = sql.execute(
+                f"select distinct unnest(json_keys(json)) from read_ndjson_objects({literal(str(file))})"
+            ).fetchall()
+            nested = _nested_keys(file)
+            return Dialect(), {key: "NESTED" if key in nested else "TEXT" for (key,) in sorted(keys)}
+        if suffix == "parquet":
+            found = sql.execute(f"describe select * from read_parquet({literal(str(file))})").fetchall()
+            return Dialect(), {row[0]: "NESTED" if row[1].endswith("[]") else row[1] for row in found}
+    except Unreadable as error:
+        raise _damaged(file, suffix, Dialect(), []) from error
+    return _header(file, suffix)
+
+
+def _nested_keys(file: pathlib.Path) -> set[str]:
+    """Keys whose values are lists of objects, in the first lines."""
+    nested: set[str] = set()
+    with open(file, "rb") as lines:
+        for line in itertools.islice(lines, _LOOKED_AT):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # that it is damaged is said where it is read
+            if isinstance(record, dict):
+                nested |= {k for k, v in record.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    return nested
+
+
+def _header(file: pathlib.Path, suffix: str) -> tuple[Dialect, dict[str, str]]:
+    """Of a .csv or .tsv; its first line says what is between its fields."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as text:
             line = text.readline(_LONGEST_HEADER).rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UserError(f"log {file}: not UTF-8 ({error.reason}); save it as UTF-8") from error
-    header = line.split("\t") if suffix == "tsv" else next(csv.reader([line]), [])
-    if len(header) == 1 and (sign := next((s for s in ";\t|," if s in line), "")):
-        raise UserError(
-            f"log {file}: {sign!r} is between its fields ({line[:60]!r}); expected a comma in a .csv, a tab in a .tsv: "
-            "save it so"
-        )
+    own = "," if suffix == "csv" else "\t"
+    delimiter = own if own in line else next((sign for sign in ";\t|," if sign in line), own)
+    fields = line.split(delimiter)
+    quoted_tsv = delimiter == "\t" and all(len(f) > 1 and f[0] == f[-1] == '"' for f in fields)
+    dialect = Dialect(delimiter, "" if delimiter == "\t" and not quoted_tsv else '"')
+    if delimiter != own:
+        dialect = dataclasses.replace(dialect, assumed=f"read with {delimiter!r} between its fields")
+    elif quoted_tsv:
+        dialect = dataclasses.replace(dialect, assumed="quotes round its fields are taken off")
+    header = next(csv.reader([line], delimiter=delimiter), []) if dialect.quote else fields
     header = [name or f"column {number} without a name" for number, name in enumerate(header, 1)]
     if not line or len(set(header)) < len(header):
         raise UserError(f"log {file}: the first line is {line[:100]!r}; expected column names, each once")
-    return dict.fromkeys(header, "TEXT")
+    return dialect, dict.fromkeys(header, "TEXT")
 
 
-def _source(file: pathlib.Path, suffix: str, columns: Sequence[str]) -> str:
+def _source(file: pathlib.Path, suffix: str, dialect: Dialect, columns: Sequence[str]) -> str:
     """SQL that reads the columns of a file; as text, but from Parquet."""
-    name = _literal(str(file))
+    name = literal(str(file))
     if suffix == "parquet":
-        return f"read_parquet({name})"
-    wanted = "{" + ", ".join(f"{_literal(column)}: 'VARCHAR'" for column in columns) + "}"
+        return f"read_parquet({name}, hive_partitioning = false)"
+    wanted = "{" + ", ".join(f"{literal(column)}: 'VARCHAR'" for column in columns) + "}"
     if suffix == "jsonl":
-        return f"read_json({name}, format = 'newline_delimited', columns = {wanted})"
-    dialect = "delim = ',', quote = '\"', escape = '\"'" if suffix == "csv" else "delim = '\t', quote = '', escape = ''"
-    return f"read_csv({name}, header = true, auto_detect = false, columns = {wanted}, {dialect})"
-
-
-def _names(columns: Mapping[str, str], form: LogFormat, file: pathlib.Path) -> dict[str, str]:
-    """{our column: the file's} of those that are there."""
-    known = ", ".join(columns) or "none"
-    names = {ours: form.columns.get(ours, ours) for ours in COLUMNS}
-    for ours, theirs in names.items():
-        if theirs not in columns and (ours in REQUIRED or ours in form.columns):
-            raise UserError(
-                f"log {file}: no column {theirs}; columns are {known}; name it with --log_column={ours}=..."
-            )
-    names = {ours: theirs for ours, theirs in names.items() if theirs in columns}
-    if form.like_from and "rating" not in names:
-        raise UserError(f"log {file}: no column rating for like_from={form.like_from:g}; columns are {known}")
-    if not form.like_from and "action" not in names:
-        raise UserError(f"log {file}: no column action (nor like_from for a rating); columns are {known}")
-    return names
+        return f"read_json({name}, format = 'newline_delimited', columns = {wanted}, hive_partitioning = false)"
+    sign = dialect.quote
+    marks = f"delim = {literal(dialect.delimiter)}, quote = '{sign}', escape = '{sign}'"
+    return (
+        f"read_csv({name}, header = true, auto_detect = false, columns = {wanted}, {marks}, hive_partitioning = false)"
+    )
 
 
 def movielens_columns(paths: Sequence[str]) -> dict[str, str]:
@@ -145,11 +210,8 @@ def movielens_columns(paths: Sequence[str]) -> dict[str, str]:
       UserError: a file with neither.
     """
     file = log_files(paths)[0]
-    with duckdb.connect(config={"autoinstall_known_extensions": False}) as sql:
-        try:
-            there = _describe(sql, file, file.suffix[1:].lower())
-        except duckdb.Error as error:
-            raise UserError(f"log {file}: cannot be read ({_one_line(error)})") from error
+    with Database() as sql:
+        _, there = _describe(sql, file, file.suffix[1:].lower())
     for columns in _MOVIELENS:
         names = {ours: columns.get(ours, ours) for ours in (*REQUIRED, "rating")}
         if set(names.values()) <= there.keys():
@@ -161,21 +223,9 @@ def movielens_columns(paths: Sequence[str]) -> dict[str, str]:
 
 def _as_text(name: str, kind: str) -> str:
     """SQL of a column as text; whole numbers that pandas made floats beside missing values are whole again."""
-    column = _quoted(name)
+    column = quoted(name)
     if kind.upper() not in ("DOUBLE", "FLOAT"):
         return f"cast({column} as text)"
     whole = f"{column} = floor({column}) and abs({column}) < {2**53}"
     text = f"when {whole} then cast(cast({column} as bigint) as text) else cast({column} as text)"
     return f"case when isnan({column}) then null {text} end"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).partition("Possible fixes")[0].split())[:200]

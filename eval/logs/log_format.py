@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from eval.logs.log_times import AUTO
 from siglip_jax.errors import UserError
 
 IMPRESSION = "impression"
@@ -21,6 +22,8 @@ class LogFormat:
     Attributes:
       actions: {action: gain}, gains finite and >= 0; "impression" is worth 0 and need not be named.
       columns: {our column: the log's}, for those of another name.
+      action_names: {the log's word: our action}; "" is a row without any word, such as those of a log of clicks alone.
+      time_unit: one of `log_times.UNITS`: what numbers in the time column are; "auto" goes by their size.
       like_from: instead of an action the log has a rating, "like" from this number and "rated" below it; 0 for none.
       first_position: the position of the first item in a list.
       on_error: what an impossible row does, "skip" (left out and counted) or "error".
@@ -28,6 +31,8 @@ class LogFormat:
 
     actions: Mapping[str, float]
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    action_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    time_unit: str = AUTO
     like_from: float = 0
     first_position: int = 0
     on_error: str = "skip"

@@ -16,6 +16,7 @@ from eval.logs.log import Log
 from siglip_jax.errors import UserError, checked_on_error
 
 QUERY_ITEMS = ("query_item_id", "query_id", "first:<action>")
+_LACKS = "query item not in the catalogue"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,13 +168,16 @@ def read_queries(
     sql.execute(
         "create or replace temp table placed as select query, user, start, items.code as item, case "
         "when users > 1 then 'several users' when several > 1 then 'several query items' "
-        "when asked is null then 'no query item' when items.code is null or items.code >= $n then "
-        "'query item not in the catalogue' end as problem "
-        f"from asked left join items on {on} "
+        "when asked is null then 'no query item' when items.code is null or items.code >= $n then $lacks end "
+        f"as problem from asked left join items on {on} "
         "where start is null or (start >= $since and start < $until)",
-        {"n": log.items, **_bounds(since, until)},
+        {"n": log.items, "lacks": _LACKS, **_bounds(since, until)},
     )
-    left_out = dict(sql.execute("select problem, count(*) from placed where problem is not null group by 1").fetchall())
+    left_out = sql.counts("select problem, count(*) from placed where problem is not null group by 1")
+    (unknown,) = log.one(
+        "select min(asked.asked) from asked join placed using (query) where problem = $p", {"p": _LACKS}
+    )
+    (ours,) = log.one("select min(id) from items where code < ?", [log.items])
     list_id = "coalesce(list, '')" if lists else "''"
     after = " and time > start" if first is not None else ""
     worth = "" if lists else " having max(gain) > 0"
@@ -199,8 +203,9 @@ def read_queries(
         sql.execute(f"drop table {table}")
     if not len(ids):
         said = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "none in the window"
+        ids_of_both = f"; {unknown!r} is a query item of the log, {ours!r} an id of the catalogue" if unknown else ""
         raise UserError(f"log: no query to evaluate ({said}); events are from {log.counts['first']} to "
-                        f"{log.counts['last']}")  # fmt: skip
+                        f"{log.counts['last']}{ids_of_both}")  # fmt: skip
     lengths = np.bincount(unit, minlength=len(ids))
     dropped = {"the query item itself": {"candidates": own[0], "relevant": own[1]}} if own[0] else {}
     return Queries(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,12 +59,20 @@ class Window:
         return dataclasses.replace(self, train_until=train_until)
 
 
-def log_format(config: ml_collections.ConfigDict, *, columns: Mapping[str, str], on_error: str) -> LogFormat:
-    """From `config.evaluation` and the flags."""
+def log_format(
+    config: ml_collections.ConfigDict,
+    *,
+    columns: Mapping[str, str],
+    on_error: str,
+    actions: Mapping[str, str] = types.MappingProxyType({}),
+) -> LogFormat:
+    """From `config.evaluation` and the flags; actions: {the log's word: our action}."""
     options = config.evaluation
     return LogFormat(
         actions=dict(options.actions),
         columns={**dict(options.log_columns), **columns},
+        action_names={**dict(options.log_actions), **actions},
+        time_unit=options.time_unit,
         like_from=options.like_from,
         first_position=options.first_position,
         on_error=on_error,
@@ -110,6 +119,12 @@ def prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndar
             queries = queries.keep(queries.lengths > 1, reason="fewer than two candidates")
             if not len(queries):
                 raise UserError("log: no list with two items of the catalogue; nothing to rank")
+            if not (queries.gains == 0).any():
+                raise UserError(
+                    f"log: in all {len(queries)} lists every item was acted upon, so that any order of them is right: "
+                    "the log has no impressions; add what was shown and not acted upon, as rows with action "
+                    "impression, or ask --protocol=retrieval, leave_one_out or time_split"
+                )
         if window.train_until is None:
             return Prepared(queries, None, None, "none")
         pairs = user_profiles.read_pairs(log, until=window.train_until)

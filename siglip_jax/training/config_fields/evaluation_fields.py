@@ -60,6 +60,16 @@ LOGS = FieldTable(
             "log_columns": Field(
                 {}, "Columns of another name.", Values('{our name: the log\'s name}, such as {"time": "event_ts"}')
             ),
+            "log_actions": Field(
+                {},
+                "What the log's words for actions mean.",
+                Values('{the log\'s word: our action}, such as {"select_item": "tap"}; "" for rows without a word'),
+            ),
+            "time_unit": Field(
+                "auto",
+                "What numbers in the log's times are: since 1970, or digits of a date; auto goes by their size.",
+                one_of("auto", "s", "ms", "us", "ns", "date"),
+            ),
             "like_from": Field(
                 0.0,
                 'For a log with ratings: a rating from this number on is a "like", below it is "rated".',

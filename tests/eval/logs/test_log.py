@@ -110,7 +110,7 @@ def test_columns_of_other_names(tmp_path, read):
 
 def test_times():
     texts = ["2024-07-01", "2024-07-01T06:00:00Z", "2024-07-01 06:00:00.25+02:00", "1700000000", "1700000000123"]
-    texts += ["1700000000123456", "1700000000123456789", "964982703.5", "-5", ""]
+    texts += ["1700000000123456", "1700000000123456789", "964982703.5", ""]
     utc = datetime.UTC
     expected = [
         datetime.datetime(2024, 7, 1, tzinfo=utc),
@@ -123,7 +123,6 @@ def test_times():
         1_700_000_000_123_000,
         *[1_700_000_000_123_456] * 2,
         964_982_703_500_000,
-        -5_000_000,
     ]
     assert times_of(texts, what="time", ids=texts).tolist() == [*micro, np.iinfo(np.int64).min]
     assert iso(micro[1]) == "2024-07-01T06:00:00Z"
@@ -205,9 +204,9 @@ def test_damaged_files_say_which_and_why(tmp_path):
             read_log([str(path)], items=IDS, form=form, show=False)
 
     header = b"query_id,user_id,time,item_id,action\n"
-    refused("a.csv", header + b"q,u,1,i1,tap\nq,u,1\n", "a.csv.*Line: 3.*Expected Number of Columns: 5 Found: 3")
-    refused("b.jsonl", b'{"query_id": 1', "b.jsonl.*Malformed JSON")
-    refused("c.parquet", b"nothing", "c.parquet: cannot be read")
+    refused("a.csv", header + b"q,u,1,i1,tap\nq,u,1\n", "a.csv: line 3 has 3 fields; expected 5")
+    refused("b.jsonl", b'{"query_id": 1', "b.jsonl: line 1 is not JSON")
+    refused("c.parquet", b"nothing", "c.parquet: it is no Parquet file")
     refused("d.csv", b"", "d.csv: the first line is ''")
     refused("e.csv", b"a,a\n", "column names, each once")
     refused("f.csv", b"user_id,time,action\n", "no column item_id; columns are user_id, time, action; .*--log_column")
@@ -387,7 +386,11 @@ def test_live_items(read):
     assert live.at(at).tolist() == [[False, True, True], [True, True, True], [True, False, True]]
     assert live.unknown == 1
     assert live.pairs(np.array([0, 1]), at[[0, 2]]).tolist() == [False, False]
-    log = read([event(item="a", time=50), event(item="a", time=40), event(item="c", time=45)], ids=["a", "b", "c"])
+    log = read(
+        [event(item="a", time=50), event(item="a", time=40), event(item="c", time=45)],
+        form=LogFormat(ACTIONS, time_unit="s"), ids=["a", "b", "c"],
+    )  # fmt: skip
+    assert log.counts["skipped"] == {}
     seen = live_items({}, ["a", "b", "c"], live_from="first_seen", log=log)
     assert seen.at(np.array([39, 40, 45]) * 10**6).tolist() == [[False] * 3, [True, False, False], [True, False, True]]
     assert live_items({}, ["a"]).at(np.array([0])).all()

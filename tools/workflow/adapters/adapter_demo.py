@@ -15,6 +15,7 @@ import ml_collections
 from eval.comparison.choose_rankers import RankerOptions, RankersToCompare, read_rankers
 from eval.comparison.items import read_items
 from eval.embeddings.embedding_files import EmbeddingFile, names_embeddings, read_embeddings
+from eval.embeddings.reduction import FITTED_ON
 from eval.embeddings.store import describe_skipped, read_manifest
 from eval.report.report_text import number, signed, signed_percent
 from input_pipeline.dataset import dataset_fingerprint
@@ -32,7 +33,6 @@ BESIDE = {"colours": "colours:6x7x7", "edges": "edges:8x6x8", "pixels": "pixels:
 INPUT = "encoder"  # the adapter's name for the vectors of the encoder
 ENCODER, ADAPTER = "your encoder", "adapter"  # rows of the table
 PCA = 128  # numbers that the encoder is reduced to, as in the paper's baseline
-FITTED_ON = 4000  # training items that a PCA of the adapter is fitted on
 
 Encoder = ImageEncoder | EmbeddingFile
 Stores = dict[str, dict[str, pathlib.Path]]  # {input: {split: folder}}
