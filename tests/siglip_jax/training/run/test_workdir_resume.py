@@ -186,6 +186,9 @@ def test_a_run_goes_on_without_its_start_and_with_other_evaluations(
     shutil.copytree(unbroken, broken)
     shutil.rmtree(broken / "checkpoints" / "4")
     start.rename(tmp_path / "away")
-    tiny_config.evaluation.while_training = ()
+    assert tiny_config.evaluation.while_training == ()
+    tiny_config.evaluation.while_training, tiny_config.evaluation.every = ("retrieval",), 1
+    tiny_config.evaluation.best_metric = "image_to_text/recall@1"
     found = train_on_dataset(tiny_config, dataset=shop_dataset, workdir=broken)
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    assert [line["step"] for line in read_metrics(broken) if "image_to_text/recall@1" in line] == [3, 4]
