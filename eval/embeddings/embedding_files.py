@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import csv
 import hashlib
 import pathlib
 import re
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +31,16 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from eval.embeddings.vectors import check_vectors
+from eval.file_damage import describe_damage
 from siglip_jax.errors import UserError
 
 SUFFIXES = (".npy", ".npz", ".parquet", ".csv")
 MAX_BYTES = 64 << 30  # of numbers in memory
 MAX_DIMENSION = 2**16
+DAMAGE = (  # what numpy, zipfile and Arrow raise on damaged files
+    *(ValueError, KeyError, OSError, EOFError, MemoryError, RuntimeError, SyntaxError, OverflowError, struct.error),
+    *(pa.ArrowException, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
@@ -55,7 +64,7 @@ class EmbeddingFile:
         if missing:
             raise UserError(
                 f"{self.path}: no embedding of {len(missing)} of the {len(ids)} items, {missing[0]!r} the first; "
-                "embed them too (ids are compared as text)"
+                f"ids there are such as {self.ids[0]!r} (compared as text): embed them too, or write both alike"
             )
         rows = np.fromiter((places[item] for item in ids), np.int64, len(ids))
         vectors = self.vectors[rows]
@@ -127,7 +136,7 @@ def check_ids(ids: pa.Array, source: str) -> None:
     counts: Any = pc.value_counts(ids)
     if len(counts) != len(ids):
         repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
-        raise UserError(f"{source}: id {repeated!r} occurs twice; expected one embedding an item")
+        raise UserError(f"{source}: id {str(repeated)[:100]!r} occurs twice; expected one embedding an item")
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:
@@ -150,8 +159,18 @@ def _telling_damage(path: pathlib.Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ValueError, KeyError, OSError, EOFError, MemoryError, pa.ArrowException, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as embeddings ({' '.join(str(error).split())[:150]})") from error
+    except DAMAGE as error:
+        said = "it holds objects of Python; save plain arrays" if "pickle" in str(error) else _damage(path)
+        raise UserError(f"{path}: cannot be read as embeddings: {said}") from error
+
+
+def _damage(path: pathlib.Path) -> str:
+    suffix = path.suffix[1:].lower()
+    if suffix not in ("csv", "parquet"):
+        return f"it is no .{suffix} file, or not a whole one; copy it again"
+    with contextlib.suppress(UnicodeDecodeError, OSError), path.open(encoding="utf-8") as file:
+        return describe_damage(path, suffix, fields=len(next(csv.reader(file), [])))
+    return describe_damage(path, suffix)
 
 
 def _check_size(path: pathlib.Path, size: int) -> None:
@@ -237,7 +256,8 @@ def _columns(table: Any, path: pathlib.Path, rows: int) -> tuple[list[str], np.n
         column = table[name]
         if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)) or column.null_count:
             raise UserError(f"{path}: column {name} is {column.type}, {column.null_count} nulls; expected numbers")
-        vectors[:, place] = column.to_numpy()
+        with np.errstate(over="ignore"):  # too large for float32 is infinite, as in `read_embeddings`
+            vectors[:, place] = column.to_numpy()
     return _ids(table, path), vectors
 
 

@@ -13,9 +13,9 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from eval.file_damage import describe_damage
 from eval.logs.database import Database, Unreadable, literal, quoted
 from eval.logs.log_columns import choose_columns
-from eval.logs.log_damage import describe_damage
 from eval.logs.log_format import LIKE, RATED, REQUIRED, LogFormat
 from eval.logs.log_times import FIRST, LAST, reading_of_text, time_of_text
 from siglip_jax.errors import UserError
@@ -171,7 +171,7 @@ def _header(file: pathlib.Path, suffix: str) -> tuple[Dialect, dict[str, str]]:
         with open(file, encoding="utf-8-sig", newline="") as text:
             line = text.readline(_LONGEST_HEADER).rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"log {file}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise _damaged(file, suffix, Dialect(), []) from error
     own = "," if suffix == "csv" else "\t"
     delimiter = own if own in line else next((sign for sign in ";\t|," if sign in line), own)
     fields = line.split(delimiter)
