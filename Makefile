@@ -5,7 +5,7 @@ UV := .venv/bin/uv
 RUN := .venv/bin/siglip-jax
 READY := .venv/ready
 LIBTPU := .libtpu
-EXTRAS := --extra search --extra export --extra huggingface
+EXTRAS := --extra search --extra export --extra huggingface --extra serve
 QUICK := not slow and not tpu_compile and not gpu
 
 # The newest jax needs Python 3.12 or later; TensorFlow and ScaNN end at 3.13. pyenv's shims answer to no version that is

@@ -62,9 +62,10 @@ results-table: $(ADAPTED)/test/manifest.json $(TRAINED:%=$(RESULTS)/embedded/%/m
 	  --store=blended=$(RESULTS)/embedded/blended \
 	  --store=adapter=$(ADAPTED)/test --reduce=adapter=truncate:128 --against=encoder
 
-# Examples seen are equal in all rows: 250 steps of 2,048. The bias follows the batch, and so does nothing else.
+# Examples seen are equal in all rows of a table. The bias follows the batch, and so does nothing else.
 OVER_STORES = $(RUN) bench recipes --config=configs/adapter.py --relevance=$(CONFIG) --dataset=$(DATA) $(FEATURES) \
-  --config.steps=250 --config.batch_size=2048 --store=encoder=$(RESULTS)/encoder/test
+  --store=encoder=$(RESULTS)/encoder/test
+BATCH_2K := --config.steps=250 --config.batch_size=2048 --config.optimizer.warmup_steps=10 --config.model.init_bias=-8.0
 BATCH_128 := batch_size=128, steps=4000, optimizer.warmup_steps=160, model.init_bias=-5.2
 BATCH_512 := batch_size=512, steps=1000, optimizer.warmup_steps=40, model.init_bias=-6.6
 BATCH_8K := batch_size=8192, steps=63, optimizer.warmup_steps=3, model.init_bias=-9.4
@@ -72,11 +73,10 @@ BATCH_LARGEST := batch_size=31744, steps=16, optimizer.warmup_steps=1, model.ini
 
 results-curve: $(INPUT_STORES:%=%/manifest.json)  ## a learning curve: the adapter on 1k, 5k, 15k and all pairs
 	$(OVER_STORES) --workdir=$(RESULTS)/curve --against=encoder \
-	  --recipe="1k pairs: data.most=1000, $(BATCH_512)" \
-	  --recipe="5k pairs: data.most=5000" --recipe="15k pairs: data.most=15000"
+	  --recipe="1k pairs: data.most=1000" --recipe="5k pairs: data.most=5000" --recipe="15k pairs: data.most=15000"
 
 results-ablations: $(INPUT_STORES:%=%/manifest.json)  ## loss, batch, groups, prefixes of an adapter, one by one
-	$(OVER_STORES) --workdir=$(RESULTS)/ablations \
+	$(OVER_STORES) $(BATCH_2K) --workdir=$(RESULTS)/ablations \
 	  --recipe="seed 1: seed=1" --recipe="softmax: loss=softmax" \
 	  --recipe="batch 128: $(BATCH_128)" --recipe="batch 512: $(BATCH_512)" \
 	  --recipe="batch 8k: $(BATCH_8K)" --recipe="batch 31k: $(BATCH_LARGEST)" \

@@ -50,7 +50,7 @@ def main(folder: pathlib.Path) -> None:
     from tools.workflow.training import start_model
 
     write_synthetic_catalogue(folder / "catalogue", items=80, size=24)
-    build_dataset(read_catalogue(folder / "catalogue"), folder / "dataset", progress=False)
+    build_dataset(read_catalogue(folder / "catalogue"), folder / "dataset", max_left_out=1, progress=False)
     config, dataset = get_config(), folder / "dataset"
     model = start_model(config, dataset)
     for evaluate in make_evaluators(config, model=model, dataset=dataset):

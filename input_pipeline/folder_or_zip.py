@@ -9,7 +9,6 @@ import lzma
 import os
 import pathlib
 import posixpath
-import re
 import stat
 import unicodedata
 import zipfile
@@ -19,7 +18,6 @@ from typing import IO, Any, Protocol
 from siglip_jax.errors import UserError
 
 MAX_FILE_BYTES = 32 * 2**20  # of one picture; tables pass their own limit
-MAX_SHARDS = 10**6
 _UTF8_FLAG = 0x800
 _ZIP_ENCODINGS = ("utf-8", "cp932", "gb18030", "cp949", "cp1252")
 _SHOWN = 100  # letters of a name in a message
@@ -50,6 +48,13 @@ class Files(Protocol):
     def open(self, name: str, *, limit: int) -> IO[bytes]:
         """The same file to be read bit by bit; the same errors."""
 
+    def found(self, name: str) -> str:
+        """The name, as `names` has it, of the file that the path leads to; "" where there may be none.
+
+        Raises:
+          FileProblem: kind "unsafe path".
+        """
+
     def identity(self) -> dict[str, Any]:
         """What tells, without looking at every file, whether the files are those of an earlier run."""
 
@@ -62,25 +67,6 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
     if "://" in os.fspath(path):
         raise UserError(f"{path}: catalogues and datasets are read from local disk; copy it there first")
     return pathlib.Path(path).expanduser()
-
-
-def expand_shards(path: str) -> list[pathlib.Path]:
-    """The files that `name-{000..123}.suffix` stands for; [] for a path without braces.
-
-    Raises:
-      UserError: a range that cannot be read, or files that are not there.
-    """
-    match = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path, re.DOTALL)
-    if not match:
-        return []
-    before, first, last, after = match.groups()
-    if int(first) > int(last) or int(last) - int(first) >= MAX_SHARDS:
-        raise UserError(f"{path}: expected the smaller number first, and fewer than {MAX_SHARDS} files")
-    shards = [local_path(f"{before}{k:0{len(first)}d}{after}") for k in range(int(first), int(last) + 1)]
-    if missing := [shard for shard in shards if not shard.is_file()]:
-        of_all = f"of the {len(shards)} in {path} {len(missing)} are missing"
-        raise UserError(f"{missing[0]}: no such file; {of_all}")
-    return shards
 
 
 _INSTEAD = {
@@ -99,9 +85,9 @@ _INSTEAD = {
 
 def open_files(path: pathlib.Path) -> Files:
     """A folder or a .zip file as `Files`."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return Folder(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{path}: no such file or folder; expected a catalogue folder, a .zip, tars or a table")
     if hint := _INSTEAD.get(path.suffix.lower()):
         raise UserError(f"{path}: expected a folder, .zip, .tar, .tsv, .csv, .jsonl or .parquet; {hint}")
@@ -143,6 +129,9 @@ class Folder:
                 "unreadable image", f"{shown(name)} cannot be read ({getattr(error, 'strerror', error)})"
             ) from error
 
+    def found(self, name: str) -> str:
+        return safe_name(name)
+
     def identity(self) -> dict[str, Any]:
         return {}  # of each file its stamp tells
 
@@ -168,9 +157,7 @@ class Zip:
         self._top = f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
 
     def names(self, folder: str) -> list[str]:
-        prefix = f"{self._top}{folder}/" if folder else self._top
-        names = (name[len(prefix) :] for name in self._zip.namelist() if name.startswith(prefix))
-        return sorted(name for name in names if name and "/" not in name)
+        return self._by_folder.get(f"{self._top}{folder}".rstrip("/"), [])
 
     def read(self, name: str, *, limit: int = MAX_FILE_BYTES) -> bytes:
         info = self._find(name, limit)
@@ -186,6 +173,10 @@ class Zip:
         except ZIP_ERRORS as error:
             raise FileProblem("unreadable image", f"{name} in {self.path} cannot be read ({error})") from error
 
+    def found(self, name: str) -> str:
+        info = self._named(self._top + safe_name(name))
+        return info.filename.removeprefix(self._top) if info else ""
+
     def identity(self) -> dict[str, Any]:
         """The members with their sizes and checksums, from the zip's directory."""
         digest = hashlib.sha256()
@@ -199,6 +190,15 @@ class Zip:
         except FileProblem:
             return ""
         return f"{info.file_size} {info.CRC}" if info else ""
+
+    @functools.cached_property
+    def _by_folder(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in sorted(self._zip.namelist()):
+            folder, _, name = path.rpartition("/")
+            if name:
+                found.setdefault(folder, []).append(name)
+        return found
 
     def _named(self, name: str) -> zipfile.ZipInfo | None:
         try:

@@ -101,6 +101,13 @@ class Checkpoints:
         """What `save` was given."""
         return self._metrics[step]
 
+    def attributes(self, step: int) -> dict[str, Any]:
+        """What the run said of itself when it saved this step; empty where that cannot be read."""
+        try:
+            return dict(self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"])
+        except Exception:  # damaged; Orbax raises many types
+            return {}
+
     def save(
         self, step: int, *, state: Any, iterator: Mapping[str, Any], metrics: Mapping[str, float] | None = None
     ) -> None:
@@ -251,6 +258,25 @@ def _everywhere(value: bool) -> bool:
 
 def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def best_step(folder: epath.PathLike) -> int:
+    """The step of the best checkpoint under `folder`, by the metric that the run chose when it last saved.
+
+    Raises:
+      UserError: no checkpoint there, a run that chose no metric, or no checkpoint that has it.
+    """
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        runs = filter(None, (checkpoints.attributes(step) for step in reversed(steps)))
+        metric = next(runs, {}).get("config", {}).get("evaluation", {}).get("best_metric", "")
+    with Checkpoints(folder, read_only=True, best_metric=metric) as checkpoints:
+        if (best := checkpoints.best_step()) is not None:
+            return best
+    if not steps:
+        raise UserError(f"{folder}: no complete checkpoint; train first, or name a saved model")
+    why = f"none of them has its best_metric, {metric}" if metric else "its config.evaluation.best_metric is empty"
+    raise UserError(f"{folder}: none of {steps} is the best, since {why}; name one, such as {folder}/{steps[-1]}")
 
 
 def restore_params(folder: epath.PathLike, *, like: Any, step: int | None = None) -> tuple[Any, int]:

@@ -33,6 +33,8 @@ PROGRAMS = {
     "embed": "a model and a dataset -> an embedding store (Parquet)",
     "blend": "models between a start and what was tuned from it: ranked, the best saved",
     "index": "an embedding store -> a search index, exact or ScaNN, with its measured recall",
+    "search": "the nearest items of an item, a picture or a text, in the terminal",
+    "serve": "a page and a JSON API over an index: visually similar items",
     "rank": "embedding stores, with or without logs -> ranking metrics with intervals, and the report",
     "simulate": "a dataset -> simulated sessions in the format of logs, to try `rank` on",
     "export": "a model -> SavedModel, checked in a process without JAX",
@@ -53,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return run(program, arguments)
     except UserError as error:
-        # One line whatever the message holds, so that logs and scripts can rely on it.
-        print(f"siglip-jax {program}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"siglip-jax {program}: {one_line(str(error))}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"siglip-jax {program}: {stopped}", file=sys.stderr)
@@ -129,6 +130,11 @@ def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
         raise UserError(f"{given}: {type(error).__name__}: {error}; see the fields in the config file") from error
     module.main(values)
     return 0
+
+
+def one_line(message: str) -> str:
+    """The message as one line of letters that print, so that logs and scripts can rely on it, and terminals too."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(message.split()))
 
 
 def _with_underscores(word: str) -> str:

@@ -19,6 +19,7 @@ from siglip_jax.models.transformer import REMAT_POLICIES
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.weights import tensors
 from siglip_jax.weights.formats import detect_format, expected_sources
+from siglip_jax.weights.native import without_best
 from siglip_jax.weights.position_embedding import METHODS, resize_positions
 
 WEIGHTS_FOLDER = "SIGLIP_JAX_WEIGHTS"  # environment variable: folder of downloaded weights
@@ -43,8 +44,8 @@ def load(
 
     Args:
       name_or_path: a preset such as "google/siglip2-base-patch16-256", or a path (local or gs://) of a Hugging Face
-        folder, a big_vision .npz, a training run's workdir (its newest checkpoint), one of its checkpoints
-        (workdir/checkpoints/500), or a folder of `Model.save`.
+        folder, a big_vision .npz, a training run's workdir (its newest checkpoint; workdir@best is the best one), one
+        of its checkpoints (workdir/checkpoints/500), or a folder of `Model.save`. `Model.source` tells which it was.
       weights: where a preset's weights are: a Hugging Face folder or an .npz. Without it: the folder that the
         environment variable SIGLIP_JAX_WEIGHTS names, then huggingface_hub.
       tokenizer: a SentencePiece file or a Hugging Face tokenizer.json, for weights that come without one (.npz).
@@ -78,6 +79,7 @@ def load(
     else:
         source = epath.Path(name_or_path).expanduser()
     try:
+        source = without_best(source)
         model = _read(source, preset)
     except UserError:
         raise
@@ -103,7 +105,7 @@ def load(
     store = model.module.param_dtype if param_dtype == STORED else param_dtype
     module = TwoTowers(model.architecture, dtype=compute, param_dtype=store, remat=remat, unroll=unroll)
     params = model.params if param_dtype == STORED else cast_params(model.params, store)
-    return model.replace(module=module, params=params)
+    return model.replace(module=module, params=params, source=model.source)
 
 
 def cast_params(params: Any, dtype: str) -> Any:
@@ -135,7 +137,8 @@ def with_image_size(model: Model, image_size: tuple[int, int], *, method: str = 
     resized = resize_positions(grid, architecture.grid, method=method).reshape(1, -1, positions.shape[-1])
     params = {**model.params, "img": {**model.params["img"], "pos_embedding": resized}}
     preprocessing = model.preprocessing and model.preprocessing.replace(image_size=image_size)
-    return Model(module=model.module.clone(architecture=architecture), params=params, preprocessing=preprocessing)
+    module = model.module.clone(architecture=architecture)
+    return model.replace(module=module, params=params, preprocessing=preprocessing, source=model.source)
 
 
 # --- where the weights are --------------------------------------------------------------------------------------------
@@ -177,7 +180,12 @@ def _read(source: epath.Path, preset: Preset | None) -> Model:
     stored.check_bytes()  # last, since the checks above say more of what is wrong
     dtype = np.asarray(stored.params["txt"]["pos_embedding"]).dtype.name
     module = TwoTowers(stored.architecture, dtype=stored.dtype, param_dtype=dtype if dtype in DTYPES else "float32")
-    return Model(module=module, params=stored.params, preprocessing=stored.preprocessing)
+    return Model(
+        module=module,
+        params=stored.params,
+        preprocessing=stored.preprocessing,
+        source=str(stored.source or source),
+    )
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

@@ -35,18 +35,20 @@ class Model:
       module: the two towers.
       params: big_vision's tree {"img", "txt", "t", "b"} of arrays.
       preprocessing: how pictures and titles become arrays, or None when it is not known.
+      source: the file, folder or checkpoint that the parameters were read from; "" of others.
     """
 
     module: TwoTowers = dataclasses.field(repr=False)
     params: dict[str, Any] = dataclasses.field(repr=False)
     preprocessing: Preprocessing | None = None
+    source: str = dataclasses.field(default="", compare=False)
 
     @property
     def architecture(self) -> Architecture:
         return self.module.architecture
 
     def replace(self, **changes: Any) -> Model:
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **({"source": ""} if "params" in changes else {}) | changes)
 
     def encode_image(self, images: Any, *, batch_size: int = MAX_BATCH) -> np.ndarray:
         """float [n, h, w, 3] in [-1, 1], or a sequence of PIL images or encoded bytes -> unit-norm float32 [n, d].

@@ -73,7 +73,7 @@ def shop_dataset(shop, tmp_path_factory) -> pathlib.Path:
     from input_pipeline.catalogue import read_catalogue
 
     folder = tmp_path_factory.mktemp("dataset") / "shop"
-    build_dataset(read_catalogue(shop), folder, progress=False)
+    build_dataset(read_catalogue(shop), folder, max_left_out=1, progress=False)
     return folder
 
 

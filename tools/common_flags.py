@@ -105,7 +105,8 @@ def define_model(values: flags.FlagValues, *, required: bool = True) -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "Preset, Hugging Face folder, big_vision .npz, workdir, saved model; embed: .tflite, .onnx, SavedModel, "
+        "Preset, Hugging Face folder, big_vision .npz, workdir (its newest checkpoint; WORKDIR@best is the best, "
+        "WORKDIR/checkpoints/500 that one), saved model; embed: .tflite, .onnx, SavedModel, "
         "pixels:16x12, colours:6x7x7, edges:8x6x8.",
         required=required,
         flag_values=values,
@@ -156,3 +157,14 @@ def named_paths(entries: list[str], *, flag: str, expected: str = "name=folder")
             raise UserError(f"--{flag}={entry}: expected {expected}, each name once")
         named[name] = path
     return named
+
+
+def filters(entries: list[str], *, flag: str) -> dict[str, set[str]]:
+    """["colour=red", "colour=blue"] -> {"colour": {"red", "blue"}}; a UserError where an entry is not name=value."""
+    found: dict[str, set[str]] = {}
+    for entry in entries:
+        name, sign, value = entry.partition("=")
+        if not (name and sign):
+            raise UserError(f"--{flag}={entry}: expected attribute=value")
+        found.setdefault(name, set()).add(value)
+    return found

@@ -71,6 +71,7 @@ def main(values: flags.FlagValues) -> None:
         position_resize=values.position_resize,
         param_dtype=values.dtype,
     )
+    source = model.source or values.model  # of a run, the checkpoint
     for lost in model.save(output, format=values.to, layout=values.layout):
         print(f"not in {output}: {lost}")
-    print(f"{values.model} -> {output} ({values.to})")
+    print(f"{source} -> {output} ({values.to})")

@@ -21,11 +21,31 @@ from tools import common_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("catalog", None, "Folder, .zip, table, tars or tfds:NAME.", required=True, flag_values=values)
+    flags.DEFINE_multi_string(
+        "catalog",
+        None,
+        "Folder, .zip, table, tars or tfds:NAME; several tables or tars as a range, a pattern, or given again.",
+        required=True,
+        flag_values=values,
+    )
     common_flags.define_output(values, "Folder of the dataset.")
     common_flags.define_layout(values)
     for column in ("id", "title", "image"):
-        flags.DEFINE_string(f"{column}_column", column, f"Column that holds the {column}.", flag_values=values)
+        several = "" if column == "id" else "; several between commas for further ones"
+        told = f"Column that holds the {column}{several}."
+        flags.DEFINE_string(f"{column}_column", column, told, flag_values=values)
+    flags.DEFINE_string(
+        "encoding", "", "Of a .csv, .tsv or .jsonl that is not UTF-8: cp1252, cp932, ...", flag_values=values
+    )
+    flags.DEFINE_string(
+        "separator", "", "Between the fields of a .csv or .tsv: one letter, or tab.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "dots_in_keys",
+        False,
+        "Of tars: names have dots, so a key ends at the last and not at the first.",
+        flag_values=values,
+    )
     flags.DEFINE_list(
         "keys",
         [],
@@ -65,6 +85,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
+    from input_pipeline.catalogue.tables.text_options import TextOptions
     from tools.workflow import data
 
     fractions: dict[str, float] = {}
@@ -99,11 +120,13 @@ def main(values: flags.FlagValues) -> None:
         keys[name] = feature
     columns = {name: str(values[f"{name}_column"].value) for name in ("id", "title", "image")}
     data.build_data(
-        values.catalog,
+        values.catalog if len(values.catalog) > 1 else values.catalog[0],
         values.output,
         layout=values.layout,
         columns={name: column for name, column in columns.items() if column != name},
         keys=keys,
+        text=TextOptions(encoding=values.encoding, separator=values.separator),
+        dots_in_keys=values.dots_in_keys,
         fractions=fractions,
         only=only,
         seed=values.seed,

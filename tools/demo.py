@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from siglip_jax.model import Model
     from tools.workflow.adapters import adapter_demo
 
-FITTED_ON = 4000  # training items a PCA of the demo is fitted on
-
 
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("catalog", "", "Folder, .zip or table; synthetic when empty.", flag_values=values)
@@ -76,7 +74,9 @@ def main(values: flags.FlagValues) -> None:
     announce(f"data: {catalog} to ArrayRecord, split by title and picture")
     dataset = workdir / "dataset"
     fractions = adapter_demo.FRACTIONS if given else None
-    audit = data.build_data(catalog, dataset, layout=values.layout, overwrite=True, fractions=fractions)
+    allowed = 0.01 if values.catalog else 1  # the faults of the synthetic one are put there on purpose
+    options: dict[str, Any] = {"layout": values.layout, "fractions": fractions, "max_left_out": allowed}
+    audit = data.build_data(catalog, dataset, overwrite=True, **options)
     try:
         relevance_of(config, dataset)  # before minutes are spent on training
     except UserError as error:
@@ -161,6 +161,7 @@ def _embed(
     from eval.comparison.dimension_ladder import Ladder, ladder_reductions
     from eval.comparison.item_images import pixel_vectors
     from eval.comparison.items import read_split
+    from eval.embeddings.reduction import FITTED_ON
     from eval.rankers import Ranker, VectorRanker
     from eval.rankers.baselines import RandomRanker
     from tools.workflow import embedding, training

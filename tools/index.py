@@ -32,6 +32,7 @@ def main(values: flags.FlagValues) -> None:
     chosen = {"mode": values.mode} if values.mode else {}
     index = build_index(store.vectors, store.ids, backend=values.backend, **chosen)
     index.missing = store.skipped
+    index.encoder = {key: store.manifest.get(key) for key in ("model", "preprocessing")}
     measured = measure_recall(index, store.vectors)
     index.save(values.output)
     print(

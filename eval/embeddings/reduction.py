@@ -25,6 +25,7 @@ FORMAT = "siglip-jax reduction 1"
 MANIFEST, ARRAYS = "reduction.json", "reduction.npz"
 LADDER_WIDTHS = (512, 384, 256, 128, 64, 32)
 MAX_DIMENSION = 2**14
+FITTED_ON = 4000  # training items that the programs fit a PCA on, where they choose
 _STEP = re.compile(r"(?:(pca|truncate):([1-9][0-9]{0,4}))?(?:\+?(int8))?")
 _BLOCK = 1 << 22  # float64 numbers of centred vectors held at once
 

@@ -33,5 +33,8 @@ class ExactIndex(Index):
             rows[lo : lo + step], scores[lo : lo + step] = top.columns, top.values
         return rows, scores
 
+    def vectors_at(self, rows: np.ndarray) -> np.ndarray:
+        return self.scorer.rows(rows)
+
     def _files(self) -> dict[str, bytes]:
         return {VECTORS: npy_bytes(self.scorer.vectors())}

@@ -48,9 +48,25 @@ class Index(ABC):
         self.options = dict(options)  # what the backend was built with
         self.measured = dict(measured)  # what `measure_recall` said, kept in the manifest
         self.missing: list[dict[str, Any]] = []  # what the store was embedded without, `EmbeddingStore.skipped`; kept
+        self.encoder: dict[
+            str, Any
+        ] = {}  # "model" and "preprocessing" of the store's manifest; {} where not known; kept
+        self.generation = ""  # 16 digits of what was saved or read: equal builds have equal ones; "" before it is saved
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Unit vectors of items: float32 [n, dimension].
+
+        Raises:
+          UserError: an id that is not in the index.
+        """
+        rows = {item: row for row, item in enumerate(self.ids)}
+        unknown = [item for item in ids if item not in rows]
+        if unknown:
+            raise UserError(f"item {unknown[0]!r} is not in the index of {len(self)} items, such as {self.ids[0]!r}")
+        return self.vectors_at(np.array([rows[item] for item in ids], np.int64))
 
     def search(self, queries: np.ndarray, *, k: int) -> Neighbours:
         """The k nearest items of each query.
@@ -62,17 +78,22 @@ class Index(ABC):
         Raises:
           UserError: another dimension, a NaN, infinite or zero query, k < 1.
         """
+        unit = self.check_query(queries, k=k)
+        rows = np.full((len(unit), k), -1, np.int64)
+        scores = np.full((len(unit), k), -np.inf, np.float32)
+        found = min(k, len(self))
+        if len(unit):
+            rows[:, :found], scores[:, :found] = self._search(unit, found)
+        return Neighbours(rows, scores, self.ids)
+
+    def check_query(self, queries: np.ndarray, *, k: int) -> np.ndarray:
+        """Queries with norm 1, float32 [query, dimension]; UserError as `search` raises it."""
         if k < 1:
             raise UserError(f"k={k}: expected at least 1")
         queries = np.asarray(queries)
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise UserError(f"queries of shape {list(queries.shape)}: the index expects [query, {self.dimension}]")
-        rows = np.full((len(queries), k), -1, np.int64)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        found = min(k, len(self))
-        if len(queries):
-            rows[:, :found], scores[:, :found] = self._search(unit_rows(queries, what="query"), found)
-        return Neighbours(rows, scores, self.ids)
+        return unit_rows(queries, what="query")
 
     def save(self, folder: epath.PathLike) -> None:
         """Writes the index, manifest last; replaces an index that is there. Equal builds write equal bytes.
@@ -92,6 +113,7 @@ class Index(ABC):
             "options": self.options,
             "measured": self.measured,
             **({"missing": self.missing} if self.missing else {}),
+            **({"encoder": self.encoder} if self.encoder else {}),
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +124,11 @@ class Index(ABC):
         for name, content in files.items():
             (folder / name).write_bytes(content)
         partial.replace(folder / MANIFEST)
+        self.generation = generation_of(manifest)
+
+    @abstractmethod
+    def vectors_at(self, rows: np.ndarray) -> np.ndarray:
+        """Unit vectors float32 [n, dimension] of the items in these rows."""
 
     @abstractmethod
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +137,12 @@ class Index(ABC):
     @abstractmethod
     def _files(self) -> dict[str, bytes]:
         """What the backend needs on disk, by file name."""
+
+
+def generation_of(manifest: Mapping[str, Any]) -> str:
+    """`Index.generation` of a saved index: follows from its files and its encoder."""
+    content = json.dumps([manifest["files"], manifest.get("encoder")], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

@@ -16,7 +16,7 @@ from etils import epath
 
 from eval.embeddings.vectors import unit_rows
 from eval.search.exact_index import ExactIndex
-from eval.search.index import FORMAT, IDS, MANIFEST, VECTORS, Index, npy_array
+from eval.search.index import FORMAT, IDS, MANIFEST, VECTORS, Index, generation_of, npy_array
 from siglip_jax.errors import UserError, check_choice
 
 BACKENDS = ("exact", "scann")
@@ -97,5 +97,6 @@ def load_index(folder: epath.PathLike) -> Index:
         raise UserError(
             f"search index {folder}: backend {manifest['backend']!r} is unknown: known are {', '.join(BACKENDS)}"
         )
-    index.missing = manifest.get("missing", [])
+    index.missing, index.encoder = manifest.get("missing", []), manifest.get("encoder", {})
+    index.generation = generation_of(manifest)
     return index

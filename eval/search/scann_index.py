@@ -19,22 +19,27 @@ from typing import Any
 
 import numpy as np
 
-from eval.search.index import Index
+from eval.search.index import Index, npy_array
 from siglip_jax.errors import UserError, check_choice
 
 MODES = ("brute_force", "ah", "tree")
 _BRUTE_FORCE_BELOW, _TREE_FROM = 20_000, 100_000  # Google's sizing (ScaNN docs, algorithms.md)
 _AH_MIN_ITEMS = 16  # a 4-bit codebook needs as many points as centres
 _REORDER = 200
+_DATASET = "dataset.npy"  # the unit vectors, in every mode
 _importing = threading.Lock()
 
 
 class ScannIndex(Index):
     backend = "scann"
 
-    def __init__(self, searcher: Any, ids: Sequence[str], dimension: int, options: Mapping, measured: Mapping):
-        super().__init__(ids, dimension, options, measured)
+    def __init__(self, searcher: Any, vectors: np.ndarray, ids: Sequence[str], options: Mapping, measured: Mapping):
+        super().__init__(ids, vectors.shape[1], options, measured)
         self._searcher = searcher
+        self._unit = vectors  # float32 [n, dimension]
+
+    def vectors_at(self, rows: np.ndarray) -> np.ndarray:
+        return np.array(self._unit[rows])
 
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         # Candidates scored exactly are more than the neighbours asked for, or the approximate order would show.
@@ -110,7 +115,7 @@ def build(
             )
         options["reorder"] = reorder or _REORDER
         builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(options["reorder"])
-    return ScannIndex(builder.build(), ids, vectors.shape[1], options, {})
+    return ScannIndex(builder.build(), vectors, ids, options, {})
 
 
 def load(contents: Mapping[str, bytes], ids: Sequence[str], manifest: Mapping[str, Any]) -> ScannIndex:
@@ -125,7 +130,13 @@ def load(contents: Mapping[str, bytes], ids: Sequence[str], manifest: Mapping[st
             searcher = _pybind().load_searcher(folder, assets_backcompat_shim=False)
         except (ValueError, RuntimeError) as error:
             raise UserError(f"ScaNN cannot read the index ({str(error).splitlines()[0]}): build it again") from None
-    return ScannIndex(searcher, ids, manifest["dimension"], manifest["options"], manifest["measured"])
+    vectors = npy_array(contents[_DATASET]) if _DATASET in contents else np.empty((0, 0), np.float32)
+    if vectors.shape != (len(ids), manifest["dimension"]):
+        raise UserError(
+            f"search index: {_DATASET} of {vectors.shape}; the manifest says "
+            f"{(len(ids), manifest['dimension'])}: build it again"
+        )
+    return ScannIndex(searcher, vectors, ids, manifest["options"], manifest["measured"])
 
 
 def _pybind() -> ModuleType:

@@ -20,6 +20,7 @@ import PIL.Image
 import pyarrow.compute as pc
 
 from input_pipeline.audit.contents import Tokens, audit_table
+from input_pipeline.audit.hygiene import sentence
 from input_pipeline.dataset import dataset_fingerprint, open_split
 from input_pipeline.dataset.item_table import ItemColumns, open_columns, split_names
 from input_pipeline.duplicates.near_images import NEAR
@@ -102,9 +103,13 @@ def findings(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
     if bad:
         kinds = ", ".join(f"{_number(problem['count'])} {kind}" for kind, problem in audit["problems"].items())
         found.append(("warning", f"{_many(bad, 'row')} ({_share(bad, audit['rows'])}) left out: {kinds}."))
+    found += [
+        ("warning", f"{sentence[:1].upper()}{sentence[1:]}.") for sentence in audit.get("dataset", {}).get("notes", ())
+    ]
     if cut := titles.get("tokens", {}).get("cut", 0):
         length = titles["tokens"]["text_length"]
         found.append(("warning", f"{_many(cut, 'title')} ({_share(cut, kept)}) cut at {length} tokens."))
+    found += [("warning", sentence(accident)) for accident in audit["accidents"]]
     for attribute in audit["attributes"]:
         if attribute["empty"] > kept / 2:
             share = _share(attribute["empty"], kept)
@@ -247,7 +252,17 @@ def _provenance(folder: pathlib.Path) -> dict[str, Any]:
     """What the build wrote of itself, but for its lists of rows."""
     try:
         built = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-        names = ("table", "catalogue_sha256", "seed", "fractions", "split_by", "time_column", "split_times", "only")
+        names = (
+            "table",
+            "catalogue_sha256",
+            "seed",
+            "fractions",
+            "split_by",
+            "time_column",
+            "split_times",
+            "only",
+            "notes",
+        )
         told = {name: built[name] for name in names if built.get(name)}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from input_pipeline.audit.hygiene import find_accidents
 from input_pipeline.audit.writing_scripts import main_scripts
 from input_pipeline.dataset.item_table import ItemColumns
 from input_pipeline.duplicates.groups import first_rows
@@ -53,7 +54,8 @@ def audit_table(
       tokens: counts tokens too.
 
     Returns:
-      rows, kept, splits {name: rows}; problems {kind: {count, examples}}; images {equal, near}, each as `_groups` tells
+      rows, kept, splits {name: rows}; accidents, see `find_accidents`; problems {kind: {count, examples}}; images
+      {equal, near}, each as `_groups` tells
       them; titles {repeated, scripts, mixed_scripts, characters, tokens}; sizes {shorter_side, aspect_ratio, bytes},
       each a `_histogram` with the rows at its two ends; formats; attributes. A row is told as {place, id, title, split,
       height, width, bytes}, its place being the index in `table`.
@@ -91,6 +93,7 @@ def audit_table(
             name: {**_histogram(values, logarithmic=True), **_ends(values, tell, name)}
             for name, values in sizes.items()
         },
+        "accidents": find_accidents(columns.column("id"), titles, columns.column("format"), np.minimum(height, width)),
         "formats": _counts(columns.column("format")),
         "attributes": [_attribute(name, columns.attribute(name)) for name in columns.attribute_names],
     }

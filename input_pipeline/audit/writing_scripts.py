@@ -10,7 +10,8 @@ import numpy as np
 
 NO_LETTERS = "no letters"
 _CHARACTERS_AT_ONCE, _TITLES_AT_ONCE = 2**20, 2**15
-_NAMES = {"CJK": "Han", "IDEOGRAPHIC": "Han", "KATAKANA-HIRAGANA": "Katakana"}
+_HAN, _JAPANESE = "Han", "Japanese"
+_NAMES = {"CJK": _HAN, "IDEOGRAPHIC": _HAN, **dict.fromkeys(("KATAKANA-HIRAGANA", "KATAKANA", "HIRAGANA"), _JAPANESE)}
 _WIDTHS = {"FULLWIDTH", "HALFWIDTH"}
 
 
@@ -18,7 +19,8 @@ def main_scripts(titles: Iterable[str]) -> tuple[dict[str, int], int]:
     """{script: titles most of whose letters it has}, most frequent first, and how many titles mix scripts.
 
     Ties go to the script that is commoner among the titles. A letter's script is the first word of its Unicode name,
-    which Python knows where it does not know the property Script; marks and digits have none.
+    which Python knows where it does not know the property Script; marks and digits have none. Hiragana, Katakana and
+    the Han beside them are one script, Japanese; titles of Han alone are Japanese where more titles have kana.
     """
     scripts: dict[str, int] = {NO_LETTERS: 0}
     of_character = np.full(0x110000, -1, np.int16)
@@ -33,12 +35,18 @@ def main_scripts(titles: Iterable[str]) -> tuple[dict[str, int], int]:
         title = np.repeat(np.arange(len(some)), lengths)
         counts = np.bincount(title * len(scripts) + found, minlength=len(some) * len(scripts))
         counts = counts.reshape(len(some), len(scripts))[:, 1:]
+        if _HAN in scripts and _JAPANESE in scripts:
+            han, japanese = scripts[_HAN] - 1, scripts[_JAPANESE] - 1
+            counts[:, japanese] += np.where(counts[:, japanese] > 0, counts[:, han], 0)
+            counts[:, han] = np.where(counts[:, japanese] > 0, 0, counts[:, han])
         letters = counts.sum(0)
         order = np.argsort(-letters, kind="stable")
         main = 1 + order[counts[:, order].argmax(1)] if len(order) else np.zeros(len(some), np.int64)
         main = np.where(counts.sum(1) > 0, main, 0)
         mains.update(dict(zip(*(a.tolist() for a in np.unique(main, return_counts=True)), strict=True)))
         mixed += int(((counts > 0).sum(1) > 1).sum())
+    if _HAN in scripts and mains[scripts.get(_JAPANESE, -1)] > mains[scripts[_HAN]] > 0:
+        mains[scripts[_JAPANESE]] += mains.pop(scripts[_HAN])
     names = list(scripts)
     return {names[number]: count for number, count in mains.most_common()}, mixed
 

@@ -13,6 +13,7 @@ import PIL.Image
 from tensorflow_datasets.proto import tf_feature_pb2
 
 from input_pipeline.catalogue import Catalogue, Item
+from input_pipeline.dataset.picture_format import picture_format
 from input_pipeline.duplicates.near_images import image_signature, leading_bits
 from input_pipeline.duplicates.normalised_titles import normalise_title
 from input_pipeline.folder_or_zip import FileProblem
@@ -74,7 +75,7 @@ def check_item(catalogue: Catalogue, item: Item, *, min_image_size: int) -> Chec
             more = catalogue.read_image(item, name)
             more, _ = _as_served(more, _decode(more, name, min_image_size))
         except FileProblem as problem:
-            problems.append(f"{problem.kind}: {problem}")
+            problems.append(_storable(f"{problem.kind}: {problem}"))
         else:
             images.append(more)
             keys.append(hashlib.sha256(more).hexdigest()[:_KEY])
@@ -112,7 +113,7 @@ def _decode(data: bytes, name: str, min_image_size: int) -> np.ndarray:
 def _as_served(data: bytes, pixels: np.ndarray) -> tuple[bytes, str]:
     """(what is stored of a picture, its format: "JPEG", or "TIFF as PNG")."""
     if not unserved(data):
-        return data, image_format(data)
+        return data, picture_format(data)
     png = io.BytesIO()
     PIL.Image.fromarray(pixels).save(png, "PNG")
     return png.getvalue(), f"{image_format(data)} as PNG"

@@ -9,7 +9,6 @@ all rows. Then small columns of facts decide who goes where, and the staged reco
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import hashlib
 import json
@@ -26,8 +25,8 @@ import pyarrow.parquet as pq
 
 from input_pipeline.audit.audit_page import write_page
 from input_pipeline.building import facts
+from input_pipeline.building.build_audit import build_audit, rule_told
 from input_pipeline.building.problems import (
-    first_of_each_kind,
     problem_tables,
     refusal_paths,
     refuse,
@@ -46,7 +45,6 @@ from input_pipeline.building.split import (
     split_by_time,
     split_rows,
 )
-from input_pipeline.building.split_notes import share_notes
 from input_pipeline.building.stage import PART_ROWS, DamagedStage, Stage, check_gaps
 from input_pipeline.catalogue import Catalogue
 from input_pipeline.catalogue.filter import ChosenItems, choose_items
@@ -56,7 +54,7 @@ from input_pipeline.progress import progress as show_progress
 from siglip_jax.errors import UserError, checked_on_error
 
 ROWS_FILE = "rows.parquet"
-_CONTENTS = ("images", "titles", "sizes", "formats", "attributes")  # of the rows kept, as on the page
+_CONTENTS = ("images", "titles", "accidents", "sizes", "formats", "attributes")  # of the rows kept, as on the page
 _OWN_FILES = (
     "dataset_info.json", "features.json", "audit.json", "audit.html", ROWS_FILE, PROBLEMS_FILE,
     f"{NAME}-*.array_record-*",
@@ -73,7 +71,7 @@ def build_dataset(
     time_column: str = "",
     split_times: Mapping[str, str] | None = None,
     on_error: str = "skip",
-    max_left_out: float = 1.0,
+    max_left_out: float = 0.01,
     only: Mapping[str, Sequence[str]] | None = None,
     min_image_size: int = 1,
     overwrite: bool = False,
@@ -95,7 +93,8 @@ def build_dataset(
       on_error: "skip" leaves problem rows out and lists them in the audit; "error" raises if there is any, but for
         "in an earlier split", which is not the catalogue's fault.
       max_left_out: share of the rows, from 0 to 1, that may be left out before the build stops with an error; rows
-        "in an earlier split" do not count.
+        "in an earlier split" do not count. 0.01 as in the command: a row in a hundred may be bad, but a table whose
+        encoding is wrong loses just the rows with accents.
       only: {attribute: values}; rows with other values are not looked at, see `choose_items`.
       min_image_size: pixels of the shorter side.
       num_threads: for decoding; the machine's cores when absent.
@@ -106,9 +105,11 @@ def build_dataset(
       all), more_image_problems {kind: count} (further pictures left out of rows that are kept), duplicate_images and
       duplicate_titles (kept rows whose first picture or normalised title an earlier kept row has), linked_groups and
       largest_group (rows that had to stay together),
-      notes (values too common to link rows, shares not met),
+      notes (what was assumed of the source, what of it nobody uses, values too common to link rows, shares not met),
+      linked_by {key: rows of the largest group by it alone} where a share was not met,
       image_sides [smallest, largest] in pixels, attributes, seed, fractions, split_by, time_column, split_times, table,
-      catalogue_sha256 (see `Catalogue`), fingerprint, contents {images, titles, sizes, formats, attributes} (see
+      catalogue_sha256 (see `Catalogue`), fingerprint, contents {images, titles, accidents, sizes, formats,
+      attributes} (see
       `audit_table`). Beside it `audit.html` shows the same with pictures, and `rows.parquet` has a line for every row.
 
     Raises:
@@ -132,7 +133,7 @@ def build_dataset(
             _check_writable(out_dir, overwrite)
     only = {name: list(values) for name, values in (only or {}).items()}
     chosen = choose_items(catalogue, only)
-    options = {**_told(rule), "only": only, "min_image_size": min_image_size}
+    options = {**rule_told(rule), "only": only, "min_image_size": min_image_size}
     with contextlib.ExitStack() as stack:
         stack.enter_context(_returning_memory())
         stack.enter_context(_keeping_finished_work(stage))
@@ -176,7 +177,9 @@ def _write_dataset(
     """Splits the staged rows and writes the dataset, but for its audit, which is returned."""
     parts = stage.parts()
     names = catalogue.attribute_names
-    names = facts.attribute_names(parts) if names is None else names
+    if names is None:  # of tars, which only now have shown them
+        names = facts.attribute_names(parts)
+        rule.check(names)
     kinds = facts.kinds_of(facts.Facts(parts, names))
     kept = pc.equal(kinds, "").to_numpy(zero_copy_only=False).astype(bool)
     columns = facts.Facts(parts, names, kept)
@@ -189,7 +192,7 @@ def _write_dataset(
     main_titles = pc.list_element(columns.staged("title_keys"), 0)
     title_groups = main_titles.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     rows = Rows(kept=kept, split=splits, title_group=title_groups, group=groups)
-    audit = _audit(catalogue, columns, rows, kinds, rule, names)
+    audit = build_audit(catalogue, columns, rows, kinds, rule, names)
     refuse(audit, problem_tables(parts, kinds), out_dir, on_error, max_left_out)
     stage.dataset.mkdir(exist_ok=True)
     write_problems(stage.dataset / PROBLEMS_FILE, problem_tables(parts, kinds))
@@ -197,16 +200,6 @@ def _write_dataset(
     shards = write_shards(stage, rows, names, rule.names, columns, progress)
     write_info(stage.dataset, shards, names, columns)
     return audit
-
-
-def _told(rule: SplitRule) -> dict[str, Any]:
-    return {
-        "seed": rule.seed,
-        "fractions": dict(rule.fractions),
-        "split_by": list(rule.by),
-        "time_column": rule.time_column,
-        "split_times": dict(rule.times),
-    }
 
 
 def _assign(columns: facts.Facts, rule: SplitRule) -> tuple[np.ndarray, np.ndarray, pa.Array]:
@@ -225,42 +218,6 @@ def _spread(kept: np.ndarray, values: np.ndarray) -> np.ndarray:
     spread = np.zeros(len(kept), bool)
     spread[kept] = values
     return spread
-
-
-def _audit(
-    catalogue: Catalogue,
-    columns: facts.Facts,
-    rows: Rows,
-    kinds: pa.ChunkedArray,
-    rule: SplitRule,
-    names: Sequence[str],
-) -> dict[str, Any]:
-    counts = np.bincount(rows.split, minlength=len(rule.names)).tolist()
-    group_sizes = np.unique(rows.group, return_counts=True)[1]
-    kept = len(rows.split)
-    sides = [columns.numbers(side) for side in ("height", "width")] if kept else []
-    found = {value["values"]: value["counts"] for value in pc.value_counts(kinds).to_pylist() if value["values"]}
-    more = collections.Counter(
-        text.partition(":")[0] for text in pc.list_flatten(columns.staged("more_problems")).to_pylist()
-    )
-    return {
-        "rows": len(rows.kept),
-        "kept": kept,
-        "splits": dict(zip(rule.names, counts, strict=True)),
-        "problems": dict(sorted(found.items())),
-        "problem_rows": first_of_each_kind(problem_tables(columns.parts, kinds)),
-        "more_image_problems": dict(sorted(more.items())),
-        "duplicate_images": kept - pc.count_distinct(columns.staged("image_sha256")).as_py(),
-        "duplicate_titles": kept - int(rows.title_group.max(initial=-1)) - 1,
-        "linked_groups": len(group_sizes),
-        "largest_group": int(group_sizes.max(initial=0)),
-        "notes": share_notes(rule, counts, columns, group_sizes),
-        "image_sides": [int(min(s.min() for s in sides)), int(max(s.max() for s in sides))] if kept else [],
-        "attributes": list(names),
-        **_told(rule),
-        "table": catalogue.table,
-        "catalogue_sha256": catalogue.sha256,
-    }
 
 
 def _write_rows(

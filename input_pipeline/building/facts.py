@@ -27,9 +27,20 @@ STAGED = pa.schema(
     }
 )  # fmt: skip
 PASSING = ("title_keys", "record_bytes", "item_key")  # of use to the build alone
-DUPLICATE = "duplicate id"
+DUPLICATE, CONTINUED = "duplicate id", "continued item"
+_OF_EARLIER = (
+    "; keep one of them, or name another column with --id_column",
+    ", and this one has no title; put its picture into that row: image_2, image_3, ... are further pictures",
+)
 NO_TIME, SEEN = "no time", "in an earlier split"
-_TEXT_KINDS = ("not UTF-8", "empty id", "empty title", "NUL byte")  # a row with one of these is not looked at further
+NO_TITLE = "empty title"
+_TEXT_KINDS = (
+    "not UTF-8",
+    "empty id",
+    NO_TITLE,
+    CONTINUED,
+    "NUL byte",
+)  # a row with one of these is not looked at further
 
 
 def write_part(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -81,21 +92,26 @@ class Facts(Mapping[str, pa.ChunkedArray]):
 
 
 def kinds_of(facts: Facts) -> pa.ChunkedArray:
-    """The kind of problem of every row, with the ids that an earlier row has; "" for rows that are kept."""
+    """The kind of problem of every row, with the ids that an earlier row has; "" for rows that are kept.
+
+    A row without a title and with the id of an earlier one goes on with that item, as exports of some shops do.
+    """
     codes = facts.staged("id").combine_chunks().dictionary_encode().indices.to_numpy()
     first = np.full(int(codes.max(initial=-1)) + 1, len(codes), np.int64)
     np.minimum.at(first, codes, np.arange(len(codes)))
     repeated = first[codes] < np.arange(len(codes))
     kinds = facts.staged("kind")
+    continued = pc.and_(pa.array(repeated), pc.equal(kinds, NO_TITLE))
+    kinds = pc.if_else(continued, CONTINUED, kinds)
     repeated &= ~pc.is_in(kinds, pa.array(_TEXT_KINDS)).to_numpy(zero_copy_only=False)
     return pc.if_else(pa.array(repeated), DUPLICATE, kinds)
 
 
 def details_of(kinds: pa.Array | pa.ChunkedArray, ids: pa.ChunkedArray, details: pa.ChunkedArray) -> pa.ChunkedArray:
     """What is told of each row, with the kinds that only all rows together show."""
-    repeated = pc.binary_join_element_wise("id ", ids, " was in an earlier row", "")
+    earlier = [pc.binary_join_element_wise("id ", ids, f" was in an earlier row{what}", "") for what in _OF_EARLIER]
     for kind, text in (
-        (DUPLICATE, repeated),
+        *zip((DUPLICATE, CONTINUED), earlier, strict=True),
         (NO_TIME, "the time is empty or no ISO 8601 date"),
         (SEEN, "what rows are split by, an earlier split has too"),
     ):

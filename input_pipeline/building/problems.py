@@ -113,8 +113,7 @@ def refuse(
         told = f"{told_problems(audit)}; so " if audit["problems"] else ""
         message = (
             f"{told}split {' and '.join(empty)} would be empty: {audit['kept']} rows form "
-            f"{audit['linked_groups']} groups with {' or '.join(audit['split_by'])} in common; "
-            + ("give another time" if audit["split_times"] else "give larger fractions, another seed or more rows")
+            f"{audit['linked_groups']} groups with {' or '.join(audit['split_by'])} in common; {_more_even(audit)}"
         )
     else:
         return
@@ -123,6 +122,18 @@ def refuse(
     write_problems(full_list, listed)
     every = f", every row is listed in {full_list}" if problems else ""
     raise UserError(f"{audit['table']}: {message}; the counts are in {path}{every}")
+
+
+def _more_even(audit: dict[str, Any]) -> str:
+    """What may be done so that no split is empty."""
+    if audit["split_times"]:
+        return "give another time"
+    alone = ", ".join(f"{key} {rows}" for key, rows in audit["linked_by"].items())
+    few = [key for key, rows in audit["linked_by"].items() if rows <= audit["kept"] / 2]
+    if len(audit["linked_by"]) > 1 and few and len(few) < len(audit["linked_by"]):
+        by = ",".join(few)
+        return f"rows of the largest group by each alone: {alone}; --split_by={by} leaves out what links most of them"
+    return "give larger fractions, another seed or more rows"
 
 
 def refusal_paths(out_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:

@@ -162,7 +162,9 @@ def widely_shared(codes: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray
     """bool [values]: which values so many rows have that they tell no product: a size chart, "Untitled".
 
     These are in more than `WIDE_SHARE` of the rows and in `WIDE_ROWS` at least. Linked by them, most of a catalogue
-    would be one group and go to one split.
+    would be one group and go to one split. Titles of real products are rarer: the commonest of the 44,441 rows of
+    Fashion Product Images is in 82 (0.2 %), and in 1 % of samples of 200 rows; no picture is in more than 4. What is
+    less shared than this stays a link, and moves no share by more than it has rows.
 
     Args:
       codes, rows: int [m], as `value_codes` gives them.

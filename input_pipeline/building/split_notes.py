@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from input_pipeline.building.split import KEYS, SplitRule, widely_shared
+from input_pipeline.building.split import KEYS, SplitRule, linked_groups, widely_shared
 from input_pipeline.duplicates.groups import value_codes
 
 SHARE_OFF = 0.05  # from here on a share counts as not met
@@ -29,15 +29,25 @@ def share_notes(
       group_sizes: int [groups], rows of each.
     """
     notes = [note for key in KEYS if key in rule.by for note in _wide(key, columns[key])]
-    total = sum(counts)
-    for (name, asked), count in zip(rule.fractions.items(), counts, strict=False):
-        if total and abs(count / total - asked) > SHARE_OFF:
-            largest = int(group_sizes.max(initial=0))
-            notes.append(
-                f"split {name} has {100 * count / total:.0f} % of the rows, asked were {100 * asked:.0f} %: "
-                f"{total} rows form {len(group_sizes)} groups, the largest of {largest}"
-            )
+    total, largest = sum(counts), int(group_sizes.max(initial=0))
+    if off := shares_off(rule, counts):
+        met = ", ".join(
+            f"{name} {100 * count / total:.0f} % instead of {100 * asked:.0f} %" for name, count, asked in off
+        )
+        notes.append(f"shares not met: {met}; {total} rows form {len(group_sizes)} groups, the largest of {largest}")
     return notes
+
+
+def shares_off(rule: SplitRule, counts: Sequence[int]) -> list[tuple[str, int, float]]:
+    """(split, its rows, its share as asked) where these differ by more than `SHARE_OFF`, or no row is in it."""
+    total = sum(counts)
+    asked = zip(rule.fractions.items(), counts, strict=False)
+    return [(name, n, share) for (name, share), n in asked if total and (not n or abs(n / total - share) > SHARE_OFF)]
+
+
+def largest_by_key(rule: SplitRule, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, int]:
+    """{key of the rule: rows of the largest group that it alone links}."""
+    return {key: int(np.bincount(linked_groups(columns, [key])).max(initial=0)) for key in rule.by}
 
 
 def _wide(key: str, column: pa.Array | pa.ChunkedArray) -> list[str]:

@@ -17,6 +17,7 @@ class ChosenItems(Catalogue):
         self.catalogue, self.only = catalogue, {name: list(values) for name, values in only.items()}
         self.table, self.sha256, self.total = catalogue.table, catalogue.sha256, total
         self.attribute_names, self.has_keys = catalogue.attribute_names, catalogue.has_keys
+        self.notes = catalogue.notes
         self.others = others  # how many rows were not chosen
 
     def items(self, start: int = 0, *, pictures: bool = True) -> Iterator[Item]:
@@ -26,6 +27,9 @@ class ChosenItems(Catalogue):
 
     def identity(self) -> dict[str, Any]:
         return self.catalogue.identity()
+
+    def unused(self) -> list[str]:
+        return self.catalogue.unused()
 
     def item_key(self, item: Item) -> bytes | None:
         return self.catalogue.item_key(item)

@@ -14,7 +14,17 @@ from input_pipeline.folder_or_zip import (
     check_image_size,
 )
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # in this order where an id has several
+IMAGE_SUFFIXES = (
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "tif",
+    "tiff",
+    "avif",
+)  # where an id has several, the first
 REQUIRED = ("id", "title")
 PARTS = (*REQUIRED, "image")
 
@@ -70,6 +80,10 @@ class Catalogue(abc.ABC):
     def identity(self) -> dict[str, Any]:
         """What must be the same for a build to go on where an earlier one stopped."""
         return {"table": self.table, "sha256": self.sha256}
+
+    def unused(self) -> list[str]:
+        """Sentences on what of the source no row uses, and on what was assumed that only reading all of it tells."""
+        return []
 
     def item_key(self, item: Item) -> bytes | None:
         """bytes [16] that are others after an item's text or one of its files has changed; reads no picture."""

@@ -10,22 +10,20 @@ import itertools
 import json
 import os
 import posixpath
-import re
-import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from input_pipeline.catalogue.item import IMAGE_SUFFIXES, PARTS, Catalogue, Item, as_text, title_texts
+from input_pipeline.catalogue.expand import folder_values
+from input_pipeline.catalogue.item import IMAGE_SUFFIXES, Catalogue, Item, as_text, title_texts
+from input_pipeline.catalogue.table_columns import Columns, choose_columns, column_notes
 from input_pipeline.catalogue.tables.open_table import open_table
-from input_pipeline.catalogue.tables.table import FORMATS, ChainedTable, Table
-from input_pipeline.folder_or_zip import (
-    FileProblem,
-    Files,
-)
+from input_pipeline.catalogue.tables.table import FORMATS, ChainedTable, Table, mend_text, told
+from input_pipeline.catalogue.tables.text_options import UTF8, TextOptions
+from input_pipeline.catalogue.unused_files import unused_pictures
+from input_pipeline.folder_or_zip import FileProblem, Files
 from siglip_jax.errors import UserError
 
 MAX_TABLE_BYTES = 2**36  # of a table in a zip, which may unpack to anything
-_PICTURE_COLUMN = re.compile(r"image|picture|photo|(^|_)img", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +33,7 @@ class TableCatalogue(Catalogue):
     source: Table = dataclasses.field(repr=False)
     files: Files = dataclasses.field(repr=False)
     columns: Columns
-    by_id: Mapping[str, str] | None = dataclasses.field(repr=False)  # {id: path} where no column names the pictures
+    by_id: Mapping[str, Mapping[str, str]] | None = dataclasses.field(repr=False)  # {folder: {id: path}}, see `items`
     folders: tuple[TablePlace, ...] = ()  # of the tables of a range that reaches over folders, in order
     notes: tuple[str, ...] = ()
 
@@ -76,6 +74,10 @@ class TableCatalogue(Catalogue):
     def read_file(self, name: str) -> bytes:
         return self.files.read(name)
 
+    def unused(self) -> list[str]:
+        items = self.items(pictures=False)
+        return unused_pictures(self.files, (name for item in items for name in (item.image, *item.more_images) if name))
+
     def items(self, start: int = 0, *, pictures: bool = True) -> Iterator[Item]:
         columns, stops = self.columns, [part.stop for part in self.folders]
         for number, (values, problem) in enumerate(self.source.rows(start, pictures=pictures), start):
@@ -86,8 +88,9 @@ class TableCatalogue(Catalogue):
             if self.by_id is None:
                 names, inside = gather_images({column: values.get(column, "") for column in columns.images})
                 names = [name if name in inside else part.path(name) for name in names]
-            else:
-                names, inside = [self.by_id[id_]] if id_ in self.by_id else [], {}
+            else:  # no column names the pictures
+                path = self.by_id[part.folder].get(id_)
+                names, inside = [path] if path else [], {}
             yield Item(
                 row=number,
                 id=id_,
@@ -122,61 +125,56 @@ class TablePlace:
 _TOP = TablePlace()
 
 
-@dataclasses.dataclass(frozen=True)
-class Columns:
-    """Which column plays which part; `images` and `titles` in order, the further ones after the first."""
+def open_tables(
+    files: Files,
+    names: Sequence[str],
+    columns: Mapping[str, str],
+    text: TextOptions = UTF8,
+    *,
+    beside: Sequence[str] = (),
+) -> Catalogue:
+    """The catalogue of one table, or of several of the same columns, in `files`; see `read_catalogue`.
 
-    id: str
-    titles: list[str]
-    images: list[str]
-    attributes: list[str]
-
-
-def open_tables(files: Files, names: Sequence[str], columns: Mapping[str, str]) -> Catalogue:
-    """The catalogue of one table, or of several of the same columns, in `files`; see `read_catalogue`."""
+    Args:
+      beside: tables that are not read.
+    """
     tables: list[Table] = []
     for name in names:
         try:
-            tables.append(open_table(functools.partial(files.open, name, limit=MAX_TABLE_BYTES), name=name))
+            read = functools.partial(files.open, name, limit=MAX_TABLE_BYTES)
+            tables.append(open_table(read, name=mend_text(name), text=text))
         except FileProblem as problem:
             raise UserError(f"the table cannot be read: {problem}") from problem
     source = tables[0] if len(tables) == 1 else ChainedTable(tables)
-    parts, table = _assign(source, columns), source.name
+    parts = choose_columns(source, columns)
     folders, keys = _folders(names, tables)
     parts.attributes.extend(key for key in keys if key not in source.columns)
     by_id = None
     if not parts.images:
-        by_id = _images_by_id(files)
-        if not by_id:
+        by_id = {place.folder: _images_by_id(files, place.folder) for place in folders or (_TOP,)}
+        if not any(by_id.values()):
             raise UserError(
-                f"{table}: no column image; columns are {', '.join(source.columns)}; name the image column with "
+                f"{source.name}: no column image; columns are {told(source.columns)}; name the image column with "
                 "--image_column or put the pictures into images/<id>.jpg"
             )
     if not source.count:
-        raise UserError(f"{table}: no rows; expected a line for each item below the column names")
-    notes = [note for each in tables for note in getattr(each, "notes", ())]
-    if dropped := sorted(source.pictures - set(parts.images)):
-        notes.append(f"{table}: left out the columns of bytes {', '.join(dropped)}, which are no text")
-    if pictures := [name for name in parts.attributes if _PICTURE_COLUMN.search(name)]:
-        notes.append(
-            f"{table}: {', '.join(pictures)} taken as text, not as further pictures; these are in columns named "
-            f"{parts.images[0] if parts.images else 'image'}_2, ..."
-        )
+        raise UserError(f"{source.name}: no rows; expected a line for each item below the column names")
+    notes = [note for each in tables for note in getattr(each, "notes", ())] + column_notes(source, parts, columns)
+    if beside:
+        notes.append(f"{source.name}: the only table that is read; not {told(beside)}")
     return TableCatalogue(
         source=source, files=files, columns=parts, by_id=by_id, folders=folders, notes=tuple(dict.fromkeys(notes))
     )
 
 
 def _folders(names: Sequence[str], tables: Sequence[Table]) -> tuple[tuple[TablePlace, ...], list[str]]:
-    """Where each table lies and the columns that names of folders such as `day=01` give; nothing for one folder."""
-    if len({posixpath.dirname(name) for name in names}) == 1:
+    """Where each table lies and the columns that names of folders such as `day=01` give; nothing at the top."""
+    if not any("/" in name for name in names):
         return (), []
     stops = itertools.accumulate(table.count for table in tables)
-    found = []
-    for name, stop in zip(names, stops, strict=True):
-        pairs = (folder.partition("=") for folder in name.split("/")[:-1])
-        values = {key: urllib.parse.unquote(value) for key, sign, value in pairs if key and sign}
-        found.append(TablePlace(posixpath.dirname(name), stop, values))
+    found = [
+        TablePlace(posixpath.dirname(name), stop, folder_values(name)) for name, stop in zip(names, stops, strict=True)
+    ]
     keys = list(dict.fromkeys(key for part in found for key in part.values))
     inside = set(tables[0].columns)  # a column of the table is what it says
     parts = [
@@ -222,7 +220,7 @@ def split_paths(text: str) -> list[str]:
     if text.startswith("["):
         try:
             found = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return [text]
         return [path for path in found if path] if all(isinstance(path, str) for path in found) else [text]
     for sign in "|;,":
@@ -236,57 +234,31 @@ def split_paths(text: str) -> list[str]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def find_table(files: Files, path: os.PathLike) -> str:
-    """The one `items.*` at the top of a catalogue."""
+def find_table(files: Files, path: os.PathLike) -> tuple[str, list[str]]:
+    """The one `items.*` at the top of a catalogue, or its one table; and the tables beside it."""
     candidates = [f"items.{suffix}" for suffix in FORMATS]
     found = [name for name in files.names("") if name in candidates]
+    tables = [name for name in files.names("") if name.rpartition(".")[2].lower() in FORMATS and name[0] != "."]
     if not found:
-        tables = [name for name in files.names("") if name.rpartition(".")[2].lower() in FORMATS and name[0] != "."]
         if len(tables) == 1:
-            return tables[0]
+            return tables[0], []
         if tables:
-            raise UserError(f"{path}: {', '.join(tables[:5])}; expected one table: unpack it and name the one to read")
+            some = f"{', '.join(tables[:5])}{', ...' if len(tables) > 5 else ''}"
+            raise UserError(f"{path}: {some}; expected one table: name it, or all of a folder with a pattern (*.csv)")
     if len(found) != 1:
         raise UserError(
             f"{path}: {' and '.join(found) or 'no table'}; expected exactly one of {', '.join(candidates)}"
             + ("; remove the others or name one file" if found else " at its top")
         )
-    return found[0]
+    return found[0], [name for name in tables if name != found[0]]
 
 
-def _assign(table: Table, given: Mapping[str, str]) -> Columns:
-    """Which column plays which part; no `images` where there is no such column."""
-    wanted = {part: given.get(part, part) for part in PARTS}
-    for part, name in wanted.items():
-        if name not in table.columns and (part != "image" or part in given):
-            raise UserError(
-                f"{table.name}: no column {name}; columns are {', '.join(table.columns)}; "
-                f"name the {part} column with --{part}_column"
-            )
-    titles, images = (_numbered(wanted[part], table.columns) for part in ("title", "image"))
-    used = {wanted["id"], *titles, *images}
-    attributes = [name for name in table.columns if name not in used | table.pictures]
-    if wrong := [name for name in (wanted["id"], *titles) if name in table.pictures]:
-        raise UserError(
-            f"{table.name}: column {wrong[0]} holds bytes; expected text there, and pictures in the image column: "
-            "name it with --image_column, or leave the column out"
-        )
-    return Columns(wanted["id"], titles, images, attributes)
-
-
-def _numbered(name: str, columns: Sequence[str]) -> list[str]:
-    """`name`, `name`_2, `name`_3, ... as far as they are columns (of `image_1` too); empty without `name`."""
-    stem = re.escape(name.removesuffix("_1") if name.endswith("_1") else name)
-    pattern = re.compile(rf"{stem}_([2-9]|[1-9][0-9]+)")
-    others = sorted((int(found[1]), column) for column in columns if (found := pattern.fullmatch(column)))
-    return [name, *(column for _, column in others)] if name in columns else []
-
-
-def _images_by_id(files: Files) -> dict[str, str]:
+def _images_by_id(files: Files, folder: str) -> dict[str, str]:
     pictures: dict[str, tuple[int, str]] = {}
-    for name in files.names("images"):
+    within = posixpath.join(folder, "images")
+    for name in files.names(within):
         stem, _, suffix = name.rpartition(".")
         if (suffix := suffix.lower()) in IMAGE_SUFFIXES:
-            choice = (IMAGE_SUFFIXES.index(suffix), f"images/{name}")
+            choice = (IMAGE_SUFFIXES.index(suffix), f"{within}/{name}")
             pictures[stem] = min(choice, pictures.get(stem, choice))
     return {stem: name for stem, (_, name) in pictures.items()}

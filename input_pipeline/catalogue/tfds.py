@@ -23,6 +23,8 @@ KNOWN_KEYS = {
     "stanford_online_products": {"title": "super_class_id", "image": "image"},  # has no titles: the kind of thing
 }
 SPLIT_ATTRIBUTE = "source_split"
+OUR_FEATURES = frozenset(("id", "title", "image", "image_sha256", "title_group", "attributes"))
+MADE_BY_BUILDING = frozenset(("image_sha256", "title_group"))  # and made anew by the next build
 READ_ROWS = 64  # at a time
 
 
@@ -40,7 +42,8 @@ def open_tfds(name: str, *, keys: Mapping[str, str]) -> Catalogue:
       name: of a dataset in the TFDS data folder (TFDS_DATA_DIR, or ~/tensorflow_datasets), or the folder of one.
       keys: feature for each of "id", "title" and "image", such as "captions/text"; a sequence gives several pictures or
         titles. Without "id" the ids are split and number. Class labels become their names; other plain features are
-        attributes.
+        attributes, also those inside a dict, as "dict/name". Of a dataset that `build_dataset` wrote, the attributes
+        are those it was built from, and `more_images` and `more_titles` follow the first.
 
     Raises:
       UserError: no such dataset, not prepared, not in ArrayRecord files, or a key that is no fitting feature.
@@ -89,11 +92,25 @@ class TfdsCatalogue(Catalogue):
         if not isinstance(_inner(image), tfds.features.Image):
             raise UserError(f"tfds:{name}: {'/'.join(paths['image'])} is a {type(image).__name__}; expected an Image")
         self._labels = {part: _inner(_feature(features, path)) for part, path in paths.items()}
-        used = {path[0] for path in paths.values()}
+        ours = features.keys() >= OUR_FEATURES and _members(features["attributes"]) is not None
+        more = {part: f"more_{part}s" for part in ("image", "title") if ours and f"more_{part}s" in features}
+        self._more = {part: (name,) for part, name in more.items()}
+        used = {path[:depth] for path in (*paths.values(), *self._more.values()) for depth in range(1, len(path) + 1)}
+        used |= {(name,) for name in MADE_BY_BUILDING} if ours else set()
+        others = {path: feature for path, feature in _leaves(features) if path not in used}
+        # An attribute's name is that of its column again, after any number of builds.
         self._attributes = {
-            name: feature for name, feature in features.items() if name not in used and _is_plain(feature)
+            "/".join(path[1:] if ours and path[0] == "attributes" else path): (path, feature)
+            for path, feature in others.items()
+            if _is_plain(feature)
         }
-        self.attribute_names = [*self._attributes, SPLIT_ATTRIBUTE]
+        self._split_attribute = SPLIT_ATTRIBUTE
+        while self._split_attribute in self._attributes:  # of a dataset that was built from one of TFDS
+            self._split_attribute = f"source_{self._split_attribute}"
+        self.attribute_names = [*self._attributes, self._split_attribute]
+        unused = ["/".join(path) for path, feature in others.items() if not _is_plain(feature)]
+        if unused:
+            self.notes = (f"tfds:{name}: the features {', '.join(unused)} are used for nothing",)
         skipped: dict[str, Any] = {  # pictures nobody asked for are not decoded either
             name: KeepBytes() for name, feature in features.items() if isinstance(_inner(feature), tfds.features.Image)
         }
@@ -132,10 +149,10 @@ class TfdsCatalogue(Catalogue):
         ids = self._texts("id", record) if "id" in self._paths else [f"{split}-{number}"]
         titles = [title for text in self._texts("title", record) for title in title_texts(text)]
         pictures = {}
-        for k, data in enumerate(_values(_dig(record, self._paths["image"])), 1):
+        for k, data in enumerate(self._all("image", record), 1):
             pictures["/".join(self._paths["image"]) + (f"[{k}]" if k > 1 else "")] = data
         names = list(pictures)
-        attributes = {name: _text(record[name], feature) for name, feature in self._attributes.items()}
+        attributes = {name: _text(_dig(record, path), feature) for name, (path, feature) in self._attributes.items()}
         problem = None
         if not all(map(is_utf8, (*ids, *titles, *attributes.values()))):
             ids, titles = [mend_text(text) for text in ids], [mend_text(text) for text in titles]
@@ -146,7 +163,7 @@ class TfdsCatalogue(Catalogue):
             id=ids[0] if ids else "",
             title=titles[0] if titles else "",
             image=names[0] if names else "",
-            attributes=attributes | {SPLIT_ATTRIBUTE: split},
+            attributes=attributes | {self._split_attribute: split},
             more_images=tuple(names[1:]),
             more_titles=tuple(titles[1:]),
             pictures=pictures,
@@ -154,7 +171,12 @@ class TfdsCatalogue(Catalogue):
         )
 
     def _texts(self, part: str, record: Mapping[str, Any]) -> list[str]:
-        return [_text(value, self._labels[part]) for value in _values(_dig(record, self._paths[part]))]
+        return [_text(value, self._labels[part]) for value in self._all(part, record)]
+
+    def _all(self, part: str, record: Mapping[str, Any]) -> list[Any]:
+        """The values of a part, of its first feature and of what stands beside it."""
+        paths = [self._paths[part], *([self._more[part]] if part in self._more else [])]
+        return [value for path in paths for value in _values(_dig(record, path))]
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
@@ -186,6 +208,15 @@ def _feature(features: Any, path: tuple[str, ...]) -> Any:
 
 def _inner(feature: Any) -> Any:
     return getattr(feature, "feature", feature)
+
+
+def _leaves(features: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, feature) of all that is no dict of features."""
+    for name, feature in features.items():
+        if isinstance(feature, (tfds.features.FeaturesDict, dict)):
+            yield from _leaves(feature, (*above, name))
+        else:
+            yield (*above, name), feature
 
 
 def _is_plain(feature: Any) -> bool:

@@ -21,13 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from input_pipeline.dataset.picture_format import picture_format
 from input_pipeline.dataset.problem_rows import FILE as PROBLEMS_FILE
 from input_pipeline.dataset.problem_rows import read_problems
 from input_pipeline.dataset.reader import READ_ROWS, open_split
 from input_pipeline.duplicates.near_images import SIGNATURE_BYTES, image_signature
 from input_pipeline.progress import progress as show_progress
 from siglip_jax.errors import UserError
-from siglip_jax.preprocessing import decode_image, image_format
+from siglip_jax.preprocessing import decode_image
 
 FILE = "rows.parquet"
 SCHEMA = pa.schema(
@@ -182,7 +183,7 @@ def _describe(record: dict[str, Any], split: str, decode: bool) -> dict[str, Any
     line = {key: record[key] for key in ("id", "title", "image_sha256", "attributes")}
     line |= {"kind": "", "detail": "", "split": split, "bytes": len(record["image"])}
     if decode:
-        line["format"] = image_format(record["image"])
+        line["format"] = picture_format(record["image"])
         try:
             pixels = decode_image(record["image"])
         except UserError as error:  # a dataset of another builder, whose pictures nobody checked

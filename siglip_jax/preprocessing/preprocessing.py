@@ -37,6 +37,7 @@ _FIELD_CHOICES: dict[str, Iterable[str]] = {
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _WORD_MARK = "\u2581"  # how SentencePiece writes a space
+_BEFORE_MARK = f"a{_WORD_MARK}"  # a word of its own, which no canonical title begins with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,9 +260,11 @@ class Preprocessing:
             if not isinstance(title, str):
                 raise UserError(f"title {number} is a {type(title).__name__}; expected strings, or an int array of ids")
         ids = np.full((len(titles), self.text_length), self.pad_id, np.int32)
-        encoded = self._tokenizer.encode([self._tokenizer_input(title) for title in titles])
-        for row, pieces in zip(ids, encoded, strict=True):
-            pieces = [*(pieces or self._nothing)[: self.text_length - 1], EOS_ID]
+        inputs = [self._tokenizer_input(title) for title in titles]
+        for row, text, pieces in zip(ids, inputs, self._tokenizer.encode(inputs), strict=True):
+            if text.startswith(_BEFORE_MARK):
+                pieces = pieces[self._before_mark :]
+            pieces = [*pieces[: self.text_length - 1], EOS_ID]
             row[: len(pieces)] = pieces
         return ids
 
@@ -276,21 +279,24 @@ class Preprocessing:
         return open_tokenizer(self.tokenizer)
 
     @functools.cached_property
-    def _nothing(self) -> list[int]:
-        """The ids of an empty title. Hugging Face's SigLIP 1 leaves the word mark that it puts before each title."""
-        mark = self._tokenizer.piece_id(_WORD_MARK) if self.punctuation == "delete" else None
-        return [] if mark is None else [mark]
+    def _before_mark(self) -> int:
+        """Ids of what stands before the word mark, see `_tokenizer_input`."""
+        return len(self._tokenizer.encode([_BEFORE_MARK.removesuffix(_WORD_MARK)])[0])
 
     def _tokenizer_input(self, title: str) -> str:
-        """The canonical title; in Hugging Face's SigLIP 1, white space at the front is collapsed but not dropped.
+        """The canonical title; in Hugging Face's SigLIP 1, what it makes of one that is empty or starts with a space.
 
-        Its tokenizer puts the word mark before the title first and tidies up afterwards, so that a title that starts
-        with a space, or with punctuation and a space, begins with an empty word.
+        Its tokenizer puts the word mark before the title first, tidies up afterwards, and asks SentencePiece behind
+        another token. What is left in front of the first word is then up to the normalisation of the tokenizer: an
+        empty word in published ones, nothing where it takes white space together.
         """
         canonical = self.canonical(title)
-        if self.punctuation == "delete" and canonical and _without_punctuation(self._cut(title))[0].isspace():
-            return f" {canonical}"
-        return canonical
+        if self.punctuation != "delete" or self._tokenizer.piece_id(_WORD_MARK) is None:
+            return canonical
+        if not canonical:
+            return _BEFORE_MARK
+        spaced = _without_punctuation(self._cut(title))[0].isspace()
+        return f"{_BEFORE_MARK} {canonical}" if spaced else canonical
 
     @staticmethod
     def _cut(title: str) -> str:

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -24,7 +24,7 @@ from siglip_jax.errors import Stopped, UserError
 from siglip_jax.model import Model, check_preprocessing
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.training import config as configs
-from siglip_jax.training.encode import Batch, step_inputs
+from siglip_jax.training.encode import Batch
 from siglip_jax.training.optimizer import ema
 from siglip_jax.training.optimizer.adamw import make_optimizer, make_schedule
 from siglip_jax.training.optimizer.freezing import check_freezing, frozen_parameters
@@ -33,18 +33,20 @@ from siglip_jax.training.parallel.distributed import is_first_process
 from siglip_jax.training.parallel.sharding import data_share, make_mesh, to_devices, to_host
 from siglip_jax.training.param_rules import Params
 from siglip_jax.training.run.bad_images import BadImages
+from siglip_jax.training.run.evaluations import Evaluator, check_best, known_names
 from siglip_jax.training.run.metric_writers import make_writers
 from siglip_jax.training.run.prefetch import Feed
 from siglip_jax.training.run.profiler import Trace
 from siglip_jax.training.run.stopping import Stopping
 from siglip_jax.training.run.training_progress import Progress
 from siglip_jax.training.run.workdir import has_checkpoint, hold_workdir
+from siglip_jax.training.start.expected_batch import ExpectedBatch, check_iterator
 from siglip_jax.training.start.frozen_parts import check_same_frozen
 from siglip_jax.training.start.prepare_start import prepare
 from siglip_jax.training.start.spec import batch_shapes
 from siglip_jax.training.step import State, TrainStep, init_state, make_train_step
 from siglip_jax.training.terms import Terms
-from siglip_jax.training.training_run import STEPS_IN_FLIGHT, Evaluator, ItemIds, Run
+from siglip_jax.training.training_run import STEPS_IN_FLIGHT, ItemIds, Run
 
 DEADLINE_SHARE = 0.05  # of the time given, kept for the last save until one was timed
 
@@ -86,15 +88,18 @@ def train(
         was fitted or a loaded start looked at, start.json; where images were replaced, bad_pictures.jsonl.
       fingerprint: of the data; a run does not continue on other data.
       stores: fingerprints of the stored vectors in the batches, by name; nor on others of these.
-      evaluators: called with (step, params) at every checkpoint, every `config.evaluation.every` steps, and before
-        the first step of a loaded model; their metrics go to the log and into the checkpoint. The parameters are
-        the running mean where one is kept, sharded as the state.
+      evaluators: called with (step, params) at every checkpoint and every `config.evaluation.every` steps; their
+        metrics, {name: number}, go to the log and into the checkpoint. The parameters are the running mean where one
+        is kept, sharded as the state. They are also called before the first step of a loaded model; and of any,
+        where one has no attribute `names`, the names of its metrics.
       item_ids: "index" [n] of a batch -> the items' ids, to name those of a batch that broke the run.
       began: `time.monotonic()` from which `config.deadline_minutes` count; now when absent.
 
     Raises:
       UserError: the workdir is in use, or holds a run of another config, data or preprocessing, the batches come from
-        another preprocessing than the model's, or the loss or the gradient is not finite.
+        another preprocessing than the model's, or the loss or the gradient is not finite. Before the first step:
+        batches or their position of another kind than above, an evaluator that reports no numbers or a name that
+        another or the step itself reports, a best metric that none does. Later: batches that end too early.
       Stopped: SIGTERM, Ctrl-C or the deadline came; everything so far is saved.
     """
     began = time.monotonic() if began is None else began
@@ -109,6 +114,7 @@ def train(
 
         mesh = make_mesh(config.mesh)
         configs.check_batch(config, mesh)
+        check_iterator(batches)
 
         check_freezing(config, model.params)
         check_rates(config, model.params)
@@ -118,6 +124,12 @@ def train(
         shapes = jax.eval_shape(first_state, model.params)
 
         terms = Terms.of(config, embedding_dim=model.architecture.embedding_dim)
+        expected = ExpectedBatch.of(
+            model,
+            rows=config.batch_size // data_share(mesh)[1],
+            stored=getattr(batches, "stored", ()),
+            more=terms.batch_keys,
+        )
         make_step = functools.partial(
             _make_step, config, model=model, optimizer=optimizer, mesh=mesh, shapes=shapes, terms=terms
         )
@@ -138,7 +150,12 @@ def train(
                 start, position = 0, {}
                 if config.init or config.refit_temperature != "none":
                     model, record = prepare(
-                        config, model=model, batches=batches, mesh=mesh, shardings=shardings["params"]
+                        config,
+                        model=model,
+                        batches=batches,
+                        expected=expected,
+                        mesh=mesh,
+                        shardings=shardings["params"],
                     )
                     if is_first_process():
                         (workdir / "start.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -162,10 +179,19 @@ def train(
                 ) as stopping,
                 Feed(
                     batches,
-                    functools.partial(_place, mesh=mesh, more=terms.batch_keys),
+                    functools.partial(_place, mesh=mesh, expected=expected),
                     count=config.steps - start,
                 ) as feed,
             ):
+                feed.wait_for_first()
+                once, _ = make_step(remat="none", microbatch=0)  # work done twice is no use made of a device
+                batch = batch_shapes(
+                    model.module,
+                    preprocessing,
+                    batch_size=config.batch_size,
+                    stored=getattr(batches, "stored", ()),
+                    more=terms.batch_keys,
+                )
                 run = Run(
                     config=config,
                     workdir=workdir,
@@ -178,18 +204,10 @@ def train(
                     bad_images=bad_images,
                     feed=feed,
                     evaluators=evaluators,
+                    step_metrics=jax.eval_shape(once, shapes, batch)[1],
                     item_ids=item_ids,
                 )
-                if config.init and not start:  # what there is to lose
-                    run.evaluate(0)
-                once, _ = make_step(remat="none", microbatch=0)  # work done twice is no use made of a device
-                batch = batch_shapes(
-                    model.module,
-                    preprocessing,
-                    batch_size=config.batch_size,
-                    stored=getattr(batches, "stored", ()),
-                    more=terms.batch_keys,
-                )
+                _check_evaluators(run, config, start=start)
                 progress.seconds_at_peak = seconds_at_peak(once, shapes, batch)
 
                 for step in range(start + 1, config.steps + 1):
@@ -278,14 +296,19 @@ def _with_shardings(shapes: State, shardings: Any) -> State:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def _place(batch: dict[str, Any], *, mesh: Mesh, more: Sequence[str]) -> Batch:
+def _place(batch: dict[str, Any], *, mesh: Mesh, expected: ExpectedBatch) -> Batch:
     """What the step takes of a batch, on the devices."""
-    if missing := [key for key in more if key not in batch]:
-        raise UserError(
-            f"train: a batch of {', '.join(batch)} has no {missing[0]}"
-            + ("; config.teacher has weights, so each batch needs unit vectors" * (missing[0] == "teacher"))
-        )
-    return to_devices(step_inputs(batch, more=more), mesh)
+    expected.check(batch)
+    return to_devices({key: batch[key] for key in expected.shapes}, mesh)
+
+
+def _check_evaluators(run: Run, config: ml_collections.ConfigDict, *, start: int) -> None:
+    """Before the first step, raises what is wrong with what the evaluators report; logs what there is to lose."""
+    names: Collection[str] | None = known_names(run.evaluators)
+    if start < config.steps and (names is None or (config.init and not start)):
+        names = run.evaluate(start, log=not start)
+    if names is not None:
+        check_best(config.evaluation.best_metric, (*names, *run.step_metrics))
 
 
 def _show_best(checkpoints: Checkpoints, *, metric: str, workdir: epath.Path) -> None:

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,8 @@ from etils import epath
 from siglip_jax.checkpoints import Checkpoints
 from siglip_jax.errors import UserError
 from siglip_jax.training.optimizer import ema
-from siglip_jax.training.param_rules import Params
 from siglip_jax.training.run.bad_images import BadImages
+from siglip_jax.training.run.evaluations import Evaluator, measure
 from siglip_jax.training.run.metric_writers import Writers
 from siglip_jax.training.run.prefetch import Feed
 from siglip_jax.training.run.profiler import Trace
@@ -28,7 +28,6 @@ from siglip_jax.training.step import State, TrainStep
 STEPS_IN_FLIGHT = 2  # dispatched and not yet finished: enough to hide the host, and bounds the batches in memory
 IDS_SHOWN = 5  # of the items of a batch that broke the run
 
-Evaluator = Callable[[int, Params], dict[str, float]]
 ItemIds = Callable[[np.ndarray], Sequence[str]]
 
 
@@ -61,6 +60,7 @@ class Run:
       checkpoints, writers, progress, trace, bad_images: where states, metrics and everything else go.
       feed: the batches.
       evaluators: see `loop.train`.
+      step_metrics: names of what `step_function` reports.
       item_ids: see `loop.train`.
       in_flight: steps dispatched and not yet finished, the oldest first.
       metrics: of the last step that has finished.
@@ -78,6 +78,7 @@ class Run:
     bad_images: BadImages
     feed: Feed
     evaluators: Sequence[Evaluator]
+    step_metrics: Collection[str]
     item_ids: ItemIds | None
     in_flight: collections.deque[DispatchedStep] = dataclasses.field(default_factory=collections.deque)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -109,11 +110,10 @@ class Run:
         while len(self.in_flight) > leaving:
             self._finish_oldest()
 
-    def evaluate(self, step: int) -> dict[str, float]:
-        """The metrics of all evaluators after `step`, also written to the log."""
-        params = ema.evaluated(self.state)
-        metrics = {name: value for each in self.evaluators for name, value in each(step, params).items()}
-        if metrics:
+    def evaluate(self, step: int, *, log: bool = True) -> dict[str, float]:
+        """The metrics of all evaluators after `step`, as a rule also written to the log."""
+        metrics = measure(self.evaluators, step, ema.evaluated(self.state), taken=self.step_metrics)
+        if metrics and log:
             self.writers.write(step, metrics)
         return metrics
 

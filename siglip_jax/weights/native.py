@@ -25,6 +25,7 @@ from siglip_jax.weights.stored_model import Format, StoredModel
 
 MARK = "siglip-jax model 1"
 DESCRIPTION, CHECKPOINTS = "model.json", "checkpoints"
+BEST = "@best"  # behind a workdir: the best checkpoint, in the place of the newest
 
 
 def detect(path: epath.Path) -> bool:
@@ -34,6 +35,22 @@ def detect(path: epath.Path) -> bool:
 
 def _is_checkpoint(path: epath.Path) -> bool:
     return path.parent.name == CHECKPOINTS and path.name.isdigit() and (path.parent.parent / DESCRIPTION).exists()
+
+
+def without_best(path: epath.Path) -> epath.Path:
+    """RUN@best -> RUN/checkpoints/500, the best by the run's `config.evaluation.best_metric`; other paths as they are.
+
+    Raises:
+      UserError: no workdir, or none of its checkpoints is the best.
+    """
+    if not path.name.endswith(BEST) or path.exists():
+        return path
+    run = path.parent / path.name.removesuffix(BEST)
+    if not (run / CHECKPOINTS).exists():
+        raise UserError(f"{path}: {run} has no {CHECKPOINTS}/; expected the workdir of a run before {BEST}")
+    from siglip_jax.checkpoints import best_step
+
+    return run / CHECKPOINTS / str(best_step(run / CHECKPOINTS))
 
 
 def read(path: epath.Path, preset: Preset | None = None) -> StoredModel:
@@ -71,8 +88,9 @@ def _read(folder: epath.Path, *, step: int | None) -> StoredModel:
     if (folder / CHECKPOINTS).exists():
         from siglip_jax.checkpoints import restore_params
 
-        params, _ = restore_params(folder / CHECKPOINTS, like=parameter_shapes(architecture), step=step)
-        return StoredModel(params=jax.device_get(params), source=folder, **common)
+        checkpoints = folder / CHECKPOINTS
+        params, found = restore_params(checkpoints, like=parameter_shapes(architecture), step=step)
+        return StoredModel(params=jax.device_get(params), source=checkpoints / str(found), **common)
     raise UserError(f"{folder}: neither {tensors.SINGLE} nor checkpoints/; train first, or copy the parameters")
 
 

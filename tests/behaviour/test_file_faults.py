@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from input_pipeline.building import build_dataset
-from input_pipeline.catalogue import read_catalogue, webdataset
+from input_pipeline.catalogue import read_catalogue, tar_samples
 from input_pipeline.dataset import open_split
 from siglip_jax.errors import UserError
 
@@ -52,7 +52,7 @@ def make(folder, pictures, *, titles=None, suffix="tsv"):
 
 
 def build(source, out, **options):
-    options = {"fractions": {"all_": 1.0}, "progress": False} | options
+    options = {"fractions": {"all_": 1.0}, "max_left_out": 1, "progress": False} | options
     return build_dataset(read_catalogue(source), out, **options)
 
 
@@ -152,7 +152,9 @@ def test_titles_that_are_not_utf8(tmp_path, suffix):
     audit = build(folder, tmp_path / "out")
     assert problems(audit) == {"1": "not UTF-8", "3": "NUL byte"}
     line = 1 if suffix == "jsonl" else 2
-    assert audit["problem_rows"][0]["detail"] == f"items.{suffix} line {line}: not UTF-8; save the table as UTF-8"
+    assert audit["problem_rows"][0]["detail"] == (
+        f"items.{suffix} line {line}: not UTF-8; save the table as UTF-8, or name its encoding, as in --encoding=cp1252"
+    )
     assert open_split(tmp_path / "out", "all_")[0]["title"] == "café"
     titles = pq.read_table(tmp_path / "out/rows.parquet")["title"].to_pylist()
     assert titles[0].startswith("caf\ufffd")
@@ -258,7 +260,7 @@ def test_tar_members(tmp_path, fault, suffix):
 
 
 def test_large_members_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(webdataset, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(tar_samples, "MAX_FILE_BYTES", 1000)
     path = write_tar(tmp_path / "s.tar", [("x.png", bytes(2000), {}), ("x.txt", b"title", {})])
     assert problems(build(path, tmp_path / "out")) == {"x": "too large"}
 
@@ -301,7 +303,7 @@ def test_a_tar_damaged_inside(tmp_path):
 
 
 def test_a_gzipped_tar_that_unpacks_to_anything(tmp_path, monkeypatch):
-    monkeypatch.setattr(webdataset, "FREE_BYTES", 2**20)
+    monkeypatch.setattr(tar_samples, "FREE_BYTES", 2**20)
     path = tmp_path / "s.tar.gz"
     zeros = tarfile.TarInfo("zeros.bin")
     zeros.size = 2**28

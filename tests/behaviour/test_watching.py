@@ -204,7 +204,7 @@ def test_evaluations_in_between_and_the_best_checkpoint(tiny_config, tiny_model,
     config, workdir = tiny_config, tmp_path / "run"
     config.steps, config.checkpoint_every, config.evaluation.every = 9, 4, 3
     config.evaluation.best_metric = "recall"
-    values = {3: 0.2, 4: 0.1, 6: 0.9, 8: 0.3, 9: 0.5}
+    values = {0: 0.3, 3: 0.2, 4: 0.1, 6: 0.9, 8: 0.3, 9: 0.5}
     evaluators = [lambda step, params: {"recall": values[step]}, lambda step, params: {"other": step + 0.5}]
     loop.train(
         config,

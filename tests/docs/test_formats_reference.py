@@ -20,6 +20,7 @@ from eval.embeddings.sharded_writer import write_manifest, write_shard
 from eval.logs.log_format import COLUMNS
 from eval.rankers import VectorRanker
 from eval.search import build_index, measure_recall
+from eval.search.answers import Answers
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
 
@@ -62,10 +63,13 @@ def test_search_index(tmp_path, missing):
     vectors = np.eye(3, dtype=np.float32)
     index = build_index(vectors, ["a", "b", "d"])
     measured = measure_recall(index, vectors, k=1)
-    index.missing = missing
+    index.missing, index.encoder = missing, {"model": {"name": "m"}} if missing else {}
     index.save(tmp_path / "index")
     manifest = read(tmp_path / "index" / "manifest.json")
-    assert manifest.keys() == documented("Search index") - (set() if missing else {"missing"})
+    assert manifest.keys() == documented("Search index") - (set() if missing else {"missing", "encoder"})
+    answered = Answers(index).of_item("a", k=1)
+    assert answered.keys() == documented("Search answer")
+    assert all(f"`{key}`" in PAGE for key in answered["items"][0])
     assert measured.keys() == {"recall", "k", "queries", "seed"}
     assert "of `measure_recall`: recall, k, queries, seed;" in PAGE
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eval.embeddings import write_store
 from siglip_jax import cli
@@ -249,3 +251,15 @@ sys.exit(main(["--help"]))
 """
     done = python(code)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@given(st.text())
+def test_a_message_is_one_line_that_prints(message):
+    line = cli.one_line(message)
+    assert line.isprintable()
+    assert len(line.splitlines()) <= 1
+    assert cli.one_line(line) == line
+
+
+def test_a_message_keeps_its_letters():
+    assert cli.one_line("Weiß 東京:\n  \x1b[31mred\udcff") == "Weiß 東京: \ufffd[31mred\ufffd"

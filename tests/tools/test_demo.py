@@ -63,7 +63,7 @@ def test_an_adapter_over_a_file_of_embeddings(flags, shop, shop_dataset, tmp_pat
     assert re.fullmatch(r"nDCG_exp@5: your encoder \S+, ours \S+, difference \S+ \[\S+, \S+\] \(\S+ %\)", last)
 
     splits = {name: len(open_split(run / "dataset", name)) for name in ("train", "validation", "test")}
-    assert f"a batch of {2 ** (splits['train'].bit_length() - 1)} pairs, not 2048" in said
+    assert f"a batch of {2 ** (splits['train'].bit_length() - 1)} pairs, not 512" in said
     assert re.search(r"strength 0\S* chosen on split validation", said)
 
     # The saved adapter is the one that was ranked, and its inputs are the vectors of the file.

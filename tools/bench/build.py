@@ -45,7 +45,7 @@ def main(values: flags.FlagValues) -> None:
             write_synthetic_catalogue(source, items=SYNTHETIC_ITEMS)
         catalogue = repeated_catalogue.RepeatedCatalogue(read_catalogue(source), rows=values.rows)
         before = time.perf_counter()
-        audit = build_dataset(catalogue, f"{folder}/dataset", num_threads=values.threads)
+        audit = build_dataset(catalogue, f"{folder}/dataset", max_left_out=1, num_threads=values.threads)
         end = repeated_catalogue.Mark(values.rows, time.perf_counter(), *repeated_catalogue.resident())
         size = sum(path.stat().st_size for path in pathlib.Path(folder, "dataset").iterdir())
         told = _audit(f"{folder}/dataset", values.audit) if values.audit else ""

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from tools.workflow.item_vectors import Features
 
 AS_CONFIGURED = "as configured"
-FITTED_ON = 4000  # training items that a PCA is fitted on
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -64,6 +63,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     from eval.comparison.by_attributes import relevance_of
     from eval.comparison.choose_rankers import check_options
+    from eval.embeddings.reduction import FITTED_ON
     from siglip_jax.training.config import check
 
     stores = common_flags.named_paths(values.store or [], flag="store")

@@ -54,12 +54,7 @@ def image_encoder(model: Any, *, name: str, features: Features | None = None) ->
     def encode(images: Any) -> np.ndarray:
         return model.encode_image(preprocessing.to_float(images), batch_size=EMBED_BATCH)
 
-    description = {
-        "name": name,
-        "architecture": model.architecture.to_json(),
-        "dtype": np.dtype(model.module.dtype).name,
-        "image_tower_sha256": params_checksum(model.params["img"]),
-    }
+    description = description_of(model, name=name)
     wanted = model.architecture.features
     if features is not None:
         features.check(wanted, model=name)
@@ -70,6 +65,16 @@ def image_encoder(model: Any, *, name: str, features: Features | None = None) ->
             + ", ".join(f"--features={each}=STORE of {size} numbers" for each, size in wanted.items())
         )
     return ImageEncoder(encode, preprocessing, description, features)
+
+
+def description_of(model: Any, *, name: str) -> dict[str, Any]:
+    """What the manifest of a store says of a model's image tower, but for the features of an adapter."""
+    return {
+        "name": name,
+        "architecture": model.architecture.to_json(),
+        "dtype": np.dtype(model.module.dtype).name,
+        "image_tower_sha256": params_checksum(model.params["img"]),
+    }
 
 
 def load_encoder(path: str, *, features: Mapping[str, Sequence[epath.PathLike]] | None = None) -> ImageEncoder:

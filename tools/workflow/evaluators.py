@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-import numbers
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -42,9 +41,9 @@ from input_pipeline.duplicates.normalised_titles import title_groups
 from input_pipeline.loader.item_vectors import ItemVectors, complete_rows
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
+from siglip_jax.training.run.evaluations import Evaluator, check_best, check_distinct, checked_metrics
 from tools.workflow.split_embedder import split_embedder
 
-Evaluator = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics
 _FIELD = "config.evaluation.while_training"
 
 
@@ -188,10 +187,9 @@ def make_evaluators(
         name: list(entry.names(items) if entry.names else _measured(name, entry, _random_split(model, items)))
         for name, entry in entries.items()
     }
-    _check_distinct(reported)
+    check_distinct(reported, where=_FIELD)
     known = [metric for metrics in reported.values() for metric in metrics]
-    if options.best_metric and options.best_metric not in known:
-        raise UserError(f"config.evaluation.best_metric={options.best_metric!r}; expected one of {', '.join(known)}")
+    check_best(options.best_metric, known)
     embed = split_embedder(config, model=model, dataset=dataset, features=vectors)
 
     def evaluate(step: int, params: Any) -> dict[str, float]:
@@ -200,16 +198,17 @@ def make_evaluators(
         for array in (image, text, group):  # the next evaluator sees the same
             array.setflags(write=False)
         measured = {name: _measured(name, entry, split) for name, entry in entries.items()}
-        _check_distinct(measured)
+        check_distinct(measured, where=_FIELD)
         metrics = {metric: value for values in measured.values() for metric, value in values.items()}
         return {metric: value for metric, value in metrics.items() if math.isfinite(value)}
 
+    evaluate.names = known  # type: ignore[attr-defined]  # so that `loop.train` need not ask for them
     return [evaluate]
 
 
 def _measured(name: str, entry: EvaluatorEntry, split: EmbeddedSplit) -> dict[str, float]:
     try:
-        return _checked(name, entry.measure(split))
+        return checked_metrics(name, entry.measure(split))
     except Exception as error:
         error.add_note(f"while {_FIELD}: {name!r} was measured at step {split.step}")
         raise
@@ -239,33 +238,9 @@ def _entry(name: str) -> EvaluatorEntry:
         raise UserError(f"{_FIELD}: {name!r}: {function} {problem} in {getattr(imported, '__file__', module)}")
 
     def with_prefix(split: EmbeddedSplit) -> dict[str, float]:
-        return {f"{function}/{metric}": value for metric, value in _checked(name, measure(split)).items()}
+        return {f"{function}/{metric}": value for metric, value in checked_metrics(name, measure(split)).items()}
 
     return EvaluatorEntry(measure=with_prefix)
-
-
-def _checked(name: str, metrics: Any) -> dict[str, float]:
-    """What an evaluator returned as {metric: float}; UserError where it is something else."""
-    if not isinstance(metrics, Mapping):
-        raise UserError(f"evaluator {name} returned a {type(metrics).__name__}; expected {{metric: number}}")
-    checked = {}
-    for metric, value in metrics.items():
-        if not isinstance(metric, str) or not metric:
-            raise UserError(f"evaluator {name} returned a metric named {metric!r}; expected text")
-        number = value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value
-        if not isinstance(number, numbers.Real):
-            raise UserError(f"evaluator {name} returned a {type(value).__name__} for {metric!r}; expected a number")
-        checked[metric] = float(number)
-    return checked
-
-
-def _check_distinct(reported: Mapping[str, Sequence[str] | Mapping[str, float]]) -> None:
-    owners: dict[str, str] = {}
-    for name, metrics in reported.items():
-        for metric in metrics:
-            if metric in owners:
-                raise UserError(f"{_FIELD}: {owners[metric]} and {name} both report {metric!r}; rename one of them")
-            owners[metric] = name
 
 
 def _random_split(model: Model, items: SplitItems) -> EmbeddedSplit:

@@ -98,7 +98,7 @@ def export(
         said = f"{how.format(output)}, {compared}"
         compared.check(said)
         shutil.move(path, output)
-    print(said)
+    print(said + (f"\nof {model.source}" if model.source else ""))
 
 
 def _write_saved_model(

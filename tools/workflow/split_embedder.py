@@ -19,8 +19,10 @@ from siglip_jax.errors import UserError
 from siglip_jax.model import Model
 from siglip_jax.training.encode import make_encoder, step_inputs
 from siglip_jax.training.parallel.sharding import make_mesh
+from siglip_jax.training.start.frozen_parts import frozen_parts, make_storer
 
 ROWS = 256  # of a process, embedded at a time
+KEPT = ("image_embedding", "text_embedding", "text_pooled")  # one vector a row; an image's tokens would be hundreds
 
 
 def split_embedder(
@@ -31,6 +33,9 @@ def split_embedder(
     features: Mapping[str, ItemVectors] | None = None,
 ) -> Callable[[Any], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """params -> (image [n, d], text [n, d], title group [n]) of the evaluation split in its order, on every process.
+
+    What `config.optimizer` freezes is the same in all `params`, so a frozen tower runs in the first evaluation alone,
+    and is given its own output in the others; `config.data.cache_frozen="off"` runs it in each.
 
     Args:
       features: of an adapter; rows that lack one are left out.
@@ -48,22 +53,37 @@ def split_embedder(
     mine = rows[begin : begin + share]
     size = _divisible(min(ROWS, share), mesh, processes)
     encode = make_encoder(model.module, to_float=preprocessing.to_float, mesh=mesh)
+    parts = [
+        part
+        for part in frozen_parts(config, model.params, architecture=model.architecture)
+        if part.key in KEPT and config.data.cache_frozen != "off"
+    ]
+    store = make_storer(model.module, keys=[part.key for part in parts], to_float=preprocessing.to_float, mesh=mesh)
+    stored = {part.source for part in parts}
     kept: list[dict[str, Any]] = []
+    outputs: list[dict[str, np.ndarray]] = []  # of frozen towers, a batch each
 
-    def batches() -> Iterable[dict[str, Any]]:
+    def without_frozen(params: Any, number: int, batch: dict[str, Any]) -> dict[str, Any]:
+        if number == len(outputs):
+            outputs.append(store(params, {source: batch[source] for source in stored}))
+        return {key: value for key, value in batch.items() if key not in stored} | outputs[number]
+
+    def batches(params: Any) -> Iterable[dict[str, Any]]:
         if kept:
             return kept
         made = iterate_split(
             dataset, split=split, preprocessing=preprocessing, batch_size=size, rows=mine, features=features
         )
         read = _equal_batches(made, size=size, count=math.ceil(share / size))
-        if not config.data.cache:
+        if stored:
+            read = (without_frozen(params, number, batch) for number, batch in enumerate(read))
+        if not config.data.cache and "image" not in stored:  # titles are small, pictures are not
             return read
         kept.extend(read)
         return kept
 
     def embed(params: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        outputs = zip(*(encode(params, batch) for batch in batches()), strict=True)
+        outputs = zip(*(encode(params, batch) for batch in batches(params)), strict=True)
         return tuple(_in_order(list(arrays), processes, share)[:count] for arrays in outputs)  # type: ignore[return-value]
 
     return embed

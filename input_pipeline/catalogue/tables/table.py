@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from input_pipeline.folder_or_zip import shown
 from siglip_jax.errors import UserError
 
+_NAMES = 12  # columns told
 FORMATS = ("tsv", "csv", "jsonl", "parquet")
 Values = dict[str, Any]  # of one row: text, or, from jsonl and parquet, a list; from parquet also bytes and structs
 Row = tuple[Values, str]  # and what is wrong with the row's text, "" for nothing
@@ -48,8 +50,14 @@ def check_names(columns: list[str], name: str) -> None:
         if "\0" in column:
             raise UserError(f"{name}: column {number} has a NUL byte in its name; save the table as UTF-8")
         if column in known:
-            raise UserError(f"{name}: two columns are named {column}; rename one")
+            raise UserError(f"{name}: two columns are named {shown(column)}; rename one")
         known.add(column)
+
+
+def told(names: Sequence[str]) -> str:
+    """Names of columns as messages have them."""
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return ", ".join(map(shown, names[:_NAMES])) + more
 
 
 def is_utf8(text: str) -> bool:
@@ -81,8 +89,8 @@ class ChainedTable:
                 sorted(table.columns) != sorted(first.columns) or table.pictures != first.pictures
             ):
                 raise UserError(
-                    f"{table.name}: columns are {', '.join(table.columns)}; expected those of {first.name}, "
-                    f"{', '.join(first.columns)}: build files of other columns apart"
+                    f"{table.name}: columns are {told(table.columns)}; expected those of {first.name}, "
+                    f"{told(first.columns)}: build files of other columns apart"
                 )
 
     @property

@@ -24,8 +24,8 @@ EVALUATION = FieldTable(
             ),
             "best_metric": Field(
                 "",
-                "Metric whose best checkpoint is kept and loaded, such as `image_to_text/recall@1`. Higher is better, "
-                'but for names that end in "loss".',
+                "Metric whose best checkpoint is kept, such as `image_to_text/recall@1`; `WORKDIR@best` loads it. "
+                'Higher is better, but for names that end in "loss".',
                 Values("a metric of `while_training`; empty for none"),
             ),
             "relevance": Field(

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from siglip_jax.errors import UserError
+
 AHEAD = 2  # batches on the devices that no step has asked for yet: one that arrives, one that waits
 CLOSE_SECONDS = 10.0  # that the end waits for a batch under way; data that hang must not keep a program alive
 POLL_SECONDS = 1e-3  # between two looks at whether the devices still work, while a batch is late
@@ -53,6 +55,7 @@ class Feed:
     def __init__(self, batches: Any, place: Callable[[dict[str, Any]], Any], *, count: int):
         self.waited = 0.0
         self._batches, self._place, self._left = batches, place, count
+        self._count, self._fetched = count, 0
         self._taken: collections.deque[concurrent.futures.Future[Fed]] = collections.deque()
         self._asked: queue.SimpleQueue[concurrent.futures.Future[Fed] | None] = queue.SimpleQueue()
         # An executor's thread is no daemon: the interpreter would wait for it without end.
@@ -69,6 +72,11 @@ class Feed:
             future.cancel()
         self._asked.put(None)
         self._thread.join(CLOSE_SECONDS)  # so that the iterator is the caller's again
+
+    def wait_for_first(self) -> None:
+        """Raises what is wrong with the first batch, before anything is done for the sake of a step."""
+        if self._taken:
+            self._taken[0].result()
 
     def take(self, busy: Callable[[], bool]) -> Fed:
         """The next batch; `busy` tells whether the devices still have something to do."""
@@ -99,7 +107,14 @@ class Feed:
                     future.set_exception(error)
 
     def _fetch(self) -> Fed:
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            raise UserError(
+                f"train: batches has ended after {self._fetched} of the {self._count} that the steps to do need; let "
+                "it go on, as make_loader's with epochs=None does, or lower config.steps"
+            ) from None
+        self._fetched += 1
         position, replaced = self._batches.get_state(), getattr(self._batches, "replaced", None)
         arrays = jax.block_until_ready(self._place(batch))
         return Fed(arrays, batch.get("index"), position, replaced)

@@ -19,12 +19,14 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from siglip_jax.errors import UserError
 from siglip_jax.model import Model
 from siglip_jax.models.architecture import FeatureSize
 from siglip_jax.training import config as configs
 from siglip_jax.training.config import unsuited_to_loaded_weights
 from siglip_jax.training.encode import make_encoder, step_inputs
 from siglip_jax.training.start import temperature
+from siglip_jax.training.start.expected_batch import ExpectedBatch
 
 BATCHES, ROWS = 8, 1 << 16  # looked at: this many batches, fewer where they have more rows than that together
 MIN_GAIN = 0.1  # of the shuffled pairs' loss, that true pairs must save
@@ -36,7 +38,13 @@ class StartWarning(UserWarning):
 
 
 def prepare(
-    config: ml_collections.ConfigDict, *, model: Model, batches: Any, mesh: Mesh, shardings: Any
+    config: ml_collections.ConfigDict,
+    *,
+    model: Model,
+    batches: Any,
+    expected: ExpectedBatch,
+    mesh: Mesh,
+    shardings: Any,
 ) -> tuple[Model, dict[str, Any]]:
     """The model to start from, and what was found, for the record.
 
@@ -44,6 +52,7 @@ def prepare(
 
     Args:
       batches: see `loop.BatchIterator`.
+      expected: what each must be like.
       shardings: of the parameters.
 
     Returns:
@@ -52,7 +61,12 @@ def prepare(
     """
     position = batches.get_state()
     count = max(1, min(BATCHES, ROWS // config.batch_size))
-    taken = [step_inputs(batch) for batch in itertools.islice(batches, count)]
+    taken = []
+    for batch in itertools.islice(batches, count):
+        expected.check(batch)
+        taken.append(step_inputs(batch))
+    if not taken:
+        raise UserError("train: batches has ended before the first; expected one for each of config.steps")
     batches.set_state(position)
     assert model.preprocessing is not None
     encode = make_encoder(model.module, to_float=model.preprocessing.to_float, mesh=mesh)

@@ -20,7 +20,7 @@ from siglip_jax.preprocessing import image_format
 @pytest.fixture(scope="module")
 def built(shop, tmp_path_factory):
     folder = tmp_path_factory.mktemp("facts") / "out"
-    audit = build_dataset(read_catalogue(shop), folder, progress=False)
+    audit = build_dataset(read_catalogue(shop), folder, max_left_out=1, progress=False)
     return read_catalogue(shop), folder, audit, pq.read_table(folder / "rows.parquet")
 
 

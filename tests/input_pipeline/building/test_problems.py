@@ -55,7 +55,9 @@ def listed(path):
 
 def test_the_audit_has_the_first_of_each_kind_and_the_list_all(shop, tmp_path, monkeypatch):
     monkeypatch.setattr("input_pipeline.building.stage.PART_ROWS", 300)
-    audit = build_dataset(read_catalogue(shop), tmp_path / "out", fractions={"train": 1.0}, progress=False)
+    audit = build_dataset(
+        read_catalogue(shop), tmp_path / "out", fractions={"train": 1.0}, max_left_out=1, progress=False
+    )
     assert audit["problems"] == {"empty title": 50, "missing image": 1500}
     assert audit["more_image_problems"] == {"corrupt image": 1}
     lines = [line for line in expected() if not line[2].startswith("further")]
@@ -80,10 +82,10 @@ def test_a_refusal_lists_all_and_a_build_that_succeeds_takes_the_list_away(shop,
     with pytest.raises(
         UserError, match=r"1500 missing image.*out\.audit\.json, every row is listed in .*problems\.csv"
     ):
-        build_dataset(read_catalogue(shop), out, on_error="error", progress=False)
+        build_dataset(read_catalogue(shop), out, on_error="error", max_left_out=1, progress=False)
     assert [row[:3] for row in listed(full_list)] == expected()
     assert len(json.loads(counts.read_text())["problem_rows"]) == LISTED + 50
-    build_dataset(read_catalogue(shop), out, fractions={"train": 1.0}, progress=False)
+    build_dataset(read_catalogue(shop), out, fractions={"train": 1.0}, max_left_out=1, progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
@@ -92,7 +94,7 @@ def test_no_list_where_nothing_was_left_out(shop, tmp_path):
     folder.mkdir()
     (folder / "good.png").write_bytes((shop / "good.png").read_bytes())
     (folder / "items.csv").write_text("id,title,image\n1,hat,good.png\n")
-    build_dataset(read_catalogue(folder), tmp_path / "out", fractions={"train": 1.0}, progress=False)
+    build_dataset(read_catalogue(folder), tmp_path / "out", fractions={"train": 1.0}, max_left_out=1, progress=False)
     assert not (tmp_path / "out" / "problems.csv").exists()
     assert item_table(tmp_path / "out", progress=False).num_rows == 1
 

@@ -64,7 +64,7 @@ class Checked:
 
     def build(self, source, out, *, stop=None, error=KeyboardInterrupt, **options):
         self.rows, self.stop, self.error = [], stop, error
-        build_dataset(read_catalogue(source), out, progress=False, **options)
+        build_dataset(read_catalogue(source), out, max_left_out=1, progress=False, **options)
         return sorted(self.rows)
 
 

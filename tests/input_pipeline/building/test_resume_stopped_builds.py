@@ -37,7 +37,7 @@ shop, folder, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
 report, finish = os.pipe()
 
 def build(out, overwrite=False):
-    build_dataset(read_catalogue(shop), out, progress=False, overwrite=overwrite, num_threads=2)
+    build_dataset(read_catalogue(shop), out, max_left_out=1, progress=False, overwrite=overwrite, num_threads=2)
 
 def child(out, overwrite, at):
     pid = os.fork()
@@ -137,13 +137,13 @@ def stop_at_row(monkeypatch, row, error=KeyboardInterrupt):
 def test_finished_rows_are_not_looked_at_again(shop, tmp_path, monkeypatch, capsys):
     stop_at_row(monkeypatch, 45)
     with pytest.raises(KeyboardInterrupt):
-        build_dataset(read_catalogue(shop), tmp_path / "out", progress=False)
+        build_dataset(read_catalogue(shop), tmp_path / "out", max_left_out=1, progress=False)
     assert "out.partial: 40 rows are done and kept; the same command goes on" in capsys.readouterr().err
     monkeypatch.undo()
     seen = stop_at_row(monkeypatch, None)
-    audit = build_dataset(read_catalogue(shop), tmp_path / "out", progress=False)
+    audit = build_dataset(read_catalogue(shop), tmp_path / "out", max_left_out=1, progress=False)
     assert sorted(seen) == list(range(40, ROWS))
-    assert audit == build_dataset(read_catalogue(shop), tmp_path / "whole", progress=False)
+    assert audit == build_dataset(read_catalogue(shop), tmp_path / "whole", max_left_out=1, progress=False)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
     assert not (tmp_path / "out.partial").exists()
 
@@ -165,13 +165,13 @@ def test_other_options_or_another_source_are_refused(shop, tmp_path, monkeypatch
     shutil.copytree(shop, source)
     stop_at_row(monkeypatch, 20)
     with pytest.raises(KeyboardInterrupt):
-        build_dataset(read_catalogue(source), tmp_path / "out", progress=False)
+        build_dataset(read_catalogue(source), tmp_path / "out", max_left_out=1, progress=False)
     monkeypatch.undo()
     if change.pop("table", False):
         with open(source / "items.csv", "a") as file:
             file.write("new,new,1.png,red\n")
     with pytest.raises(UserError, match=rf"out\.partial: an unfinished build of another kind \({message}.*delete the"):
-        build_dataset(read_catalogue(source), tmp_path / "out", progress=False, **change)
+        build_dataset(read_catalogue(source), tmp_path / "out", max_left_out=1, progress=False, **change)
     assert (tmp_path / "out.partial/part-00001.parquet").exists()  # nothing is lost by it
 
 
@@ -186,10 +186,10 @@ def test_a_zip_with_another_picture_is_another_source(shop, tmp_path, monkeypatc
     pack(b"one")
     stop_at_row(monkeypatch, 20)
     with pytest.raises(KeyboardInterrupt):
-        build_dataset(read_catalogue(tmp_path / "shop.zip"), tmp_path / "out", progress=False)
+        build_dataset(read_catalogue(tmp_path / "shop.zip"), tmp_path / "out", max_left_out=1, progress=False)
     pack(b"two")
     with pytest.raises(UserError, match=r"source\.zip_directory was"):
-        build_dataset(read_catalogue(tmp_path / "shop.zip"), tmp_path / "out", progress=False)
+        build_dataset(read_catalogue(tmp_path / "shop.zip"), tmp_path / "out", max_left_out=1, progress=False)
 
 
 def test_one_process_at_a_time(shop, tmp_path, monkeypatch):
@@ -197,12 +197,12 @@ def test_one_process_at_a_time(shop, tmp_path, monkeypatch):
 
     def check_item(*_, **__):
         with pytest.raises(UserError, match="another process builds this dataset"):
-            build_dataset(read_catalogue(shop), tmp_path / "out", progress=False)
+            build_dataset(read_catalogue(shop), tmp_path / "out", max_left_out=1, progress=False)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stage, "check_item", check_item)
     with pytest.raises(KeyboardInterrupt):
-        build_dataset(read_catalogue(shop), tmp_path / "out", progress=False, num_threads=1)
+        build_dataset(read_catalogue(shop), tmp_path / "out", max_left_out=1, progress=False, num_threads=1)
 
 
 def test_what_stands_at_the_place_meanwhile_is_not_deleted(shop, tmp_path, monkeypatch):
@@ -210,15 +210,15 @@ def test_what_stands_at_the_place_meanwhile_is_not_deleted(shop, tmp_path, monke
         "input_pipeline.building.dataset_builder._replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
-        build_dataset(read_catalogue(shop), tmp_path / "out", progress=False)
+        build_dataset(read_catalogue(shop), tmp_path / "out", max_left_out=1, progress=False)
     monkeypatch.undo()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds notes\.txt, which is no part of a dataset"):
-        build_dataset(read_catalogue(shop), tmp_path / "out", progress=False, overwrite=True)
+        build_dataset(read_catalogue(shop), tmp_path / "out", max_left_out=1, progress=False, overwrite=True)
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
     (tmp_path / "out/notes.txt").unlink()
-    build_dataset(read_catalogue(shop), tmp_path / "out", progress=False)
+    build_dataset(read_catalogue(shop), tmp_path / "out", max_left_out=1, progress=False)
     assert dataset_fingerprint(tmp_path / "out")
     assert not (tmp_path / "out.partial").exists()
 

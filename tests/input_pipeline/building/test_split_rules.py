@@ -140,7 +140,7 @@ def shop(tmp_path):
 
 
 def test_a_build_by_time(shop, tmp_path):
-    options = {"time_column": "created_at", "split_times": {"test": "2024-06-01"}, "progress": False}
+    options = {"time_column": "created_at", "split_times": {"test": "2024-06-01"}, "max_left_out": 1, "progress": False}
     audit = build_dataset(shop, tmp_path / "plain", **options)
     ids = {name: [row["id"] for row in open_split(tmp_path / "plain", name)] for name in ("train", "test")}
     assert ids == {"train": ["i0", "i1"], "test": ["i2", "i4", "i5", "i7"]}
@@ -160,7 +160,14 @@ def test_a_build_by_time(shop, tmp_path):
 
 
 def test_a_build_by_seller(shop, tmp_path):
-    build_dataset(shop, tmp_path / "out", split_by=("title", "seller"), fractions={"a": 0.5, "b": 0.5}, progress=False)
+    build_dataset(
+        shop,
+        tmp_path / "out",
+        split_by=("title", "seller"),
+        fractions={"a": 0.5, "b": 0.5},
+        max_left_out=1,
+        progress=False,
+    )
     names = [{row["id"] for row in open_split(tmp_path / "out", name)} for name in ("a", "b")]
     assert sum({"i0", "i1", "i2", "i3"} <= name for name in names) == 1
 
@@ -185,5 +192,5 @@ def test_a_build_by_seller(shop, tmp_path):
 )
 def test_rules_that_cannot_be_followed(shop, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
-        build_dataset(shop, tmp_path / "out", progress=False, **options)
+        build_dataset(shop, tmp_path / "out", max_left_out=1, progress=False, **options)
     assert not (tmp_path / "out").exists()

@@ -107,7 +107,7 @@ def test_columns_can_be_named(tmp_path):
         ("id\ttitle\ttitle\n", "two columns are named title"),
         ("\tid\ttitle\n", "column 1 has no name"),
         (b"id\tt\xeftle\timage\n1\tcafe\tb\n", "items.tsv line 1: not UTF-8"),
-        ("id\ttitle\timage\n".encode("utf-16"), "items.tsv line 1: not UTF-8"),
+        ("id\ttitle\timage\n".encode("utf-16"), "items.tsv: no rows"),
         ("id\ttitle\timage\n".encode("utf-16-le"), "NUL byte in its name; save the table as UTF-8"),
     ],
 )

@@ -109,6 +109,50 @@ def test_captions_reach_the_dataset(coco, tmp_path):
     assert plain[0]["image"].shape == (9, 7, 3)
 
 
+def rows_by_id(folder, splits):
+    rows = [row for split in splits for row in open_split(folder, split)]
+    return {row["id"]: {name: value for name, value in row.items() if name != "title_group"} for row in rows}
+
+
+def test_our_own_dataset_is_a_catalogue(tmp_path):
+    """Built again, and again from that: equal rows, but for the split they came from."""
+    shop = tmp_path / "shop"
+    (shop / "images").mkdir(parents=True)
+    lines = ["id\ttitle\ttitle_2\timage\timage_2\tcolour\timage_sha256\tsplit/of"]
+    for k in range(8):
+        for j in range(2):
+            (shop / "images" / f"{k}.{j}.jpg").write_bytes(picture(10 * k + j))
+        title, image = (f"second {k}", f"images/{k}.1.jpg") if k % 3 else ("", "")
+        lines.append(f"{k}\tKleid {k} ä\t{title}\timages/{k}.0.jpg\t{image}\trot\tx\t{k}")
+    (shop / "items.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    catalogue = read_catalogue(shop)
+    options = {"fractions": {"train": 0.5, "test": 0.5}, "progress": False}
+    for name in ("first", "second", "third"):
+        build_dataset(catalogue, tmp_path / name, **options)
+        catalogue = read_catalogue(f"tfds:{tmp_path / name}")
+        assert catalogue.notes == ()
+    first, second, third = (rows_by_id(tmp_path / name, ("train", "test")) for name in ("first", "second", "third"))
+    assert len(first) == 8
+    assert first["4"]["attributes"] == {"colour": "rot", "image_sha256": "x", "split/of": "4"}
+    assert [len(row["more_titles"]) + len(row["more_images"]) for row in first.values()].count(2) == 5
+    assert {item: row["attributes"].pop("source_split") for item, row in second.items()}.keys() == first.keys()
+    assert second == first
+    assert {name for row in third.values() for name in row["attributes"]} >= {"source_split", "source_source_split"}
+    for row in third.values():
+        del row["attributes"]["source_split"], row["attributes"]["source_source_split"]
+    assert third == first
+
+
+def test_what_nobody_uses_is_named(coco, tmp_path):
+    assert read_catalogue(f"tfds:{coco}").notes == (f"tfds:{coco}: the features objects are used for nothing",)
+    features = {"image": tfds.features.Image(), "title": tfds.features.Text(), "about": {"size": np.int64}}
+    example = {"image": picture(1), "title": "a", "about": {"size": 3}}
+    folder = write_tfds(tmp_path / "nested", "nested", features, {"train": [example]})
+    catalogue = read_catalogue(f"tfds:{folder}")
+    assert catalogue.rows[0].attributes == {"about/size": "3", "source_split": "train"}
+    assert catalogue.notes == ()
+
+
 def test_class_labels_as_titles(tmp_path):
     features = {  # those of stanford_online_products
         "class_id": tfds.features.ClassLabel(num_classes=22634),

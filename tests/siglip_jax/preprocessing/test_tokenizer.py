@@ -5,6 +5,7 @@ folder that the environment variable SIGLIP_JAX_TOKENIZERS names, and are skippe
 """
 
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -168,15 +169,23 @@ def test_known_canonical_form():
 
 def test_hugging_face_leaves_the_word_mark_of_an_empty_word():
     """What its SigLIP 1 tokenizer does with a title of nothing, or with white space at the front."""
+    keeps = io.BytesIO()  # white space at the end, as the published tokenizers do
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["red dress", "blue jeans"]), model_writer=keeps, vocab_size=20, hard_vocab_limit=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
     value = PLAIN.replace(punctuation="delete", pad_id=EOS_ID)
-    mark = sentencepiece.SentencePieceProcessor(model_proto=MODEL).piece_to_id("▁")
+    keeping = value.replace(tokenizer=keeps.getvalue())
+    mark = sentencepiece.SentencePieceProcessor(model_proto=keeps.getvalue()).piece_to_id("▁")
     for title in ("", " ", "...", " - "):
-        assert value.text(title)[0].tolist() == [mark, *[EOS_ID] * 23]
+        assert keeping.text(title)[0].tolist() == [mark, *[EOS_ID] * 23]
+        assert value.text(title)[0].tolist() == [EOS_ID] * 24  # as transformers 4.49, 4.57 and 5.24 have it
         assert PLAIN.text("")[0].tolist() == [EOS_ID, *[0] * 23]
     for title in ("  red Dress", "- red dress", "▁ red dress", "\n(red) dress"):
-        assert value._tokenizer_input(title) == " red dress"
+        assert keeping.text(title)[0].tolist() == [mark, *keeping.text("red dress")[0][:-1].tolist()]
+        assert value.text(title)[0].tolist() == value.text("red dress")[0].tolist()
     for title in ("red dress  ", "(red) dress", "-red dress"):
-        assert value._tokenizer_input(title) == "red dress"
+        assert keeping.text(title)[0].tolist() == keeping.text("red dress")[0].tolist()
 
 
 def test_hugging_face_siglip_1_ids(golden):

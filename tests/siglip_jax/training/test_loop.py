@@ -41,10 +41,15 @@ def test_evaluators_run_at_every_checkpoint(
     trained = loop.train(
         config, model=tiny_model, batches=RandomBatches(8), workdir=tmp_path / "run", evaluators=[evaluate]
     )
-    assert [step for step, _ in called] == [2, 4, 5]
+    assert [step for step, _ in called] == [0, 2, 4, 5]  # first to see what it reports
     assert called[-1][1] == trained.params["t"][0]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["score"]) for line in lines if "score" in line] == [(2, 0.2), (4, 0.4), (5, 0.5)]
+    assert [(line["step"], line["score"]) for line in lines if "score" in line] == [
+        (0, 0.0),
+        (2, 0.2),
+        (4, 0.4),
+        (5, 0.5),
+    ]
     logged = {line["step"]: line["loss"] for line in lines if "loss" in line}
     assert logged.keys() == {1, 5}
     expected = loss_by_hand(random_batch(8, seed=1), same_group="positive")  # of the untouched model
@@ -64,3 +69,40 @@ def test_impossible_configs_are_refused(tiny_model, tiny_config, tmp_path, chang
     tiny_config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):
         loop.train(tiny_config, model=tiny_model, batches=itertools.repeat({}), workdir=tmp_path / "run")
+
+
+def mine(step, params):
+    return {"mine": np.float32(step)}
+
+
+@pytest.mark.parametrize(
+    ("change", "evaluators", "best", "message"),
+    [
+        ({"image": lambda x: x.astype(np.float32) / 255}, [], "", "image of a batch is float32 .*expected uint8"),
+        ({"image": lambda x: x[:8]}, [], "", r"uint8 \[8, 16, 16, 3\]; expected uint8 \[16, .*config.batch_size"),
+        ({"text": lambda x: x + 10**6}, [], "", "text of a batch has ids from 100.* expected 0 to"),
+        ({"group": None}, [], "", "a batch of image, text has no group; expected"),
+        ({"all": None}, [], "", "batches has ended after 0 of the 20 that the steps to do need"),
+        ({}, [mine, mine], "", r"1 \(mine\) and 2 \(mine\) both report 'mine'"),
+        ({}, [lambda step, params: {"mine": "good"}], "", "returned a str for 'mine'; expected a number"),
+        ({}, [mine], "nope", "best_metric='nope'; expected one of mine, bias, gradient_norm, "),
+    ],
+    ids=["floats", "rows", "ids", "keys", "no batch", "one name twice", "no number", "no such metric"],
+)
+def test_a_users_own_batches_and_evaluators_are_checked_before_the_first_step(
+    tiny_model, tiny_config, tmp_path, RandomBatches, monkeypatch, change, evaluators, best, message
+):
+    class Own(RandomBatches):
+        def __next__(self):
+            if "all" in change:
+                raise StopIteration
+            batch = super().__next__()
+            return {key: change[key](x) if key in change else x for key, x in batch.items() if change.get(key, 1)}
+
+    monkeypatch.setattr(loop.Run, "step", lambda *_: pytest.fail("a step was taken"))
+    monkeypatch.setattr(loop, "seconds_at_peak", lambda *_: pytest.fail("a step was compiled"))
+    tiny_config.evaluation.best_metric = best
+    with pytest.raises(UserError, match=message) as error:
+        loop.train(tiny_config, model=tiny_model, batches=Own(), workdir=tmp_path / "run", evaluators=evaluators)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())

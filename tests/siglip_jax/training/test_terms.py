@@ -124,7 +124,7 @@ def test_the_loop_trains_with_a_teacher_and_names_its_absence(
     for line in lines:
         parts = line["loss"] + 2 * line["teacher_cosine"] + 0.5 * line["matryoshka_4"]
         assert line["total"] == pytest.approx(parts, rel=1e-5)
-    with pytest.raises(UserError, match=r"a batch of image, text, group has no teacher; config\.teacher has weights"):
+    with pytest.raises(UserError, match=r"a batch of image, text, group has no teacher; .*config\.teacher has weights"):
         loop.train(config, model=tiny_model, batches=RandomBatches(8), workdir=tmp_path / "other")
 
 

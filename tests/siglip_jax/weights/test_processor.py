@@ -40,6 +40,7 @@ SIGLIP_TEXT = {
     "pad_token": "</s>",
     "unk_token": "<unk>",
     "model_max_length": 64,
+    "model_input_names": ["input_ids"],
     "added_tokens_decoder": {"1": {"content": "</s>"}},
 }
 GEMMA_TEXT = {
@@ -48,6 +49,7 @@ GEMMA_TEXT = {
     "add_eos_token": True,
     "pad_token": "<pad>",
     "padding_side": "right",
+    "model_input_names": ["input_ids"],
     "sp_model_kwargs": {},
 }
 
@@ -152,6 +154,24 @@ def test_value_range(tmp_path, change, expected):
         ("tokenizer", GEMMA_TEXT | {"add_bos_token": True}, "add_bos_token=True"),
         ("tokenizer", GEMMA_TEXT | {"add_eos_token": False}, "add_eos_token=False"),
         ("tokenizer", GEMMA_TEXT | {"padding_side": "left"}, "padding_side='left'"),
+        (
+            "tokenizer",
+            SIGLIP_TEXT | {"model_max_length": 8},
+            "model_max_length=8, where .*pads titles; expected 16",
+        ),
+        (
+            "tokenizer",
+            SIGLIP_TEXT | {"added_tokens_decoder": {"400": {"content": "nike"}}},
+            "'nike' is a token that was added with id 400; spiece.model has none such, so titles with it get other ids",
+        ),
+        (
+            "tokenizer",
+            SIGLIP_TEXT | {"added_tokens_decoder": {"7": {"content": "</s>"}}},
+            "id 7; spiece.model has id 1",
+        ),
+        ("tokenizer", SIGLIP_TEXT | {"additional_special_tokens": ["<brand>"]}, "'<brand>' is a token that was added"),
+        ("tokenizer", GEMMA_TEXT | {"extra_special_tokens": {"image_token": "<img>"}}, "'<img>' is a token"),
+        ("tokenizer", SIGLIP_TEXT | {"added_tokens_decoder": [1]}, "its added tokens cannot be read"),
     ],
 )
 def test_settings_that_cannot_be_followed(tmp_path, file, settings, message):
@@ -226,21 +246,59 @@ def gemma_like() -> bytes:
     return built.to_str().encode()
 
 
-@pytest.mark.parametrize(
-    ("lowercase", "kind"), [("unicode", "Siglip2Tokenizer"), ("none", "GemmaTokenizer"), ("ascii", "Siglip2Tokenizer")]
-)
-def test_gemma_there_and_back(tmp_path, lowercase, kind):
+@pytest.mark.parametrize("lowercase", ["unicode", "none", "ascii"])
+def test_gemma_there_and_back(tmp_path, lowercase):
+    """The file itself lower-cases and ends titles, since no class does both in every version."""
     value = Preprocessing(image_size=(8, 8), tokenizer=gemma_like(), text_length=16, lowercase=lowercase)
     notes = write_processor(value, tmp_path)
-    assert len(notes) == (lowercase == "ascii") + (kind == "Siglip2Tokenizer")
+    assert [note.split(":")[0] for note in notes] == ["lowercase"] * (lowercase == "ascii") + ["tokenizer"]
+    assert "transformers before 4.50 knows SiglipTokenizer alone; call AutoTokenizer" in notes[-1]
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    assert settings["tokenizer_class"] == kind
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert (settings["pad_token"], settings["eos_token"], settings["bos_token"]) == ("<pad>", "<eos>", "<bos>")
+    assert settings["split_special_tokens"] is True
     back = read_processor(tmp_path, **SIZES)
     assert settings["model_input_names"] == ["input_ids"]
     expected = value.replace(lowercase="unicode" if lowercase == "ascii" else lowercase, tokenizer=back.tokenizer)
     assert back == expected
-    np.testing.assert_array_equal(back.text("ab ba"), value.text("ab ba"))
+    np.testing.assert_array_equal(back.text(["ab ba", "AB Ba"]), value.text(["ab ba", "AB Ba"]))
+    alone = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("AB a").ids
+    assert alone == value.text("AB a")[0][: len(alone)].tolist()
+    del settings["do_lower_case"]  # as transformers writes it: the file says it as well
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "TokenizersBackend"}))
+    assert read_processor(tmp_path, **SIZES) == expected
+
+
+def test_naflex_titles_and_budgets_that_transformers_needs_to_be_told(tmp_path):
+    value = Preprocessing(
+        image_size=(256, 256), resize="naflex", patch_size=16, max_patches=256, tokenizer=gemma_like()
+    )
+    assert write_processor(value, tmp_path / "plain") == []
+    cased = value.replace(lowercase="none", text_length=16, max_patches=100)
+    notes = write_processor(cased, tmp_path / "cased")
+    assert [note.split(":")[0] for note in notes] == ["max_patches", "lowercase", "text_length"]
+    assert "call GemmaTokenizer.from_pretrained" in notes[1]
+    assert "call it with max_length=16" in notes[2]
+
+
+def test_tokens_that_were_added_beside_the_settings(tmp_path):
+    write(tmp_path, preprocessor_config=SIGLIP_1, tokenizer_config=SIGLIP_TEXT, added_tokens={"</s>": 1})
+    assert read_processor(tmp_path, **SIZES).pad_id == 1
+    write(tmp_path, added_tokens={"nike": 400})
+    with pytest.raises(UserError, match="'nike' is a token that was added with id 400"):
+        read_processor(tmp_path, **SIZES)
+
+
+def test_a_folder_that_transformers_would_mask_is_said(tmp_path, capsys):
+    write(tmp_path, preprocessor_config=SIGLIP_1, tokenizer_config=SIGLIP_TEXT)
+    assert read_processor(tmp_path, **SIZES) is not None
+    assert capsys.readouterr().err == ""
+    del (without := dict(SIGLIP_TEXT))["model_input_names"]
+    write(tmp_path, tokenizer_config=without)
+    assert read_processor(tmp_path, **SIZES) is not None
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {tmp_path / 'tokenizer_config.json'} has no model_input_names, so transformers")
+    assert said.count("\n") == 1
 
 
 def test_a_tokenizer_json_that_no_class_reads(tmp_path):

@@ -15,6 +15,7 @@ from eval.protocols.cross_modal import cross_modal_retrieval
 from input_pipeline.dataset import open_split
 from input_pipeline.duplicates.normalised_titles import title_groups
 from siglip_jax.errors import UserError
+from siglip_jax.training.optimizer.freezing import frozen_parameters
 from tools.workflow import split_embedder
 from tools.workflow.evaluators import EVALUATORS, EvaluatorEntry, make_evaluators
 from tools.workflow.training import train_on_dataset
@@ -98,6 +99,29 @@ def test_embeds_in_order_and_compiles_once(both, tiny_model, shop_dataset, monke
         np.testing.assert_allclose(image, model.encode_image([row["image"] for row in rows]), atol=1e-5)
         np.testing.assert_allclose(text, model.encode_text([row["title"] for row in rows]), atol=1e-5)
         np.testing.assert_array_equal(group, [row["title_group"] for row in rows])
+
+
+@pytest.mark.parametrize(("freeze", "runs"), [("image", 1), ("text", 3), ("heads", 3), ("none", 3)])
+def test_a_frozen_tower_runs_in_the_first_evaluation_alone(both, tiny_model, shop_dataset, monkeypatch, freeze, runs):
+    """What learns follows the parameters; what is frozen is not asked again, so it may as well be zeros."""
+    both.data.cache, both.optimizer.freeze = False, freeze
+    passes = []
+    read = split_embedder.iterate_split
+    monkeypatch.setattr(split_embedder, "iterate_split", lambda *a, **k: passes.append(1) or read(*a, **k))
+    embed = split_embedder.split_embedder(both, model=tiny_model, dataset=shop_dataset)
+    frozen = frozen_parameters(both, tiny_model.params)
+    rows = open_split(shop_dataset, "test")[:]
+    for scale in (1.0, 0.5, 2.0):
+        params = jax.tree.map(lambda x, stays: x if stays else x * scale, tiny_model.params, frozen)  # noqa: B023
+        image, text, _ = embed(params)
+        model = tiny_model.replace(params=params)
+        np.testing.assert_allclose(image, model.encode_image([row["image"] for row in rows]), atol=1e-5)
+        np.testing.assert_allclose(text, model.encode_text([row["title"] for row in rows]), atol=1e-5)
+    assert len(passes) == runs
+    zeros = jax.tree.map(lambda x, stays: np.zeros_like(x) if stays else x, params, frozen)
+    again = embed(zeros)
+    assert np.array_equal(again[0], image) == (freeze != "heads")  # tokens of images are not kept
+    assert np.array_equal(again[1], text)
 
 
 def test_rows_of_several_processes_come_back_in_order():

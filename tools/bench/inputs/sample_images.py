@@ -48,7 +48,7 @@ def build(
         write_synthetic_catalogue(folder / "synthetic", items=max(2 * count, 40), seed=seed, size=224)
         dataset, split = str(folder / "source"), "train"
         with contextlib.redirect_stdout(None):
-            data.build_data(str(folder / "synthetic"), dataset)
+            data.build_data(str(folder / "synthetic"), dataset, max_left_out=1)
     rows = open_split(dataset, split)
     if len(rows) < count:
         raise UserError(f"--count={count}: split {split} of {dataset} has {len(rows)} rows; give fewer")

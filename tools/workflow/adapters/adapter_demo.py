@@ -15,6 +15,7 @@ import ml_collections
 from eval.comparison.choose_rankers import RankerOptions, RankersToCompare, read_rankers
 from eval.comparison.items import read_items
 from eval.embeddings.embedding_files import EmbeddingFile, names_embeddings, read_embeddings
+from eval.embeddings.reduction import FITTED_ON
 from eval.embeddings.store import describe_skipped, read_manifest
 from eval.report.report_text import number, signed, signed_percent
 from input_pipeline.dataset import dataset_fingerprint
@@ -31,8 +32,8 @@ FRACTIONS = {TRAIN: 0.72, VALIDATION: 0.08, TEST: 0.2}  # the strength is chosen
 BESIDE = {"colours": "colours:6x7x7", "edges": "edges:8x6x8", "pixels": "pixels:16x12"}  # further inputs
 INPUT = "encoder"  # the adapter's name for the vectors of the encoder
 ENCODER, ADAPTER = "your encoder", "adapter"  # rows of the table
+MOST_EPOCHS = 64  # that a pair is seen: with few of them, an adapter learns them by heart
 PCA = 128  # numbers that the encoder is reduced to, as in the paper's baseline
-FITTED_ON = 4000  # training items that a PCA of the adapter is fitted on
 
 Encoder = ImageEncoder | EmbeddingFile
 Stores = dict[str, dict[str, pathlib.Path]]  # {input: {split: folder}}
@@ -99,7 +100,7 @@ def train_adapter(
     """
     features = {name: [folders[TRAIN], folders[VALIDATION]] for name, folders in stores.items()}
     opened = Features.open(features)
-    config = _with_batch_for(config, rows=min(_count(folders[TRAIN]) for folders in stores.values()))
+    config = _fitted_to(config, rows=min(_count(folders[TRAIN]) for folders in stores.values()))
     run = json.dumps([config_to_json(config), dataset_fingerprint(dataset), opened.fingerprints]).encode()
     folder = workdir / hashlib.sha256(run).hexdigest()[:12]
     trained = training.train_on_dataset(config, dataset=dataset, workdir=folder, features=features)
@@ -111,16 +112,26 @@ def _count(store: pathlib.Path) -> int:
     return read_manifest(store)["count"]
 
 
-def _with_batch_for(config: ml_collections.ConfigDict, *, rows: int) -> ml_collections.ConfigDict:
-    """The config with a batch of no more than the rows, a power of two, and with the bias that suits it; says so."""
+def _fitted_to(config: ml_collections.ConfigDict, *, rows: int) -> ml_collections.ConfigDict:
+    """The config with a batch of no more than the rows, a power of two, and with no more than MOST_EPOCHS; says so.
+
+    The bias follows the batch, as log(p / (1 - p)) of one positive in it.
+    """
     size = min(config.batch_size, 2 ** max(1, rows.bit_length() - 1))
-    if size == config.batch_size:
+    steps = min(config.steps, max(1, MOST_EPOCHS * rows // size))
+    if (size, steps) == (config.batch_size, config.steps):
         return config
-    print(f"a batch of {size} pairs, not {config.batch_size}, since there are {rows} items to train on", flush=True)
+    changes = []
+    if size != config.batch_size:
+        changes.append(f"a batch of {size} pairs, not {config.batch_size}")
+    if steps != config.steps:
+        changes.append(f"{steps} steps, not {config.steps}")
+    print(f"{' and '.join(changes)}, since there are {rows} items to train on", flush=True)
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.init_bias += math.log(config.batch_size / size)  # log(p / (1 - p)) for one positive in a batch
-        config.batch_size = size
+        config.model.init_bias += math.log(config.batch_size / size)
+        config.optimizer.warmup_steps = math.ceil(config.optimizer.warmup_steps * steps / config.steps)
+        config.batch_size, config.steps = size, steps
     return config
 
 

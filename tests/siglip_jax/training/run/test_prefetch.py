@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from siglip_jax.errors import UserError
 from siglip_jax.training.run import prefetch as feeds
 from siglip_jax.training.run.prefetch import AHEAD, Feed
 
@@ -54,6 +55,27 @@ def test_positions_are_of_what_was_taken_not_of_what_is_ahead():
     assert batches.position == 7  # and not one more: the iterator is the caller's again
     with pytest.raises(IndexError):
         feed.take(lambda: True)
+
+
+def test_an_end_that_comes_too_early_is_one_line():
+    class Short(Counting):
+        def __next__(self):
+            if self.position == 2:
+                raise StopIteration
+            return super().__next__()
+
+    with Feed(Short(), place, count=5) as feed:
+        feed.wait_for_first()
+        for _ in range(2):
+            feed.take(lambda: True)
+        with pytest.raises(
+            UserError, match="ended after 2 of the 5 that the steps to do need; let it go on, as make_l"
+        ):
+            feed.take(lambda: True)
+    with Feed(Counting(fails_at=0), place, count=5) as feed, pytest.raises(ValueError, match="the disk is gone"):
+        feed.wait_for_first()  # before anything is done for the sake of a step
+    with Feed(Counting(), place, count=0) as feed:
+        feed.wait_for_first()
 
 
 def test_an_error_comes_when_its_batch_is_asked_for():

@@ -1,0 +1,82 @@
+"""Vectors to search an index with: of a picture or a text, by the encoder that made the index's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from eval.embeddings.encoders.encoder_table import open_network
+from eval.search import Index
+from siglip_jax.errors import UserError
+from tools.workflow.embedding import ImageEncoder, description_of, image_encoder, load_encoder
+
+_NOT_OF_NUMBERS = ("name", "dtype", "features")  # where the encoder lies, how it computes, what it reads
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryEncoder:
+    """The towers of one model, loaded once.
+
+    Attributes:
+      images: None for an adapter, which reads no pictures.
+      texts: strings -> float32 [n, d]; None for a network without a text tower.
+      name: for messages.
+    """
+
+    images: ImageEncoder | None
+    texts: Callable[[list[str]], np.ndarray] | None
+    name: str
+
+    @classmethod
+    def load(cls, model: str, *, index: Index) -> QueryEncoder:
+        """The encoder at a path or of a name.
+
+        Raises:
+          UserError: no model, or another one than made the vectors of the index.
+        """
+        if open_network(model) is not None:
+            network = load_encoder(model)
+            check_encoder(index, network.description, model=model)
+            return cls(network, None, model)
+        from siglip_jax.loading import load
+
+        loaded = load(model)
+        check_encoder(index, description_of(loaded, name=model), model=model)
+        images = None if loaded.architecture.features else image_encoder(loaded, name=model)
+        return cls(images, loaded.encode_text, model)
+
+    def image(self, picture: bytes) -> np.ndarray:
+        """float32 [1, dimension] of an encoded picture; UserError where it is none, or the model takes none."""
+        if self.images is None:
+            raise UserError(f"{self.name} reads stored vectors, not pictures; search by item or by text")
+        preprocessing = self.images.preprocessing
+        return self.images.encode(preprocessing.batch([preprocessing.image(picture)]))
+
+    def text(self, text: str) -> np.ndarray:
+        """float32 [1, dimension] of a text; UserError where it is empty, or the model has no text tower."""
+        if self.texts is None:
+            raise UserError(f"{self.name} encodes images only; search by item or by image")
+        if not text.strip():
+            raise UserError("the text is empty; expected a few words")
+        return self.texts([text])
+
+
+def check_encoder(index: Index, description: Mapping[str, Any], *, model: str) -> None:
+    """Raises a UserError unless the encoder is the one that made the vectors of the index, to the last parameter."""
+    made_by = index.encoder.get("model")
+    if made_by is None:
+        raise UserError("the index does not say what made its vectors, so only items can be searched; build it again")
+    if _identity(made_by) != _identity(description):
+        raise UserError(
+            f"--model={model} is not what made the vectors of the index ({made_by.get('name', 'unnamed')}), and "
+            "vectors of two encoders cannot be compared; give that one, or embed and index again"
+        )
+
+
+def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides an encoder's numbers; its name where it has no checksum, such as "pixels:16x12"."""
+    named = not any(key.endswith("sha256") for key in description)
+    return {key: value for key, value in description.items() if key not in _NOT_OF_NUMBERS or (named and key == "name")}
