@@ -14,6 +14,7 @@ import collections
 import contextlib
 import csv
 import hashlib
+import os
 import pathlib
 import re
 import struct
@@ -32,11 +33,13 @@ import pyarrow.parquet as pq
 
 from eval.embeddings.vectors import check_vectors
 from eval.file_damage import describe_damage
+from input_pipeline.catalogue.expand import expand
 from siglip_jax.errors import UserError
 
 SUFFIXES = (".npy", ".npz", ".parquet", ".csv")
 MAX_BYTES = 64 << 30  # of numbers in memory
 MAX_DIMENSION = 2**16
+_SHOWN = 400  # letters of a list in a message
 DAMAGE = (  # what numpy, zipfile and Arrow raise on damaged files
     *(ValueError, KeyError, OSError, EOFError, MemoryError, RuntimeError, SyntaxError, OverflowError, struct.error),
     *(pa.ArrowException, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
@@ -73,20 +76,35 @@ class EmbeddingFile:
 
 
 def read_embeddings(path: str) -> EmbeddingFile:
-    """Reads a file of one of the kinds above.
+    """Reads a file of one of the kinds above, or several that a range or a pattern names, one after the other.
 
     Raises:
       UserError: another kind, no file, damage, pickled arrays, no or repeated ids, counts that differ, no numbers,
         more than MAX_BYTES.
     """
-    file = pathlib.Path(path)
-    ids, vectors = read_raw(file)
+    files = [pathlib.Path(each) for each in embedding_paths(path)]
+    parts = [read_raw(file) for file in files]
+    if len({vectors.shape[1] for _, vectors in parts}) > 1:
+        found = ", ".join(f"{file} has {vectors.shape[1]}" for file, (_, vectors) in zip(files, parts, strict=True))
+        raise UserError(f"{path}: embeddings of several lengths, {found}"[:_SHOWN] + "; expected those of one encoder")
+    ids = [item for some, _ in parts for item in some]
     check_ids(pa.array(ids, pa.string()), path)
     with np.errstate(over="ignore"):  # too large for float32 is infinite, which `aligned` refuses
-        vectors = np.ascontiguousarray(vectors, np.float32)
+        whole = np.concatenate([vectors for _, vectors in parts]) if len(parts) > 1 else parts[0][1]
+        vectors = np.ascontiguousarray(whole, np.float32)
+    digests = [_sha256(file) for file in files]
+    together = hashlib.sha256(" ".join(digests).encode()).hexdigest() if len(digests) > 1 else digests[0]
+    return EmbeddingFile(path, ids, vectors, together)
+
+
+def embedding_paths(path: str) -> list[str]:
+    """The paths that a range or a pattern means, such as `part-{00..07}.parquet` or `part-*.csv`; else itself."""
+    return [path] if "://" in path else [os.fspath(file) for file in expand(path, SUFFIXES)] or [path]
+
+
+def _sha256(file: pathlib.Path) -> str:
     with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return EmbeddingFile(path, ids, vectors, digest)
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def names_embeddings(path: str) -> bool:
