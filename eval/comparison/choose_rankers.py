@@ -207,8 +207,8 @@ def read_vectors(
         place = {item: row for row, item in enumerate(store.ids)}
         if lacking := [item for item in ids if item not in place]:
             raise UserError(
-                f"store {name!r} lacks {len(lacking)} of the catalogue's {len(ids)} items, such as {lacking[0]!r}; "
-                "embed them too, so that all rows rank the same candidates"
+                f"store {name!r} lacks {len(lacking)} of the catalogue's {len(ids)} items, such as {lacking[0]!r} (it "
+                f"has such as {store.ids[0]!r}); embed them too, so that all rows rank the same candidates"
             )
         return store.vectors[[place[item] for item in ids]], store.manifest.get("model", {})
     file = read_embeddings(path)

@@ -12,10 +12,15 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import csv
 import hashlib
+import os
 import pathlib
 import re
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +32,18 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from eval.embeddings.vectors import check_vectors
+from eval.file_damage import describe_damage
+from input_pipeline.catalogue.expand import expand
 from siglip_jax.errors import UserError
 
 SUFFIXES = (".npy", ".npz", ".parquet", ".csv")
 MAX_BYTES = 64 << 30  # of numbers in memory
 MAX_DIMENSION = 2**16
+_SHOWN = 400  # letters of a list in a message
+DAMAGE = (  # what numpy, zipfile and Arrow raise on damaged files
+    *(ValueError, KeyError, OSError, EOFError, MemoryError, RuntimeError, SyntaxError, OverflowError, struct.error),
+    *(pa.ArrowException, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 
@@ -55,7 +67,7 @@ class EmbeddingFile:
         if missing:
             raise UserError(
                 f"{self.path}: no embedding of {len(missing)} of the {len(ids)} items, {missing[0]!r} the first; "
-                "embed them too (ids are compared as text)"
+                f"ids there are such as {self.ids[0]!r} (compared as text): embed them too, or write both alike"
             )
         rows = np.fromiter((places[item] for item in ids), np.int64, len(ids))
         vectors = self.vectors[rows]
@@ -64,20 +76,35 @@ class EmbeddingFile:
 
 
 def read_embeddings(path: str) -> EmbeddingFile:
-    """Reads a file of one of the kinds above.
+    """Reads a file of one of the kinds above, or several that a range or a pattern names, one after the other.
 
     Raises:
       UserError: another kind, no file, damage, pickled arrays, no or repeated ids, counts that differ, no numbers,
         more than MAX_BYTES.
     """
-    file = pathlib.Path(path)
-    ids, vectors = read_raw(file)
+    files = [pathlib.Path(each) for each in embedding_paths(path)]
+    parts = [read_raw(file) for file in files]
+    if len({vectors.shape[1] for _, vectors in parts}) > 1:
+        found = ", ".join(f"{file} has {vectors.shape[1]}" for file, (_, vectors) in zip(files, parts, strict=True))
+        raise UserError(f"{path}: embeddings of several lengths, {found}"[:_SHOWN] + "; expected those of one encoder")
+    ids = [item for some, _ in parts for item in some]
     check_ids(pa.array(ids, pa.string()), path)
     with np.errstate(over="ignore"):  # too large for float32 is infinite, which `aligned` refuses
-        vectors = np.ascontiguousarray(vectors, np.float32)
+        whole = np.concatenate([vectors for _, vectors in parts]) if len(parts) > 1 else parts[0][1]
+        vectors = np.ascontiguousarray(whole, np.float32)
+    digests = [_sha256(file) for file in files]
+    together = hashlib.sha256(" ".join(digests).encode()).hexdigest() if len(digests) > 1 else digests[0]
+    return EmbeddingFile(path, ids, vectors, together)
+
+
+def embedding_paths(path: str) -> list[str]:
+    """The paths that a range or a pattern means, such as `part-{00..07}.parquet` or `part-*.csv`; else itself."""
+    return [path] if "://" in path else [os.fspath(file) for file in expand(path, SUFFIXES)] or [path]
+
+
+def _sha256(file: pathlib.Path) -> str:
     with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return EmbeddingFile(path, ids, vectors, digest)
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def names_embeddings(path: str) -> bool:
@@ -127,7 +154,7 @@ def check_ids(ids: pa.Array, source: str) -> None:
     counts: Any = pc.value_counts(ids)
     if len(counts) != len(ids):
         repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
-        raise UserError(f"{source}: id {repeated!r} occurs twice; expected one embedding an item")
+        raise UserError(f"{source}: id {str(repeated)[:100]!r} occurs twice; expected one embedding an item")
 
 
 def beside(path: pathlib.Path) -> pathlib.Path:
@@ -150,8 +177,18 @@ def _telling_damage(path: pathlib.Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ValueError, KeyError, OSError, EOFError, MemoryError, pa.ArrowException, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as embeddings ({' '.join(str(error).split())[:150]})") from error
+    except DAMAGE as error:
+        said = "it holds objects of Python; save plain arrays" if "pickle" in str(error) else _damage(path)
+        raise UserError(f"{path}: cannot be read as embeddings: {said}") from error
+
+
+def _damage(path: pathlib.Path) -> str:
+    suffix = path.suffix[1:].lower()
+    if suffix not in ("csv", "parquet"):
+        return f"it is no .{suffix} file, or not a whole one; copy it again"
+    with contextlib.suppress(UnicodeDecodeError, OSError), path.open(encoding="utf-8") as file:
+        return describe_damage(path, suffix, fields=len(next(csv.reader(file), [])))
+    return describe_damage(path, suffix)
 
 
 def _check_size(path: pathlib.Path, size: int) -> None:
@@ -237,7 +274,8 @@ def _columns(table: Any, path: pathlib.Path, rows: int) -> tuple[list[str], np.n
         column = table[name]
         if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)) or column.null_count:
             raise UserError(f"{path}: column {name} is {column.type}, {column.null_count} nulls; expected numbers")
-        vectors[:, place] = column.to_numpy()
+        with np.errstate(over="ignore"):  # too large for float32 is infinite, as in `read_embeddings`
+            vectors[:, place] = column.to_numpy()
     return _ids(table, path), vectors
 
 

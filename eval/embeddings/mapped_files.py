@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name
+_PIECE = 1 << 22  # bytes read at a time
 _DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
 _KINDS = {"float": "<f4", "double": "<f8", "halffloat": "<f2"}
 
@@ -27,7 +28,7 @@ class _Unmapped(Exception):
 
 
 def map_npz(path: pathlib.Path, name: str) -> np.ndarray | None:
-    """An array of an .npz, read-only; None where it is compressed, absent or nothing that maps.
+    """An array of an .npz, read-only, its checksum right; None where it is compressed, absent or nothing that maps.
 
     Raises:
       zipfile.BadZipFile, OSError, ValueError: a damaged file.
@@ -36,6 +37,9 @@ def map_npz(path: pathlib.Path, name: str) -> np.ndarray | None:
         members = [member for member in archive.infolist() if member.filename == f"{name}.npy"]
         if len(members) != 1 or members[0].compress_type != zipfile.ZIP_STORED:
             return None
+        with archive.open(members[0]) as member:  # once through, for its checksum: a memory map has none
+            while member.read(_PIECE):
+                pass
         file.seek(members[0].header_offset)
         header = file.read(_LOCAL_HEADER)
         file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), 1)

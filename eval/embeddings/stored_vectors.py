@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-import zipfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from eval.embeddings.embedding_files import beside, check_ids, check_numbers, read_ids, read_raw
+from eval.embeddings.embedding_files import DAMAGE, beside, check_ids, check_numbers, read_ids, read_raw
 from eval.embeddings.mapped_files import map_npz, map_parquet
 from eval.embeddings.store import read_manifest, read_store
 from siglip_jax.errors import UserError
@@ -111,7 +110,7 @@ def _open_file(path: pathlib.Path) -> StoredVectors:
             parts = None if found is None else (found,)
         elif path.suffix.lower() == ".parquet":
             parts = map_parquet(path, "embedding")
-    except (OSError, ValueError, KeyError, EOFError, pa.ArrowException, zipfile.BadZipFile):
+    except DAMAGE:
         parts = None  # that it is damaged is said below
     if parts is None:
         names, vectors = read_raw(path)  # a memory map of an .npy

@@ -1,8 +1,7 @@
 """Interaction logs: who was shown which items for which query item, and what they did.
 
-`log` reads them into a `database`, from `log_files` of the `log_format` with their `log_columns` and `log_times`, or
-says what their `log_damage` is; `queries` is what was asked, with gains; `live_items` is which items could have been
-shown at a time.
+`log` reads them into a `database`, from `log_files` of the `log_format` with their `log_columns` and `log_times`;
+`queries` is what was asked, with gains; `live_items` is which items could have been shown at a time.
 """
 
 import lazy_loader

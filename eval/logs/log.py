@@ -11,6 +11,7 @@ Polars' streaming engine.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -126,10 +127,15 @@ def _check_actions(sql: Database, gains: Mapping[str, float]) -> None:
     found = sql.counts("select action, count(*) from raw where action is not null group by action")
     if unknown := sorted((a for a in found if a not in gains), key=lambda a: (-found[a], a)):
         listed = ", ".join(f"{action[:_SHOWN]!r} ({found[action]} rows)" for action in unknown[:5])
-        flags = " ".join(f"--log_action={likely_action(action, gains)}={action[:_SHOWN]}" for action in unknown[:5])
+        flags = " ".join(
+            shlex.quote(f"--log_action={likely_action(action, gains)}={action}")
+            for action in unknown[:5]
+            if action.isprintable() and len(action) <= _SHOWN
+        )
+        such = f"such as {flags}" if flags else "with --log_action"
         raise UserError(
-            f"actions without a gain: {listed}; known are {', '.join(gains)}; say which of these each one is, such as "
-            f"{flags}, or give each one in config.evaluation.actions, 0 for what is worth nothing"
+            f"actions without a gain: {listed}; known are {', '.join(gains)}; say which of these each one is, {such}, "
+            "or give each one in config.evaluation.actions, 0 for what is worth nothing"
         )
 
 

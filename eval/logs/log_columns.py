@@ -16,7 +16,7 @@ _OTHER_NAMES = {
     "query_id": ("queryid", "searchid", "requestid", "impressionid", "sessionid", "session"),
     "query_item_id": ("queryitemid", "anchorid", "sourceitemid", "refitemid"),
 }
-_SHOWN = 20  # columns
+_SHOWN, _LETTERS = 20, 40  # columns, and letters of each
 
 
 def choose_columns(columns: Mapping[str, str], form: LogFormat, file: object) -> dict[str, str]:
@@ -32,7 +32,7 @@ def choose_columns(columns: Mapping[str, str], form: LogFormat, file: object) ->
     missing = {ours: names[ours] for ours in names if names[ours] not in columns}
     needed = [ours for ours in missing if ours in REQUIRED or ours in form.columns]
     there = {ours: theirs for ours, theirs in names.items() if theirs in columns}
-    known = ", ".join(list(columns)[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
+    known = ", ".join(name[:_LETTERS] for name in list(columns)[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
     if form.like_from and "rating" not in there and "rating" not in needed:
         needed.append("rating")
     acted = form.like_from or "action" in there or "" in form.action_names

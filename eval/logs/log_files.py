@@ -13,11 +13,12 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from eval.file_damage import describe_damage
 from eval.logs.database import Database, Unreadable, literal, quoted
 from eval.logs.log_columns import choose_columns
-from eval.logs.log_damage import describe_damage
 from eval.logs.log_format import LIKE, RATED, REQUIRED, LogFormat
 from eval.logs.log_times import FIRST, LAST, reading_of_text, time_of_text
+from input_pipeline.catalogue.expand import expand, folder_values
 from siglip_jax.errors import UserError
 
 SUFFIXES = ("parquet", "csv", "tsv", "jsonl")
@@ -52,7 +53,8 @@ class Dialect:
 
 
 def log_files(paths: Sequence[str]) -> list[pathlib.Path]:
-    """The files of the logs named: files as they are, folders by what of .parquet, .csv, .tsv, .jsonl is in them.
+    """The files of the logs named: files as they are, ranges and patterns (`day={00..30}/*.csv`), and folders by what
+    of .parquet, .csv, .tsv, .jsonl is in them.
 
     Raises:
       UserError: nothing there, a file of another suffix, or a name that DuckDB would take for a pattern.
@@ -61,18 +63,9 @@ def log_files(paths: Sequence[str]) -> list[pathlib.Path]:
     for given in paths:
         if "://" in given:
             raise UserError(f"--logs={given}: logs are read from local disk; copy them there first")
-        path = pathlib.Path(given).expanduser()
-        if path.is_dir():
-            found = sorted(f for f in path.rglob("*") if f.is_file() and f.suffix[1:].lower() in SUFFIXES)
-            if not found:
-                raise UserError(f"--logs={given}: no .{', .'.join(SUFFIXES)} file in this folder")
-            files += found
-        elif not path.is_file():
-            raise UserError(f"--logs={given}: no such file or folder; expected a log, as .{' or .'.join(SUFFIXES)}")
-        elif path.suffix[1:].lower() not in SUFFIXES:
-            raise UserError(f"--logs={given}: expected a file that ends in .{', .'.join(SUFFIXES)}")
-        else:
-            files.append(path)
+        place = pathlib.Path(given).expanduser()
+        for path in [place] if place.exists() else (expand(given, [f".{s}" for s in SUFFIXES]) or [place]):
+            files += _files_of(path, given)
     if odd := [f for f in files if set(str(f)) & set("*?[")]:
         raise UserError(f"--logs: the name of {odd[0]} holds one of * ? [; rename it")
     if len({f.resolve() for f in files}) < len(files):
@@ -80,17 +73,38 @@ def log_files(paths: Sequence[str]) -> list[pathlib.Path]:
     return files
 
 
+def _files_of(path: pathlib.Path, given: str) -> list[pathlib.Path]:
+    if path.is_dir():
+        below = (file for file in path.rglob("*") if file.name[0] != "." and file.is_file())
+        found = sorted(file for file in below if file.suffix[1:].lower() in SUFFIXES)
+        if not found:
+            raise UserError(f"--logs={given}: no .{', .'.join(SUFFIXES)} file in this folder")
+        return found
+    if not path.is_file():
+        raise UserError(f"--logs={given}: no such file or folder; expected a log, as .{' or .'.join(SUFFIXES)}")
+    if path.suffix[1:].lower() not in SUFFIXES:
+        raise UserError(f"--logs={given}: expected a file that ends in .{', .'.join(SUFFIXES)}")
+    return [path]
+
+
 def insert_file(sql: Database, file: pathlib.Path, form: LogFormat) -> tuple[set[str], str]:
-    """Adds one file to `raw`: (which of our columns it has, what was assumed of how it is written)."""
+    """Adds one file to `raw`: (which of our columns it has, what was assumed of how it is written).
+
+    Folders such as `day=01` on its path are columns too.
+    """
     suffix = file.suffix[1:].lower()
     dialect, columns = _describe(sql, file, suffix)
-    names = choose_columns(columns, form, file)
-    source = _source(file, suffix, dialect, list(names.values() if suffix == "jsonl" else columns))
-    text = {ours: f"nullif(trim({_as_text(theirs, columns[theirs])}), '')" for ours, theirs in names.items()}
+    folders = {name: value for name, value in folder_values(file.as_posix()).items() if name not in columns}
+    names = choose_columns(columns | dict.fromkeys(folders, "FOLDER"), form, file)
+    read = [theirs for theirs in names.values() if theirs not in folders] if suffix == "jsonl" else columns
+    source = _source(file, suffix, dialect, list(read))
+    cells = {name: _as_text(name, kind) for name, kind in columns.items()}
+    cells |= {name: literal(value) for name, value in folders.items()}
+    text = {ours: f"nullif(trim({cells[theirs]}), '')" for ours, theirs in names.items()}
     for ours in ("user_id", "query_id", "action", "position"):
         if ours in text:
             text[ours] = f"case when {text[ours]} not in {NO_VALUE!r} then {text[ours]} end"
-    kind, column = columns[names["time"]].upper(), quoted(names["time"])
+    kind, column = columns.get(names["time"], "FOLDER").upper(), quoted(names["time"])
     written = text["time"]
     if kind.startswith(("TIMESTAMP", "DATE")):
         text["reading"] = "null" if "TIME ZONE" in kind or "TZ" in kind else "0"
@@ -171,7 +185,7 @@ def _header(file: pathlib.Path, suffix: str) -> tuple[Dialect, dict[str, str]]:
         with open(file, encoding="utf-8-sig", newline="") as text:
             line = text.readline(_LONGEST_HEADER).rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"log {file}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise _damaged(file, suffix, Dialect(), []) from error
     own = "," if suffix == "csv" else "\t"
     delimiter = own if own in line else next((sign for sign in ";\t|," if sign in line), own)
     fields = line.split(delimiter)

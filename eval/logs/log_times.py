@@ -52,7 +52,7 @@ def reading_of_text(text: str, unit: str = AUTO) -> str:
 def time_of_text(text: str, reading: str) -> str:
     """SQL of the time, microseconds since 1970, that a text has by one of READINGS (both SQL); null for none."""
     number = _decimal(text)
-    scaled = (f"{number} * 1000000", f"{number} * 1000", number, f"{number} / 1000")
+    scaled = (f"{number} * 1000000", f"{number} * 1000", number, f"cast(floor({number}) as hugeint) // 1000")
     numbers = " ".join(f"when {kind} then try(cast(floor({each}) as bigint))" for kind, each in enumerate(scaled, 1))
     zoned = f"case when {_matches(text, _CLOCK)} then regexp_replace({text}, '{_OFFSET}', '\\1:\\2') else {text} end"
     iso = f"try_cast({zoned} as timestamptz)"
@@ -114,6 +114,7 @@ def iso(time: int) -> str:
 
 def parse_time(text: str, *, flag: str, unit: str = AUTO) -> int:
     """A time as a log has it -> microseconds since 1970. UserError names the flag."""
+    check_unit(unit)
     try:
         return int(times_of([text], what=flag, ids=[""], unit=unit)[0])
     except UserError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
+from eval.embeddings.embedding_files import embedding_paths
 from eval.embeddings.stored_vectors import StoredVectors, open_vectors
 from input_pipeline.dataset import attributes, item_table, open_split
 from input_pipeline.loader.item_vectors import IDS_SHOWN, MISSING, ItemVectors, align
@@ -35,7 +37,8 @@ class VectorStores:
     @classmethod
     def open(cls, name: str, paths: Sequence[epath.PathLike]) -> VectorStores:
         """UserError where one cannot be opened, or they are of different dimensions."""
-        parts = tuple(open_vectors(path) for path in paths)
+        several = [each for path in paths for each in embedding_paths(os.fspath(path))]
+        parts = tuple(open_vectors(path) for path in several)
         if len({part.dimension for part in parts}) > 1:
             found = ", ".join(f"{part.path} has {part.dimension} numbers" for part in parts)
             raise UserError(f"{name}: {found}; expected stores of one encoder")

@@ -122,3 +122,24 @@ def test_wrong_files(tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_files, "MAX_BYTES", 1 << 16)
     with pytest.raises(UserError, match="the limit is"):
         read_embeddings(bomb)
+
+
+def test_several_files_are_one_after_the_other(tmp_path):
+    for part in range(3):
+        folder = tmp_path / f"part={part}"
+        folder.mkdir()
+        write(folder / "mine.csv", [f"{item} {part}" for item in IDS], VECTORS + part)
+    ids = [f"{item} {part}" for part in range(3) for item in IDS]
+    for named in ("part={0..2}/mine.csv", "part=*/mine.csv", "*/*.csv"):
+        found = read_embeddings(str(tmp_path / named))
+        assert found.ids == ids
+        np.testing.assert_allclose(found.vectors, np.concatenate([VECTORS, VECTORS + 1, VECTORS + 2]), atol=1e-6)
+    write(tmp_path / "part=1" / "mine.csv")
+    write(tmp_path / "part=2" / "mine.csv")
+    with pytest.raises(UserError, match="id '7' occurs twice"):
+        read_embeddings(str(tmp_path / "part=*/mine.csv"))
+    write(tmp_path / "part=2" / "mine.csv", vectors=VECTORS[:, :2])
+    with pytest.raises(UserError, match=r"several lengths, .*has 5.*has 2; expected"):
+        read_embeddings(str(tmp_path / "part={1..2}/mine.csv"))
+    with pytest.raises(UserError, match="1 are missing"):
+        read_embeddings(str(tmp_path / "part={0..3}/mine.csv"))

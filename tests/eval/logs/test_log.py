@@ -211,7 +211,7 @@ def test_damaged_files_say_which_and_why(tmp_path):
     refused("e.csv", b"a,a\n", "column names, each once")
     refused("f.csv", b"user_id,time,action\n", "no column item_id; columns are user_id, time, action; .*--log_column")
     refused("g.csv", b"user_id,time,item_id\n", "no column action")
-    refused("h.csv", b"\xff\xfe", "h.csv: not UTF-8")
+    refused("h.csv", b"\xff\xfe", "h.csv: line 1 is not UTF-8")
     refused("i.csv", header, "no column ts", LogFormat(ACTIONS, columns={"time": "ts"}))
     refused("j.csv", header, "log_columns: 'when'", LogFormat(ACTIONS, columns={"when": "ts"}))
     refused("k.csv", header, "no usable row among 0")

@@ -1,4 +1,4 @@
-"""What is wrong with a file that the database could not read, in words that name the line."""
+"""What is wrong with a file of rows that could not be read, in words that name the line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-MAX_LINE = 2_000_000  # bytes; the database reads no longer ones
+MAX_LINE = 2_000_000  # bytes; DuckDB reads no longer ones
 _SHOWN = 60
 
 
@@ -18,7 +18,7 @@ def describe_damage(file: pathlib.Path, suffix: str, *, delimiter: str = ",", qu
     """Such as "line 3 has 2 fields; expected 5".
 
     Args:
-      delimiter, quote, fields: of text; quote is "" where there is none.
+      delimiter, quote, fields: of text; quote is "" where there is none, fields 0 where that is not known.
     """
     try:
         if suffix == "parquet":
@@ -35,7 +35,7 @@ def _parquet(file: pathlib.Path) -> str:
                 parquet.read_row_group(group)
     except (pa.ArrowException, OSError, ValueError):
         return "it is no Parquet file, or not a whole one; copy it again"
-    return "a column of it has a type that is no text, number or time; write that column as text"
+    return "a column of it holds what is no text, number or time; write that column as text"
 
 
 def _lines(file: pathlib.Path) -> Iterator[tuple[int, str]]:
@@ -79,7 +79,7 @@ def _delimited(file: pathlib.Path, delimiter: str, quote: str, fields: int) -> s
     quoting = {"quotechar": quote, "strict": True} if quote else {"quoting": csv.QUOTE_NONE, "quotechar": None}
     try:
         for row in csv.reader(lines(), delimiter=delimiter, **quoting):
-            if row and len(row) != fields:
+            if row and fields and len(row) != fields:
                 return f"line {number} has {len(row)} fields; expected {fields}: fix the line"
     except _BadLine as bad:
         return str(bad)
