@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from siglip_jax.errors import UserError, check_choice
@@ -91,7 +93,8 @@ def lower_for(function: Callable[..., Any], *shapes: Any, target_tensorflow: str
         # machine.
         text = str(stablehlo.deserialize_portable_artifact(context, exported.mlir_module_serialized))
     try:
-        module = stablehlo.serialize_portable_artifact_str(text, reader.stablehlo)
+        with _said_by_the_exception():
+            module = stablehlo.serialize_portable_artifact_str(text, reader.stablehlo)
     except Exception as error:  # of MLIR's own types, with the module in the text
         reason = " ".join(str(error).split())[:150]
         raise UserError(
@@ -116,3 +119,17 @@ def lower_for_oldest(function: Callable[..., Any], *shapes: Any) -> tuple[str, S
         with contextlib.suppress(UserError):
             return release, lower_for(function, *shapes, target_tensorflow=release)
     return newest, lower_for(function, *shapes, target_tensorflow=newest)
+
+
+@contextlib.contextmanager
+def _said_by_the_exception() -> Iterator[None]:
+    """Nothing on stderr's own file descriptor, to which MLIR writes the whole operation that it cannot convert."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

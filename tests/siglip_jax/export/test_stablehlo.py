@@ -1,5 +1,7 @@
 """StableHLO for older releases of TensorFlow: what is written, and that it computes the same."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,8 +59,11 @@ def test_an_unknown_release_names_the_known_ones():
         lower_for(jnp.sin, shape(2), target_tensorflow="2.15")
 
 
-def test_an_operation_that_the_release_lacks_names_the_later_ones():
+def test_an_operation_that_the_release_lacks_names_the_later_ones(capfd):
     with pytest.raises(UserError, match=r"StableHLO 0.14.0 lacks .*--target_tensorflow=2.16 .* 2.21"):
         lower_for(jnp.tan, shape(2), target_tensorflow="2.16")
     assert lower_for_oldest(jnp.tan, shape(2))[0] == "2.20"
     assert lower_for_oldest(jnp.sin, shape(2))[0] == "2.16"
+    assert capfd.readouterr().err == ""  # MLIR's own words for it
+    print("still there", file=sys.stderr)
+    assert capfd.readouterr().err == "still there\n"
