@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -87,7 +88,9 @@ class Model:
         if not pixels.size:
             return
         margin, least, most = FAR_OUTSIDE * (high - low), float(pixels.min()), float(pixels.max())
-        if least < low - margin or most > high + margin:  # NaN is told by its embedding
+        if not (math.isfinite(least) and math.isfinite(most)):
+            return  # told by its embedding, with the row
+        if least < low - margin or most > high + margin:
             raise UserError(
                 f"encode_image: pixels from {least:.4g} to {most:.4g}; expected [{low:g}, {high:g}]: give PIL images, "
                 "or what model.preprocessing.images makes of them"
