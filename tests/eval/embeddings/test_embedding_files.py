@@ -110,8 +110,9 @@ def test_wrong_files(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message):
             read_embeddings(str(tmp_path / name))
-    with pytest.raises(UserError, match="no such file"):
-        read_embeddings(str(tmp_path / "none.npy"))
+    for name in ("none.npy", "none", "none.pkl"):
+        with pytest.raises(UserError, match="no such file"):
+            read_embeddings(str(tmp_path / name))
     pq.write_table(pa.table({"id": ["a", "b"], "embedding": [[1.0], [1.0, 2.0]]}), tmp_path / "uneven.parquet")
     with pytest.raises(UserError, match="lengths 1, 2"):
         read_embeddings(str(tmp_path / "uneven.parquet"))
