@@ -123,6 +123,17 @@ def define_layout(values: flags.FlagValues) -> None:
     )
 
 
+def define_max_left_out(values: flags.FlagValues) -> None:
+    flags.DEFINE_float(
+        "max_left_out",
+        0.01,
+        "Share of the rows that may be left out; with more the build stops.",
+        lower_bound=0,
+        upper_bound=1,
+        flag_values=values,
+    )
+
+
 def define_scann(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "scann",

@@ -73,14 +73,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("seed", 0, "Of the split.", flag_values=values)
     common_flags.define_on_error(values, "skip", "Bad rows: skip leaves them out, error stops; both list them.")
-    flags.DEFINE_float(
-        "max_left_out",
-        0.01,
-        "Share of the rows that may be left out; with more the build stops.",
-        lower_bound=0,
-        upper_bound=1,
-        flag_values=values,
-    )
+    common_flags.define_max_left_out(values)
     flags.DEFINE_boolean("overwrite", False, "Replace a dataset that is there.", flag_values=values)
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("catalog", "", "Folder, .zip or table; synthetic when empty.", flag_values=values)
     common_flags.define_layout(values)
+    common_flags.define_max_left_out(values)
     common_flags.define_config(values, default="demo.py")
     common_flags.define_tokenizer(values)
     flags.DEFINE_string("encoder", "", "An encoder that you have: its file, name or embeddings.", flag_values=values)
@@ -74,7 +75,7 @@ def main(values: flags.FlagValues) -> None:
     announce(f"data: {catalog} to ArrayRecord, split by title and picture")
     dataset = workdir / "dataset"
     fractions = adapter_demo.FRACTIONS if given else None
-    allowed = 0.01 if values.catalog else 1  # the faults of the synthetic one are put there on purpose
+    allowed = values.max_left_out if values.catalog else 1  # the faults of the synthetic one are put there on purpose
     options: dict[str, Any] = {"layout": values.layout, "fractions": fractions, "max_left_out": allowed}
     audit = data.build_data(catalog, dataset, overwrite=True, **options)
     try:

@@ -28,7 +28,8 @@ TINY = (
 @pytest.fixture
 def flags(shop, config_file, tmp_path):
     adapter = [f"--adapter.{field}" for field in (*TINY, "model.adapter.base=32", "model.adapter.head=16")]
-    given = [f"--catalog={shop}", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", "--scann=none"]
+    given = [f"--catalog={shop}", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
+    given += ["--scann=none", "--max_left_out=1"]
     return ["demo", *given, *adapter]
 
 
