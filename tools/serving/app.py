@@ -13,14 +13,16 @@ slowly, 413 it is too large, 415 it is no picture, 503 with Retry-After: too man
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pathlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
+import anyio.to_thread
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -41,6 +43,7 @@ MOST_ITEMS = 1000  # of one answer
 MAX_BODY_BYTES = 16 * 2**20
 BODY_SECONDS = 30.0
 MAX_TEXT = 2000  # characters
+OTHER_THREADS = 16  # for what needs no encoder
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; script-src 'self'; style-src 'self'; "
@@ -71,7 +74,14 @@ def make_app(served: Served, *, hosts: list[str] | None = None) -> Starlette:
         Route("/openapi.json", handlers.openapi),
     ]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)] if hosts else []
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _told})
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        # A query that waits for the encoder holds a thread: the others must not be without any.
+        anyio.to_thread.current_default_thread_limiter().total_tokens = served.waiting + OTHER_THREADS
+        yield
+
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _told}, lifespan=lifespan)
 
 
 class _Handlers:

@@ -69,7 +69,7 @@ class Served:
         encoder: QueryEncoder | None = None,
         waiting: int = 32,
     ):
-        self.answers, self.pictures, self.encoder = answers, pictures, encoder
+        self.answers, self.pictures, self.encoder, self.waiting = answers, pictures, encoder, waiting
         self._places = threading.BoundedSemaphore(waiting)
         self._turn = threading.Lock()
 

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import numpy as np
@@ -170,6 +172,25 @@ def test_more_queries_than_may_wait_are_told_to_come_again(served, rows):
         later = client.post("/search", content=picture, headers={"Content-Type": "image/jpeg"})
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     assert (item.status_code, later.status_code) == (200, 200)
+
+
+def test_queries_that_wait_leave_threads_to_the_others(served, rows):
+    """With many more that may wait than the pool of threads has by itself."""
+    picture = next(iter(rows.values()))["image"]
+    busy = Served(served.answers, pictures=served.pictures, encoder=served.encoder, waiting=100)
+    with TestClient(make_app(busy)) as client, ThreadPoolExecutor(60) as askers:
+        with busy.encoding():
+            waiting = [
+                askers.submit(client.post, "/search", content=picture, headers={"Content-Type": "image/jpeg"})
+                for _ in range(60)
+            ]
+            ends = time.monotonic() + 60
+            while (held := 100 - busy._places._value) < 61 and time.monotonic() < ends:
+                time.sleep(0.01)
+            assert held == 61
+            assert client.get("/similar", params={"item": next(iter(rows))}).status_code == 200
+            assert not any(each.done() for each in waiting)
+        assert {each.result().status_code for each in waiting} == {200}
 
 
 def test_without_a_model_or_a_dataset_items_are_still_found(index, rows):
