@@ -255,7 +255,7 @@ def _moment(text: str) -> np.datetime64:
         else:
             moment = datetime.datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        return np.datetime64("NaT")
+        return np.datetime64("NaT", "us")
     if moment.tzinfo:
         moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
     return np.datetime64(moment, "us")

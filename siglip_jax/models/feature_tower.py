@@ -58,7 +58,7 @@ class FeatureTower(nn.Module):
         base = jnp.concatenate(directions(centred, size, weight), axis=-1)
         if size.projects:
             # Columns that are orthogonal, as those of an SVD are.
-            columns = self._fixed("projection", nn.initializers.orthogonal(), (numbers, size.base), self.param_dtype)
+            columns = self._fixed("projection", _orthogonal, (numbers, size.base), self.param_dtype)
             base = jnp.matmul(base, columns.astype(jnp.float32), precision="highest")
 
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
@@ -117,3 +117,8 @@ def unit(x: Any) -> Any:
 def bounded(x: jax.Array) -> jax.Array:
     """x / sqrt(1 + |x|^2) over the last axis: x itself where it is short, never as long as 1."""
     return x * jax.lax.rsqrt(1 + jnp.sum(x * x, axis=-1, keepdims=True))
+
+
+def _orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Orthogonal columns, made in float32: a QR decomposition takes no smaller floats."""
+    return nn.initializers.orthogonal()(key, shape, jnp.float32).astype(dtype)
