@@ -170,12 +170,12 @@ def named_paths(entries: list[str], *, flag: str, expected: str = "name=folder")
     return named
 
 
-def filters(entries: list[str], *, flag: str) -> dict[str, set[str]]:
-    """["colour=red", "colour=blue"] -> {"colour": {"red", "blue"}}; a UserError where an entry is not name=value."""
-    found: dict[str, set[str]] = {}
+def filters(entries: list[str], *, what: str) -> dict[str, list[str]]:
+    """["colour=red", "colour=blue"] -> {"colour": ["red", "blue"]}; a UserError where an entry is not name=value."""
+    found: dict[str, list[str]] = {}
     for entry in entries:
         name, sign, value = entry.partition("=")
         if not (name and sign):
-            raise UserError(f"--{flag}={entry}: expected attribute=value")
-        found.setdefault(name, set()).add(value)
+            raise UserError(f"{what}={entry}: expected attribute=value, such as type=dress")
+        found.setdefault(name, []).append(value)
     return found

@@ -99,12 +99,6 @@ def main(values: flags.FlagValues) -> None:
         times[name] = date
     if times and values["split"].using_default_value:
         fractions = {}
-    only: dict[str, list[str]] = {}
-    for entry in values.only:
-        name, sign, value = entry.partition("=")
-        if not (name and sign):
-            raise UserError(f"--only={entry}: expected attribute=value, such as type=dress")
-        only.setdefault(name, []).append(value)
     keys: dict[str, str] = {}
     for entry in values["keys"].value or []:  # values.keys is a method
         name, sign, feature = entry.partition("=")
@@ -121,7 +115,7 @@ def main(values: flags.FlagValues) -> None:
         text=TextOptions(encoding=values.encoding, separator=values.separator),
         dots_in_keys=values.dots_in_keys,
         fractions=fractions,
-        only=only,
+        only=common_flags.filters(values.only, what="--only"),
         seed=values.seed,
         split_by=values.split_by,
         time_column=values.time_column,

@@ -44,7 +44,7 @@ def main(values: flags.FlagValues) -> None:
     from eval.search import load_index
     from eval.search.answers import Answers, read_known
 
-    where = common_flags.filters(values.where, flag="where")
+    where = common_flags.filters(values.where, what="--where")
     if where and values.dataset is None:
         raise UserError("--where needs --dataset, which has the attributes")
     index = load_index(values.index)

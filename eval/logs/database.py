@@ -14,7 +14,7 @@ import pyarrow as pa
 from siglip_jax.errors import UserError
 
 MEMORY = "2GB"  # beyond, it works on disk
-Unreadable = duckdb.Error  # its words are for those who write SQL: `log_damage` has others
+Unreadable = duckdb.Error  # its words are for those who write SQL: `file_damage` has others
 
 
 class Database:

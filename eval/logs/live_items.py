@@ -72,7 +72,7 @@ def live_items(
         unknown = int((since == _ALWAYS).sum())
         said.append(f"from {live_from}")
     elif live_from and log is not None:
-        items, first = log.arrays("select item, min(time) from events where item < ? group by 1", [len(ids)])
+        items, first = log.sql.arrays("select item, min(time) from events where item < ? group by 1", [len(ids)])
         since = np.full(len(ids), _NEVER)  # what the log never shows was never there
         since[items] = first
         said.append("from its first event in the log")

@@ -29,10 +29,8 @@ from siglip_jax.errors import UserError, checked_on_error
 __all__ = ["Log", "LogFormat", "read_log"]
 
 PROBLEMS = (  # the first that fits
-    *("no time", "no user", "no item", "no query", "no action", "impossible position", "impossible time"),
-)
-
-
+    "no time", "no user", "no item", "no query", "no action", "impossible position", "impossible time",
+)  # fmt: skip
 _SHOWN = 60  # letters of a value in a message
 
 
@@ -64,21 +62,13 @@ class Log:
     def close(self) -> None:
         self.sql.close()
 
-    def arrays(self, query: str, parameters: Sequence[Any] = ()) -> list[np.ndarray]:
-        """The columns of a query as numpy arrays; text as objects."""
-        return self.sql.arrays(query, parameters)
-
-    def one(self, query: str, parameters: Any = None) -> tuple[Any, ...]:
-        """The only row of a query."""
-        return self.sql.one(query, parameters)
-
     def user_names(self) -> np.ndarray:
         """The user_id of each user code: objects [users]."""
-        return self.arrays("select id from users order by code")[0]
+        return self.sql.arrays("select id from users order by code")[0]
 
     def item_names(self) -> np.ndarray:
         """The item_id of each item code, the catalogue's first: objects."""
-        return self.arrays("select id from items order by code")[0]
+        return self.sql.arrays("select id from items order by code")[0]
 
 
 def read_log(paths: Sequence[str], *, items: Sequence[str], form: LogFormat, show: bool = True) -> Log:
@@ -193,9 +183,9 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
         "impossible time": odd_time if form.time_unit == AUTO else "false",
     }
     cases = " ".join(f"when {tests[kind]} then '{kind}'" for kind in PROBLEMS)
-    (rows,) = log.one("select count(*) from raw")
+    (rows,) = sql.one("select count(*) from raw")
     _check_times(sql, rows, form)
-    (odd,) = log.one("select min(odd_time) from raw where time is null")
+    (odd,) = sql.one("select min(odd_time) from raw where time is null")
     sql.execute(f"create table checked as select *, case {cases} end as problem from raw")
     sql.execute("drop table raw")
     skipped = sql.counts("select problem, count(*) from checked where problem is not null group by 1")
@@ -204,7 +194,7 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
         "where problem is null"
     )
     good = rows - sum(skipped.values())
-    (kept,) = log.one("select count(*) from distinct_rows")
+    (kept,) = sql.one("select count(*) from distinct_rows")
     if good > kept:
         skipped["duplicate row"] = good - kept
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
@@ -234,13 +224,13 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
             "join items on item_id = items.id join users on user_id = users.id join worth using (action)"
         )
     sql.execute("drop table distinct_rows")
-    first, last = log.one("select min(time), max(time) from events")
-    users, seen, unknown, unknown_rows = log.one(
+    first, last = sql.one("select min(time), max(time) from events")
+    users, seen, unknown, unknown_rows = sql.one(
         "select count(distinct user), count(distinct item), count(distinct item) filter (item >= $n), "
         "count(*) filter (item >= $n) from events",
         {"n": len(items)},
     )
-    (theirs,) = log.one("select min(id) from items where code >= ?", [len(items)])
+    (theirs,) = sql.one("select min(id) from items where code >= ?", [len(items)])
     if len(items) and unknown == seen:
         raise UserError(
             f"log: none of its {seen} items is in the catalogue; ids are compared as text: {theirs!r} is one of the "

@@ -19,6 +19,7 @@ from eval.logs.log_columns import choose_columns
 from eval.logs.log_format import LIKE, RATED, REQUIRED, LogFormat
 from eval.logs.log_times import FIRST, LAST, reading_of_text, time_of_text
 from input_pipeline.catalogue.expand import expand, folder_values
+from input_pipeline.catalogue.tables.text_options import other_separator
 from siglip_jax.errors import UserError
 
 SUFFIXES = ("parquet", "csv", "tsv", "jsonl")
@@ -26,18 +27,8 @@ RAW = (
     "create table raw (query text, list text, user_id text, item_id text, time bigint, position text, action text, "
     "query_item text, reading tinyint, odd_time text)"
 )
-NO_VALUE = (
-    "",
-    "NA",
-    "N/A",
-    "<NA>",
-    "NaN",
-    "nan",
-    "null",
-    "NULL",
-    "None",
-    "\\N",
-)  # as tools write that nothing is there
+# As tools write that nothing is there.
+NO_VALUE = ("", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL", "None", "\\N")
 _LONGEST_HEADER = 1 << 16
 _LOOKED_AT = 100  # lines of JSON, for values that hold several
 _MOVIELENS = ({"user_id": "userId", "item_id": "movieId", "time": "timestamp"}, {"time": "timestamp"})
@@ -187,7 +178,7 @@ def _header(file: pathlib.Path, suffix: str) -> tuple[Dialect, dict[str, str]]:
     except UnicodeDecodeError as error:
         raise _damaged(file, suffix, Dialect(), []) from error
     own = "," if suffix == "csv" else "\t"
-    delimiter = own if own in line else next((sign for sign in ";\t|," if sign in line), own)
+    delimiter = other_separator(next(csv.reader([line]), []) if own == "," else line.split(own)) or own
     fields = line.split(delimiter)
     quoted_tsv = delimiter == "\t" and all(len(f) > 1 and f[0] == f[-1] == '"' for f in fields)
     dialect = Dialect(delimiter, "" if delimiter == "\t" and not quoted_tsv else '"')

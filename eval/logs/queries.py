@@ -174,10 +174,10 @@ def read_queries(
         {"n": log.items, "lacks": _LACKS, **_bounds(since, until)},
     )
     left_out = sql.counts("select problem, count(*) from placed where problem is not null group by 1")
-    (unknown,) = log.one(
+    (unknown,) = log.sql.one(
         "select min(asked.asked) from asked join placed using (query) where problem = $p", {"p": _LACKS}
     )
-    (ours,) = log.one("select min(id) from items where code < ?", [log.items])
+    (ours,) = log.sql.one("select min(id) from items where code < ?", [log.items])
     list_id = "coalesce(list, '')" if lists else "''"
     after = " and time > start" if first is not None else ""
     worth = "" if lists else " having max(gain) > 0"
@@ -186,7 +186,7 @@ def read_queries(
         f"min(position) as position, events.item = placed.item as own from events join placed using (query) "
         f"where problem is null{after} group by query, {list_id}, events.item, own{worth}"
     )
-    own = log.one("select count(*), count(*) filter (gain > 0) from entries where own")
+    own = log.sql.one("select count(*), count(*) filter (gain > 0) from entries where own")
     sql.execute(
         "create or replace temp table units as select row_number() over (order by start, query, list) - 1 as unit, * "
         "from (select distinct query, list from entries) join placed using (query)"
@@ -194,8 +194,10 @@ def read_queries(
         else "create or replace temp table units as select row_number() over (order by start, query) - 1 as unit, "
         "'' as list, * from placed where problem is null"
     )
-    ids, list_ids, users, times, items = log.arrays("select query, list, user, start, item from units order by unit")
-    unit, candidates, gains, positions = log.arrays(
+    ids, list_ids, users, times, items = log.sql.arrays(
+        "select query, list, user, start, item from units order by unit"
+    )
+    unit, candidates, gains, positions = log.sql.arrays(
         "select unit, entries.item, gain, coalesce(position, -1) as position from entries join units "
         "using (query, list) where not own order by unit, position < 0, entries.position, entries.item"
     )
@@ -266,7 +268,7 @@ def heavy_users(log: Log, *, factor: float = 10, at_least: int = 100) -> dict[st
     A crawler or a tester. They stay: the bootstrap draws whole users, so one of them widens the interval, and the mean
     over users is reported beside the mean over queries.
     """
-    names, counts = log.arrays(
+    names, counts = log.sql.arrays(
         "select users.id, count(*) as n from events join users on user = users.code where gain > 0 group by 1 "
         "order by n desc, 1"
     )

@@ -87,7 +87,7 @@ class History:
 def read_pairs(log: Log, *, until: int | None = None) -> Pairs:
     """Every pair of user and item of the catalogue with an event other than an impression, before `until`."""
     most = np.iinfo(np.int64).max if until is None else until
-    users, items, times, gains = log.arrays(
+    users, items, times, gains = log.sql.arrays(
         "select user, item, min(time) as time, max(gain) as gain from events where action <> 'impression' and item < ? "
         "and time < ? group by user, item",
         [log.items, int(most)],

@@ -51,11 +51,7 @@ class Answers:
     def __init__(self, index: Index, known: Known | None = None):
         self.index = index
         self.known = known or {}
-        self._rows = {item: row for row, item in enumerate(index.ids)}
         self._rows_allowed = functools.lru_cache(_FILTERS_KEPT)(self._find_rows_allowed)
-
-    def __contains__(self, item: str) -> bool:
-        return item in self._rows
 
     def of_item(self, item: str, *, k: int, least: float = -math.inf, where: Where | None = None) -> dict[str, Any]:
         """The k items nearest to an item of the index, without itself.
@@ -82,8 +78,8 @@ class Answers:
         Args:
           query: real [1, dimension].
           least: cosine from which an item is shown.
-          where: filters, which must all hold. They cost no recall: few items that pass are all scored, of many the
-            index is asked for more until k pass.
+          where: filters, which must all hold. They cost no recall of their own: few items that pass are all scored,
+            of many the index is asked for more until k pass.
           without: id of an item that is left out.
         """
         wanted = k + (without is not None)

@@ -3,6 +3,7 @@
 A saved index is a folder: the backend's files, ids.json, and manifest.json with the sha256 of each. Nothing is pickled.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -48,13 +49,19 @@ class Index(ABC):
         self.options = dict(options)  # what the backend was built with
         self.measured = dict(measured)  # what `measure_recall` said, kept in the manifest
         self.missing: list[dict[str, Any]] = []  # what the store was embedded without, `EmbeddingStore.skipped`; kept
-        self.encoder: dict[
-            str, Any
-        ] = {}  # "model" and "preprocessing" of the store's manifest; {} where not known; kept
+        # "model" and "preprocessing" of the store's manifest, {} where not known; kept.
+        self.encoder: dict[str, Any] = {}
         self.generation = ""  # 16 digits of what was saved or read: equal builds have equal ones; "" before it is saved
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __contains__(self, item: str) -> bool:
+        return item in self._row_of
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {item: row for row, item in enumerate(self.ids)}
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Unit vectors of items: float32 [n, dimension].
@@ -62,11 +69,9 @@ class Index(ABC):
         Raises:
           UserError: an id that is not in the index.
         """
-        rows = {item: row for row, item in enumerate(self.ids)}
-        unknown = [item for item in ids if item not in rows]
-        if unknown:
+        if unknown := [item for item in ids if item not in self]:
             raise UserError(f"item {unknown[0]!r} is not in the index of {len(self)} items, such as {self.ids[0]!r}")
-        return self.vectors_at(np.array([rows[item] for item in ids], np.int64))
+        return self.vectors_at(np.array([self._row_of[item] for item in ids], np.int64))
 
     def search(self, queries: np.ndarray, *, k: int) -> Neighbours:
         """The k nearest items of each query.

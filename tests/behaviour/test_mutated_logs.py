@@ -252,7 +252,7 @@ def check_log(path, rows):
         assert counts["rows"] == counts["events"] + sum(counts["skipped"].values())
         assert rows is None or counts["rows"] == rows
         assert counts["rows"] == rows_by_python(path) or rows_by_python(path) is None
-        assert log.one("select count(*) from events") == (counts["events"],)
+        assert log.sql.one("select count(*) from events") == (counts["events"],)
         try:
             queries = read_queries(log, query_item="query_item_id", lists=True)
             known_items(queries, items=log.items, rule="skip")

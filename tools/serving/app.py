@@ -121,7 +121,7 @@ class _Handlers:
 
     async def similar(self, request: Request) -> Response:
         item = request.query_params.get("item", "")
-        if item not in self._served.answers:
+        if item not in self._served.answers.index:
             raise HTTPException(404, f"item {item[:100]!r} is not in the index")
         options = _options(request)
         return _json(await run_in_threadpool(self._served.answers.of_item, item, **options))
@@ -139,12 +139,10 @@ class _Handlers:
 
     def _of_picture(self, picture: bytes, options: dict[str, Any]) -> dict[str, Any]:
         with self._served.encoding() as encoder:
-            if encoder.images is None:
-                raise UserError("the model of this server reads no pictures; ask by item or by text")
             try:
                 query = encoder.image(picture)
             except UserError as error:
-                raise HTTPException(415, str(error)) from error
+                raise HTTPException(415 if encoder.images else 400, str(error)) from error
         return {"query": {"image": f"{len(picture)} bytes"}, **self._served.answers.of_vector(query, **options)}
 
     def _of_text(self, text: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +152,7 @@ class _Handlers:
 
     async def item(self, request: Request) -> Response:
         item = request.path_params["item"]
-        if item not in self._served.answers:
+        if item not in self._served.answers.index:
             raise HTTPException(404, f"item {item[:100]!r} is not in the index")
         title, attributes = self._served.answers.known.get(item, ("", {}))
         return _json({"id": item, "title": title, "attributes": attributes})
@@ -210,7 +208,7 @@ def _options(request: Request) -> dict[str, Any]:
         raise HTTPException(400, "k is a whole number, min_score a number") from None
     if not 1 <= k <= MOST_ITEMS or math.isnan(least):
         raise HTTPException(400, f"k={k}, min_score={least}; expected k from 1 to {MOST_ITEMS} and a number")
-    return {"k": k, "least": least, "where": filters(values.getlist("where"), flag="where")}
+    return {"k": k, "least": least, "where": filters(values.getlist("where"), what="where")}
 
 
 async def _body(request: Request) -> bytes:

@@ -51,7 +51,7 @@ class QueryEncoder:
     def image(self, picture: bytes) -> np.ndarray:
         """float32 [1, dimension] of an encoded picture; UserError where it is none, or the model takes none."""
         if self.images is None:
-            raise UserError(f"{self.name} reads stored vectors, not pictures; search by item or by text")
+            raise UserError(f"{self.name} reads no pictures, but stored vectors; search by item or by text")
         preprocessing = self.images.preprocessing
         return self.images.encode(preprocessing.batch([preprocessing.image(picture)]))
 

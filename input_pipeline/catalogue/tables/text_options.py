@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+from collections.abc import Sequence
 from typing import IO
 
 from siglip_jax.errors import UserError
@@ -60,3 +61,12 @@ def encoding_of(file: IO[bytes], options: TextOptions) -> tuple[str, str]:
     if found and not options.encoding:
         return found, f"read as {found.upper()}, as its first bytes say"
     return "utf-8-sig", ""
+
+
+def other_separator(first: Sequence[str]) -> str:
+    """What stands between the names of a table's first line, in which the usual sign found one field; "" for nothing.
+
+    Args:
+      first: the fields of the line, as the usual sign parts them.
+    """
+    return next((sign for sign in ";\t|," if len(first) == 1 and sign in first[0]), "")

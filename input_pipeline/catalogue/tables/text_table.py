@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from input_pipeline.catalogue.tables.table import Row, check_names, is_utf8, mend_text, told
-from input_pipeline.catalogue.tables.text_options import TextOptions, encoding_of
+from input_pipeline.catalogue.tables.text_options import TextOptions, encoding_of, other_separator
 from input_pipeline.folder_or_zip import ZIP_ERRORS
 from siglip_jax.errors import UserError
 
@@ -88,7 +88,7 @@ def open_delimited(
 def _other_sign(text: TextFile, usual: str) -> str:
     """What stands between the names of the first line where the usual sign does not; "" where there is nothing."""
     _, first = next(_csv_rows(text, ",") if usual == "," else _tsv_rows(text), (0, []))
-    return next((sign for sign in ";\t|," if len(first) == 1 and sign in first[0]), "")
+    return other_separator(first)
 
 
 def _tsv_rows(text: TextFile) -> Iterator[tuple[int, list[str]]]:

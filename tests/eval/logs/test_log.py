@@ -138,7 +138,7 @@ def test_parquet_times_keep_their_zone(tmp_path, read):
     )
     pq.write_table(typed, tmp_path / "typed.parquet")
     found = [
-        log.arrays("select time from events")[0].tolist()
+        log.sql.arrays("select time from events")[0].tolist()
         for log in (read(plain[:1]), read(plain[1:]), read(str(tmp_path / "typed.parquet")))
     ]
     assert found == [[round(when.timestamp() * 1e6)]] * 3
