@@ -21,6 +21,7 @@ from eval.logs.log_format import COLUMNS
 from eval.rankers import VectorRanker
 from eval.search import build_index, measure_recall
 from eval.search.answers import Answers
+from eval.search.selection import Selection
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
 
@@ -67,7 +68,7 @@ def test_search_index(tmp_path, missing):
     index.save(tmp_path / "index")
     manifest = read(tmp_path / "index" / "manifest.json")
     assert manifest.keys() == documented("Search index") - (set() if missing else {"missing", "encoder"})
-    answered = Answers(index).of_item("a", k=1)
+    answered = Answers(index).of_item("a", Selection(k=1, collapse=0.99))
     assert answered.keys() == documented("Search answer")
     assert all(f"`{key}`" in PAGE for key in answered["items"][0])
     assert measured.keys() == {"recall", "k", "queries", "seed"}

@@ -75,7 +75,7 @@ class Generation:
     """All that one answer comes from. It never changes; another takes its place.
 
     Attributes:
-      source: name of the `Source` it was read from, and `stamp` what that had then.
+      source: name of the `GenerationSource` it was read from, and `stamp` what that had then.
       queue: None where there is no model.
     """
 
@@ -132,7 +132,7 @@ def _filters(columns: AttributeColumns) -> dict[str, Any]:
     return {"choices": choices, "ranges": ranges, "groups": groups}
 
 
-class Catalogue:
+class ServedItems:
     """Titles, attributes and pictures of a dataset; read again when it was built again. Threads may share one."""
 
     def __init__(self, dataset: epath.PathLike | None):
@@ -155,7 +155,7 @@ class Catalogue:
             return self._read[1], self._read[2]
 
 
-class Source:
+class GenerationSource:
     """Where generations of one encoder come from: a folder with an index, and a model that is loaded once.
 
     Args:
@@ -171,12 +171,12 @@ class Source:
         name: str,
         folder: epath.PathLike,
         *,
-        catalogue: Catalogue | None = None,
+        items: ServedItems | None = None,
         model: str | None = None,
         batch: int = 16,
         waiting: int = 32,
     ):
-        self.name, self.folder, self._catalogue = name, epath.Path(folder), catalogue or Catalogue(None)
+        self.name, self.folder, self._items = name, epath.Path(folder), items or ServedItems(None)
         self._queue: EncodeQueue | None = None
         self._index: tuple[str, Index] = _index_stamp(self.folder), load_index(self.folder)
         if model is not None:
@@ -185,7 +185,7 @@ class Source:
 
     def stamp(self, folder: epath.Path | None = None) -> str:
         """Another one whenever the index or the dataset is another one."""
-        return f"{_index_stamp(folder or self.folder)} {self._catalogue.stamp()}"
+        return f"{_index_stamp(folder or self.folder)} {self._items.stamp()}"
 
     def load(self, beside: str | None = None) -> Generation:
         """The newest, read aside and tried.
@@ -209,7 +209,7 @@ class Source:
     def _load(self, folder: epath.Path, stamp: str) -> Generation:
         read = _index_stamp(folder)
         index = self._index[1] if read == self._index[0] else load_index(folder)
-        known, pictures = self._catalogue.read()
+        known, pictures = self._items.read()
         answers = Answers(index, known)
         _ = answers.columns  # made here, so that no query waits for them
         if self._queue is not None:

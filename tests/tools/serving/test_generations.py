@@ -11,12 +11,12 @@ from eval.search.selection import Selection
 from siglip_jax.errors import UserError
 from tools.serving import served
 from tools.serving.generations import Generations
-from tools.serving.served import Catalogue, Source
+from tools.serving.served import GenerationSource, ServedItems
 
 
 def test_a_new_generation_is_taken_up_and_rolled_back(tmp_path, save_index):
     first = save_index(tmp_path / "index", 0)
-    generations = Generations(Source("index", tmp_path / "index"))
+    generations = Generations(GenerationSource("index", tmp_path / "index"))
     generations.poll()
     assert generations.standing.previous is None
     second = save_index(tmp_path / "index", 1)
@@ -52,7 +52,7 @@ def flip(folder):
 )
 def test_a_broken_generation_is_told_and_the_older_one_goes_on(tmp_path, save_index, break_it, said):
     first = save_index(tmp_path / "index", 0)
-    generations = Generations(Source("index", tmp_path / "index", model="pixels:2x2"))
+    generations = Generations(GenerationSource("index", tmp_path / "index", model="pixels:2x2"))
     save_index(tmp_path / "index", 1)
     break_it(tmp_path / "index", save_index)
     generations.poll()
@@ -71,7 +71,7 @@ def test_a_broken_generation_is_told_and_the_older_one_goes_on(tmp_path, save_in
 
 def test_another_folder_takes_the_place(tmp_path, save_index):
     first, other = save_index(tmp_path / "a", 0), save_index(tmp_path / "b", 1)
-    generations = Generations(Source("index", tmp_path / "a"))
+    generations = Generations(GenerationSource("index", tmp_path / "a"))
     for wrong in ("none", "../a", "/etc", "", ".."):
         with pytest.raises(UserError):
             generations.reload(folder=wrong)
@@ -87,7 +87,8 @@ def test_another_folder_takes_the_place(tmp_path, save_index):
 def test_the_candidate_takes_over_and_gives_back(tmp_path, save_index):
     first, other = save_index(tmp_path / "a", 0), save_index(tmp_path / "b", 1, dimension=6, encoder="pixels:2x1")
     generations = Generations(
-        Source("index", tmp_path / "a", model="pixels:2x2"), Source("candidate", tmp_path / "b", model="pixels:2x1")
+        GenerationSource("index", tmp_path / "a", model="pixels:2x2"),
+        GenerationSource("candidate", tmp_path / "b", model="pixels:2x1"),
     )
 
     def names():
@@ -102,7 +103,7 @@ def test_the_candidate_takes_over_and_gives_back(tmp_path, save_index):
     assert names() == (other.generation, newer.generation)
     generations.rollback()
     assert names() == (first.generation, other.generation)
-    alone = Generations(Source("index", tmp_path / "a"))
+    alone = Generations(GenerationSource("index", tmp_path / "a"))
     for change in (alone.switch, alone.rollback):
         with pytest.raises(UserError):
             change()
@@ -119,7 +120,7 @@ def test_titles_and_attributes_are_read_again(tmp_path, save_index, monkeypatch)
     monkeypatch.setattr(served, "dataset_fingerprint", lambda dataset: f"fingerprint of {built[0]}")
     monkeypatch.setattr(served, "read_known", known)
     monkeypatch.setattr(served.Pictures, "open", lambda dataset: None)
-    generations = Generations(Source("index", tmp_path / "index", catalogue=Catalogue("data")))
+    generations = Generations(GenerationSource("index", tmp_path / "index", items=ServedItems("data")))
 
     def found():
         answers = generations.standing.active.answers
@@ -141,7 +142,7 @@ def test_readers_see_one_generation_or_the_other(tmp_path, save_index):
     """Answers of threads that ask while it is swapped are those of the generation that they name, to the bit."""
     made = [save_index(tmp_path / f"made {seed}", seed) for seed in (0, 1)]
     save_index(tmp_path / "index", 0)
-    generations = Generations(Source("index", tmp_path / "index"))
+    generations = Generations(GenerationSource("index", tmp_path / "index"))
     expected = {each.generation: each.search(each.vectors_of(["i3"]), k=5).ids[0][1:] for each in made}
     found, stop = [], threading.Event()
 
