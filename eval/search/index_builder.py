@@ -1,4 +1,4 @@
-"""Builds and loads an index: exact in numpy, or ScaNN where it is installed.
+"""Builds and loads an index: exact, over reduced vectors, or ScaNN where it is installed.
 
 index = build_index(vectors, ids, backend="scann")
 index.search(queries, k=10).ids
@@ -6,9 +6,10 @@ index.save("index"); load_index("index")
 """
 
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from etils import epath
 
 from eval.embeddings.vectors import unit_rows
 from eval.search.exact_index import ExactIndex
-from eval.search.index import FORMAT, IDS, MANIFEST, VECTORS, Index, generation_of, npy_array
+from eval.search.index import FORMAT, IDS, MANIFEST, VECTORS, Index, file_content, generation_of, npy_array
 from siglip_jax.errors import UserError, check_choice
 
-BACKENDS = ("exact", "scann")
+BACKENDS = ("exact", "reduced", "scann")
 
 
 def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exact", **options: Any) -> Index:
@@ -28,9 +29,8 @@ def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exac
     Args:
       vectors: real [n, dimension], any norm but 0.
       ids: n unique strings.
-      backend: "exact" (no options) or "scann" (options of `eval.search.scann_index.build`: mode, leaves,
-      leaves_to_search,
-          reorder).
+      backend: "exact" (no options), "reduced" (of `eval.search.reduced_index.build`: reduce, candidates) or "scann" (of
+        `eval.search.scann_index.build`: mode, leaves, leaves_to_search, reorder).
 
     Raises:
       UserError: a NaN, infinite or zero vector, repeated ids, no item, unknown backend or option, ScaNN wanted and
@@ -51,9 +51,22 @@ def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exac
         if options:
             raise UserError(f"unknown option {next(iter(options))!r}: the exact backend takes none")
         return ExactIndex(vectors, ids, {})
+    build = _builder(backend)
+    takes = {**inspect.signature(build).parameters}
+    for name in options:
+        if name not in takes:
+            raise UserError(f"unknown option {name!r}: the {backend} backend takes {', '.join([*takes][2:])}")
+    return build(unit_rows(vectors, what="vector", ids=ids), ids, **options)
+
+
+def _builder(backend: str) -> Callable[..., Index]:
+    if backend == "reduced":
+        from eval.search import reduced_index
+
+        return reduced_index.build
     from eval.search import scann_index
 
-    return scann_index.build(unit_rows(vectors, what="vector", ids=ids), ids, **options)
+    return scann_index.build
 
 
 def load_index(folder: epath.PathLike) -> Index:
@@ -78,17 +91,21 @@ def load_index(folder: epath.PathLike) -> Index:
         path = folder / name
         if name != os.path.basename(name) or not path.exists():
             raise UserError(f"search index {folder}: {name} is missing; build the index again")
-        contents[name] = path.read_bytes()
+        contents[name] = file_content(path)
         if hashlib.sha256(contents[name]).hexdigest() != digest:
             raise UserError(f"search index {folder}: {name} is not what was written (sha256); build the index again")
-    ids = json.loads(contents[IDS])
+    ids = json.loads(bytes(contents[IDS]))
     if len(ids) != count:
         raise UserError(f"search index {folder}: {len(ids)} ids for {count} items; build the index again")
     if manifest["backend"] == "exact":
         vectors = npy_array(contents[VECTORS])
         if vectors.shape != (count, dimension):
             raise UserError(f"search index {folder}: vectors {vectors.shape}, manifest {(count, dimension)}")
-        index: Index = ExactIndex(vectors, ids, manifest["measured"])
+        index: Index = ExactIndex(vectors, ids, manifest["measured"], unit=True)
+    elif manifest["backend"] == "reduced":
+        from eval.search import reduced_index
+
+        index = reduced_index.load(contents, ids, manifest)
     elif manifest["backend"] == "scann":
         from eval.search import scann_index
 
