@@ -1,13 +1,15 @@
-"""Nearest neighbours by cosine: the interface that every backend has, and the folder that an index is saved in.
+"""Nearest neighbours by cosine: the interface that every backend has.
 
-A saved index is a folder: the backend's files, ids.json, and manifest.json with the sha256 of each. Nothing is pickled.
+A saved index is a folder: the backend's files, ids.json, and manifest.json with the sha256 of each; `index_folder` has
+its layout. Nothing is pickled.
 """
 
+import contextlib
 import functools
-import hashlib
 import io
 import json
-import os
+import math
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +20,11 @@ from etils import epath
 
 import siglip_jax
 from eval.embeddings.vectors import unit_rows
+from eval.search import index_folder
 from siglip_jax.errors import UserError
 
-FORMAT = "siglip-jax index 1"
-MANIFEST, PARTIAL, IDS, VECTORS = "manifest.json", "manifest.json.partial", "ids.json", "vectors.npy"
+IDS, VECTORS = "ids.json", "vectors.npy"
+_NPY_HEADER = 4096  # bytes of an .npy in which its header ends
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Index(ABC):
         # "model" and "preprocessing" of the store's manifest, {} where not known; kept.
         self.encoder: dict[str, Any] = {}
         self.generation = ""  # 16 digits of what was saved or read: equal builds have equal ones; "" before it is saved
+        self.digests: dict[str, str] = {}  # sha256 of its files, once saved or read: those are not made again
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,6 +67,10 @@ class Index(ABC):
     def _row_of(self) -> dict[str, int]:
         return {item: row for row, item in enumerate(self.ids)}
 
+    def row_of(self, item: str) -> int:
+        """The row of an item; -1 where the index has no such item."""
+        return self._row_of.get(item, -1)
+
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Unit vectors of items: float32 [n, dimension].
 
@@ -70,7 +78,8 @@ class Index(ABC):
           UserError: an id that is not in the index.
         """
         if unknown := [item for item in ids if item not in self]:
-            raise UserError(f"item {unknown[0]!r} is not in the index of {len(self)} items, such as {self.ids[0]!r}")
+            known = f", such as {self.ids[0]!r}" if self.ids else ""
+            raise UserError(f"item {unknown[0]!r} is not in the index of {len(self)} items{known}")
         return self.vectors_at(np.array([self._row_of[item] for item in ids], np.int64))
 
     def search(self, queries: np.ndarray, *, k: int) -> Neighbours:
@@ -87,7 +96,7 @@ class Index(ABC):
         rows = np.full((len(unit), k), -1, np.int64)
         scores = np.full((len(unit), k), -np.inf, np.float32)
         found = min(k, len(self))
-        if len(unit):
+        if len(unit) and found:
             rows[:, :found], scores[:, :found] = self._search(unit, found)
         return Neighbours(rows, scores, self.ids)
 
@@ -100,36 +109,46 @@ class Index(ABC):
             raise UserError(f"queries of shape {list(queries.shape)}: the index expects [query, {self.dimension}]")
         return unit_rows(queries, what="query")
 
-    def save(self, folder: epath.PathLike) -> None:
-        """Writes the index, manifest last; replaces an index that is there. Equal builds write equal bytes.
+    def save(self, folder: epath.PathLike, *, locked: bool = False) -> None:
+        """Writes the index; replaces an index that is there, in one step. Equal builds write equal bytes.
+
+        Whoever reads the folder meanwhile, or after a kill, finds the index from before or this one.
+
+        Args:
+          locked: the caller is in a `with lock_index(folder)`.
 
         Raises:
-          UserError: the folder is a file or holds something else than an index or one whose writing was cut off.
+          UserError: the folder is a file or holds something else than an index or one whose writing was cut off, or
+            another process is changing it.
         """
         folder = epath.Path(folder)
-        earlier = _earlier_files(folder)
-        files = {**self._files(), IDS: json.dumps(self.ids, ensure_ascii=False).encode()}
-        manifest = {
-            "format": FORMAT,
-            "library_version": siglip_jax.__version__,
-            "backend": self.backend,
-            "count": len(self),
-            "dimension": self.dimension,
-            "options": self.options,
-            "measured": self.measured,
-            **({"missing": self.missing} if self.missing else {}),
-            **({"encoder": self.encoder} if self.encoder else {}),
-            "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / PARTIAL  # written first: if this is cut off, it tells the next save whose files these are
-        partial.write_text(json.dumps(manifest, indent=2) + "\n")
-        for old in [MANIFEST, *earlier]:  # from here until the end the folder is no index
-            (folder / old).unlink(missing_ok=True)
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        partial.replace(folder / MANIFEST)
-        self.generation = generation_of(manifest)
+        with contextlib.nullcontext() if locked else index_folder.lock_index(folder):
+            index_folder.begin(folder)
+            manifest = {
+                "library_version": siglip_jax.__version__,
+                "backend": self.backend,
+                "count": len(self),
+                "dimension": self.dimension,
+                "options": self.options,
+                "measured": self.measured,
+                **({"missing": self.missing} if self.missing else {}),
+                **({"encoder": self.encoder} if self.encoder else {}),
+                **self._more_of_manifest(),
+                "files": dict(sorted(self.write_files(folder).items())),
+            }
+            index_folder.replace_manifest(folder, manifest)
+        self.generation = index_folder.generation_of(manifest)
+
+    def write_files(self, folder: epath.Path) -> dict[str, str]:
+        """Writes those of its files that are not there, and returns the sha256 of each."""
+        if not self.digests or not all(index_folder.is_whole(folder, *each) for each in self.digests.items()):
+            files = {**self._files(), IDS: json.dumps(self.ids, ensure_ascii=False).encode()}
+            self.digests = {name: index_folder.write_file(folder, name, content) for name, content in files.items()}
+        return dict(self.digests)
+
+    def _more_of_manifest(self) -> dict[str, Any]:
+        """What only this kind of index says in its manifest."""
+        return {}
 
     @abstractmethod
     def vectors_at(self, rows: np.ndarray) -> np.ndarray:
@@ -144,38 +163,25 @@ class Index(ABC):
         """What the backend needs on disk, by file name."""
 
 
-def generation_of(manifest: Mapping[str, Any]) -> str:
-    """`Index.generation` of a saved index: follows from its files and its encoder."""
-    content = json.dumps([manifest["files"], manifest.get("encoder")], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
 def npy_bytes(array: np.ndarray) -> bytes:
     sink = io.BytesIO()
     np.save(sink, array, allow_pickle=False)
     return sink.getvalue()
 
 
-def npy_array(content: bytes) -> np.ndarray:
-    return np.load(io.BytesIO(content), allow_pickle=False)
+def npy_array(content: bytes | mmap.mmap) -> np.ndarray:
+    """The array of an .npy, read-only, where its content lies: nothing is copied.
 
-
-def _earlier_files(folder: epath.Path) -> list[str]:
-    """Files of the index, complete or cut off, that is in the folder; UserError where it holds something else."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return []
-    manifests = []
-    for path in (folder / MANIFEST, folder / PARTIAL):
-        try:
-            manifests.append(json.loads(path.read_text()) if path.exists() else None)
-        except (OSError, ValueError):
-            manifests.append({})
-    whole, partial = manifests
-    found = partial if whole is None else whole
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(
-            f"search index {folder}: holds something else than an index: expected an empty or new folder, or an index "
-            "to replace; choose another"
-        )
-    listed = [files for m in manifests if isinstance(m, dict) and isinstance(files := m.get("files"), dict)]
-    return [name for files in listed for name in files if name and name == os.path.basename(name)]
+    Raises:
+      UserError: it is none.
+    """
+    head = io.BytesIO(content[:_NPY_HEADER])
+    try:
+        version = np.lib.format.read_magic(head)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(head)
+        if fortran or dtype.hasobject:
+            raise ValueError("order or objects")
+        return np.frombuffer(content, dtype, math.prod(shape), head.tell()).reshape(shape)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"search index: an array cannot be read ({error}); build the index again") from None

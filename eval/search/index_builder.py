@@ -1,14 +1,13 @@
-"""Builds and loads an index: exact in numpy, or ScaNN where it is installed.
+"""Builds and loads an index: exact, over reduced vectors, or ScaNN where it is installed.
 
 index = build_index(vectors, ids, backend="scann")
 index.search(queries, k=10).ids
 index.save("index"); load_index("index")
 """
 
-import hashlib
+import inspect
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,12 @@ from etils import epath
 
 from eval.embeddings.vectors import unit_rows
 from eval.search.exact_index import ExactIndex
-from eval.search.index import FORMAT, IDS, MANIFEST, VECTORS, Index, generation_of, npy_array
+from eval.search.index import IDS, VECTORS, Index, npy_array
+from eval.search.index_folder import generation_of, read_folder
+from eval.search.live_index import LiveIndex
 from siglip_jax.errors import UserError, check_choice
 
-BACKENDS = ("exact", "scann")
+BACKENDS = ("exact", "reduced", "scann")
 
 
 def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exact", **options: Any) -> Index:
@@ -28,9 +29,8 @@ def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exac
     Args:
       vectors: real [n, dimension], any norm but 0.
       ids: n unique strings.
-      backend: "exact" (no options) or "scann" (options of `eval.search.scann_index.build`: mode, leaves,
-      leaves_to_search,
-          reorder).
+      backend: "exact" (no options), "reduced" (of `eval.search.reduced_index.build`: reduce, candidates) or "scann" (of
+        `eval.search.scann_index.build`: mode, leaves, leaves_to_search, reorder).
 
     Raises:
       UserError: a NaN, infinite or zero vector, repeated ids, no item, unknown backend or option, ScaNN wanted and
@@ -51,9 +51,22 @@ def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exac
         if options:
             raise UserError(f"unknown option {next(iter(options))!r}: the exact backend takes none")
         return ExactIndex(vectors, ids, {})
+    build = _builder(backend)
+    takes = {**inspect.signature(build).parameters}
+    for name in options:
+        if name not in takes:
+            raise UserError(f"unknown option {name!r}: the {backend} backend takes {', '.join([*takes][2:])}")
+    return build(unit_rows(vectors, what="vector", ids=ids), ids, **options)
+
+
+def _builder(backend: str) -> Callable[..., Index]:
+    if backend == "reduced":
+        from eval.search import reduced_index
+
+        return reduced_index.build
     from eval.search import scann_index
 
-    return scann_index.build(unit_rows(vectors, what="vector", ids=ids), ids, **options)
+    return scann_index.build
 
 
 def load_index(folder: epath.PathLike) -> Index:
@@ -62,41 +75,42 @@ def load_index(folder: epath.PathLike) -> Index:
     Raises:
       UserError: no folder or manifest, a file missing, altered or not listed, ScaNN needed and not installed.
     """
-    folder = epath.Path(folder)
-    if not (folder / MANIFEST).exists():
-        raise UserError(f"search index {folder}: no {MANIFEST}: not an index, or one whose writing was cut off")
+    manifest, contents = read_folder(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files, count, dimension = dict(manifest["files"]), manifest["count"], manifest["dimension"]
-        known = manifest["format"] == FORMAT and IDS in files
-    except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise UserError(f"search index {folder}: {MANIFEST} is not of format {FORMAT!r}; build the index again")
-    contents = {}
-    for name, digest in files.items():
-        path = folder / name
-        if name != os.path.basename(name) or not path.exists():
-            raise UserError(f"search index {folder}: {name} is missing; build the index again")
-        contents[name] = path.read_bytes()
-        if hashlib.sha256(contents[name]).hexdigest() != digest:
-            raise UserError(f"search index {folder}: {name} is not what was written (sha256); build the index again")
-    ids = json.loads(contents[IDS])
-    if len(ids) != count:
-        raise UserError(f"search index {folder}: {len(ids)} ids for {count} items; build the index again")
-    if manifest["backend"] == "exact":
-        vectors = npy_array(contents[VECTORS])
-        if vectors.shape != (count, dimension):
-            raise UserError(f"search index {folder}: vectors {vectors.shape}, manifest {(count, dimension)}")
-        index: Index = ExactIndex(vectors, ids, manifest["measured"])
-    elif manifest["backend"] == "scann":
-        from eval.search import scann_index
-
-        index = scann_index.load(contents, ids, manifest)
-    else:
-        raise UserError(
-            f"search index {folder}: backend {manifest['backend']!r} is unknown: known are {', '.join(BACKENDS)}"
-        )
+        index = _index_of(manifest, contents)
+    except UserError as error:
+        raise UserError(f"search index {folder}: {error}") from None
     index.missing, index.encoder = manifest.get("missing", []), manifest.get("encoder", {})
     index.generation = generation_of(manifest)
     return index
+
+
+def _index_of(manifest: Mapping[str, Any], contents: Mapping[str, Any]) -> Index:
+    delta = LiveIndex.file_names() if "delta" in manifest else set()
+    own = {name: content for name, content in contents.items() if name not in delta}
+    if IDS not in own or not contents.keys() >= delta:
+        raise UserError("the manifest lacks files; build the index again")
+    ids = json.loads(bytes(own[IDS]))
+    base = _base_of(manifest, own, ids)
+    base.digests = {name: manifest["files"][name] for name in own}
+    index = LiveIndex.of_files(base, contents) if delta else base
+    if len(index) != manifest["count"]:
+        raise UserError(f"{len(index)} ids for {manifest['count']} items; build the index again")
+    return index
+
+
+def _base_of(manifest: Mapping[str, Any], contents: Mapping[str, Any], ids: Sequence[str]) -> Index:
+    if manifest["backend"] == "exact":
+        vectors = npy_array(contents[VECTORS]) if VECTORS in contents else np.empty(0)
+        if vectors.shape != (len(ids), manifest["dimension"]):
+            raise UserError(f"vectors {vectors.shape}, manifest {(len(ids), manifest['dimension'])}")
+        return ExactIndex(vectors, ids, manifest["measured"], unit=True)
+    if manifest["backend"] == "reduced":
+        from eval.search import reduced_index
+
+        return reduced_index.load(contents, ids, manifest)
+    if manifest["backend"] == "scann":
+        from eval.search import scann_index
+
+        return scann_index.load(contents, ids, manifest)
+    raise UserError(f"backend {manifest['backend']!r} is unknown: known are {', '.join(BACKENDS)}")

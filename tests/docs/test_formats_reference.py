@@ -22,6 +22,7 @@ from eval.rankers import VectorRanker
 from eval.search import build_index, measure_recall
 from eval.search.answers import Answers
 from eval.search.selection import Selection
+from eval.search.updates import deleted
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
 
@@ -67,7 +68,12 @@ def test_search_index(tmp_path, missing):
     index.missing, index.encoder = missing, {"model": {"name": "m"}} if missing else {}
     index.save(tmp_path / "index")
     manifest = read(tmp_path / "index" / "manifest.json")
-    assert manifest.keys() == documented("Search index") - (set() if missing else {"missing", "encoder"})
+    assert manifest.keys() == documented("Search index") - {"delta"} - (set() if missing else {"missing", "encoder"})
+    deleted(index, ["d"]).index.save(tmp_path / "changed")
+    changed = read(tmp_path / "changed" / "manifest.json")
+    assert changed.keys() - manifest.keys() == {"delta"}
+    assert changed["delta"] == {"items": 0, "dead": 1}
+    assert all(f"`{name}`" in PAGE for name in changed["files"])
     answered = Answers(index).of_item("a", Selection(k=1, collapse=0.99))
     assert answered.keys() == documented("Search answer")
     assert all(f"`{key}`" in PAGE for key in answered["items"][0])

@@ -16,7 +16,7 @@ from etils import epath
 from eval.search import Index, load_index
 from eval.search.answers import Answers, read_known
 from eval.search.attribute_columns import AttributeColumns, Known
-from eval.search.index import MANIFEST
+from eval.search.index_folder import MANIFEST
 from eval.search.selection import Selection
 from input_pipeline.dataset import Split, dataset_fingerprint, item_table, open_split
 from siglip_jax.errors import UserError

@@ -10,10 +10,9 @@ import numpy as np
 
 from eval.embeddings.encoders.encoder_table import open_network
 from eval.search import Index
+from eval.search.encoder_identity import encoder_identity
 from siglip_jax.errors import UserError
 from tools.workflow.embedding import ImageEncoder, description_of, image_encoder, load_encoder
-
-_NOT_OF_NUMBERS = ("name", "dtype", "features")  # where the encoder lies, how it computes, what it reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +92,8 @@ def check_encoder(index: Index, description: Mapping[str, Any], *, model: str) -
     made_by = index.encoder.get("model")
     if made_by is None:
         raise UserError("the index does not say what made its vectors, so only items can be searched; build it again")
-    if _identity(made_by) != _identity(description):
+    if encoder_identity(made_by) != encoder_identity(description):
         raise UserError(
             f"--model={model} is not what made the vectors of the index ({made_by.get('name', 'unnamed')}), and "
             "vectors of two encoders cannot be compared; give that one, or embed and index again"
         )
-
-
-def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides an encoder's numbers; its name where it has no checksum, such as "pixels:16x12"."""
-    named = not any(key.endswith("sha256") for key in description)
-    return {key: value for key, value in description.items() if key not in _NOT_OF_NUMBERS or (named and key == "name")}

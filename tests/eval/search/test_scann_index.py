@@ -2,14 +2,14 @@
 
 import hashlib
 import importlib.util
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
-from eval.search import build_index, load_index, measure_recall, scann_index
+from eval.search import build_index, index_folder, load_index, measure_recall, scann_index
 from siglip_jax.errors import UserError
 
 needs_scann = pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="ScaNN is not installed")
@@ -199,8 +199,8 @@ def test_a_pickle_in_the_folder_is_never_loaded(tmp_path):
     bomb = b"cbuiltins\nexit\n(I3\ntR."  # unpickling this ends the process
     (tmp_path / "scann_docids.pkl").write_bytes(bomb)
     assert len(load_index(tmp_path)) == 50  # unlisted: not looked at
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    manifest["files"]["scann_docids.pkl"] = hashlib.sha256(bomb).hexdigest()
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    manifest = index_folder.read_manifest(tmp_path)
+    manifest["files"]["scann_docids.pkl"] = index_folder.write_file(epath.Path(tmp_path), "scann_docids.pkl", bomb)
+    index_folder.replace_manifest(epath.Path(tmp_path), manifest)
     with pytest.raises(UserError, match="pickle"):
         load_index(tmp_path)

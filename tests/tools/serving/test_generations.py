@@ -35,7 +35,7 @@ def test_a_new_generation_is_taken_up_and_rolled_back(tmp_path, save_index):
 
 
 def flip(folder):
-    vectors = folder / "vectors.npy"
+    (vectors,) = folder.glob("vectors*.npy")
     content = bytearray(vectors.read_bytes())
     content[-1] ^= 1
     vectors.write_bytes(content)
