@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from eval.search.selection import Selection
+from eval.search.updates import deleted, upserted
 from siglip_jax.errors import UserError
 from tools.serving import served
 from tools.serving.generations import Generations
@@ -168,3 +169,33 @@ def test_readers_see_one_generation_or_the_other(tmp_path, save_index):
         assert [item["id"] for item in each["items"][:4]] == expected[each["generation"]]
     assert json.dumps(found[0])
     assert np.isfinite([item["score"] for each in found for item in each["items"]]).all()
+
+
+def test_changes_of_an_index_are_taken_up(tmp_path, save_index):
+    """Deletes and new items beside the built ones, to filters and groups as well."""
+    index = save_index(tmp_path / "index", 0)
+    known = {f"i{row}": ("", {"odd": str(row % 2), "pair": str(row // 2)}) for row in range(40)}
+    source = GenerationSource("index", tmp_path / "index")
+    source._items.read = lambda: (known, None)
+    generations = Generations(source)
+    gone = [f"i{row}" for row in range(0, 20, 3)]
+    new = np.random.default_rng(9).normal(size=(5, index.dimension))
+    changed = upserted(deleted(index, gone).index, new, [f"i{row}" for row in range(30, 35)]).index
+    changed.save(tmp_path / "index")
+    generations.poll()
+    answers = generations.standing.active.answers
+    assert (len(answers.index), generations.broken) == (30 - len(gone) + 5, {})
+    for selection in (Selection(k=40), Selection(k=40, where={"odd": ["1"]}), Selection(k=40, group_by="pair")):
+        items = [each["id"] for each in answers.of_item("i32", selection)["items"]]
+        live = [item for item in answers.index.ids if item != "i32"]
+        if selection.where:
+            live = [item for item in live if known[item][1]["odd"] == "1"]
+        if selection.group_by:
+            assert {known[item][1]["pair"] for item in items} == {known[item][1]["pair"] for item in live} - {"16"}
+        else:
+            assert sorted(items) == sorted(live)
+    deleted(changed, list(changed.ids)).index.save(tmp_path / "index")
+    generations.poll()
+    empty = generations.standing.active.answers
+    assert len(empty.index) == 0
+    assert empty.of_vector(new[:1])["items"] == []
