@@ -32,6 +32,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "where", [], "attribute=value: only such items; one attribute given again lets further values through.",
         flag_values=values,
     )  # fmt: skip
+    common_flags.define_allow_low_recall(values)
     flags.DEFINE_boolean("json", False, "One JSON object in the place of the table.", flag_values=values)
 
 
@@ -41,13 +42,14 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(f"{len(asked)} of --item, --image, --text given; expected exactly one")
     if asked[0] != "item" and values.model is None:
         raise UserError(f"--{asked[0]} needs --model, the encoder that the index was embedded with")
-    from eval.search import load_index
+    from eval.search import check_recall, load_index
     from eval.search.answers import Answers, read_known
 
     where = common_flags.filters(values.where, what="--where")
     if where and values.dataset is None:
         raise UserError("--where needs --dataset, which has the attributes")
     index = load_index(values.index)
+    check_recall(index, allow=values.allow_low_recall)
     answers = Answers(index, None if values.dataset is None else read_known(values.dataset))
     options = {"k": values.k, "least": values.min_score, "where": where}
     if values.item is not None:

@@ -35,6 +35,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "waiting", 32, "Pictures and texts that may wait to be encoded; more get status 503.", lower_bound=1,
         flag_values=values,
     )  # fmt: skip
+    common_flags.define_allow_low_recall(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -43,7 +44,13 @@ def main(values: flags.FlagValues) -> None:
     from tools.serving.run_server import run_server
     from tools.serving.served import Served
 
-    served = Served.load(values.index, dataset=values.dataset, model=values.model, waiting=values.waiting)
+    served = Served.load(
+        values.index,
+        dataset=values.dataset,
+        model=values.model,
+        waiting=values.waiting,
+        allow_low_recall=values.allow_low_recall,
+    )
     run_server(served, host=values.host, port=values.port, hosts=_names(values.host))
 
 

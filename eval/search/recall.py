@@ -16,6 +16,19 @@ LEAST_RECALL = 0.98  # under this the index moves the metric more than most enco
 _TOLERANCE = 1e-3  # of a cosine that ScaNN reordered exactly; hashed scores are off by more
 
 
+def check_recall(index: Index, *, allow: bool = False) -> None:
+    """Raises a UserError where an index is known to find too little: less than the target that it was tuned for, or
+    than `LEAST_RECALL` where it is approximate and has none; not if that is allowed.
+    """
+    measured = index.measured
+    least = measured.get("target", 0.0 if index.backend == "exact" else LEAST_RECALL)
+    if not allow and measured.get("recall", 1.0) < least:
+        raise UserError(
+            f"the index finds {measured['recall']:.4f} of the {measured['k']} nearest, less than {least}; build it "
+            "with --target_recall, or give --allow_low_recall"
+        )
+
+
 def search_allowed(index: Index, vectors: np.ndarray, mask: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The first k allowed neighbours of each query: rows int64 and scores float32 [q, k], padded with -1 and -inf.
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import PIL.Image
 from etils import epath
 
-from eval.search import load_index
+from eval.search import check_recall, load_index
 from eval.search.answers import Answers, Known, read_known
 from input_pipeline.dataset import Split, item_table, open_split
 from siglip_jax.errors import UserError
@@ -83,13 +83,15 @@ class Served:
         dataset: epath.PathLike | None = None,
         model: str | None = None,
         waiting: int = 32,
+        allow_low_recall: bool = False,
     ) -> Served:
         """Reads everything, and encodes once, so that the first query finds it compiled.
 
         Raises:
-          UserError: a folder that is none, or a model other than the index's.
+          UserError: a folder that is none, a model other than the index's, an index that finds too little.
         """
         loaded = load_index(index)
+        check_recall(loaded, allow=allow_low_recall)
         encoder = None if model is None else QueryEncoder.load(model, index=loaded)
         known: Known = {} if dataset is None else read_known(dataset)
         served = cls(
