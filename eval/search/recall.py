@@ -125,7 +125,7 @@ def measure_recall(
             f"recall@{k} over {sample} queries of vectors {list(vectors.shape)}: expected k and sample >= 1 and the "
             f"vectors of the index, [{len(index)}, {index.dimension}]"
         )
-    truth = Truth.of(vectors, k=k, sample=sample, seed=seed)
+    truth = Truth.of(unit_rows(vectors, what="vector"), k=k, sample=sample, seed=seed)
     index.measured = {"recall": truth.recall(index), "k": truth.k, "queries": len(truth.rows), "seed": seed}
     return dict(index.measured)
 
@@ -146,10 +146,10 @@ class Truth:
     k: int
 
     @classmethod
-    def of(cls, vectors: np.ndarray, *, k: int, sample: int, seed: int) -> Truth:
-        """vectors: real [n, dimension], normalised here; k at most n - 1."""
-        unit, k = unit_rows(vectors, what="vector"), min(k, len(vectors) - 1)
-        rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:sample])
+    def of(cls, unit: np.ndarray, *, k: int, sample: int, seed: int) -> Truth:
+        """unit: float32 [n, dimension] of unit norm, 2 or more; k is n - 1 at most."""
+        k = min(k, len(unit) - 1)
+        rows = np.sort(np.random.default_rng(seed).permutation(len(unit))[:sample])
         nearest, scores = exact_best(Scan(unit), unit, unit[rows], k=k + 1)
         found = without_self(Neighbours(nearest, scores, ()), rows)
         return cls(unit, rows, found.scores[:, -1], k)

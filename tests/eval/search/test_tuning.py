@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from eval.embeddings import write_store
+from eval.embeddings.vectors import unit_rows
 from eval.search import build_index, check_recall, load_index, tuned_index, tuning
 from eval.search.recall import Truth
 from siglip_jax import cli
@@ -78,7 +79,7 @@ def test_what_cannot_be_tuned(items, count, target, message):
 
 
 def test_the_truth_leaves_the_own_item_out(items):
-    truth = Truth.of(items, k=5, sample=100, seed=3)
+    truth = Truth.of(unit_rows(items, what="vector"), k=5, sample=100, seed=3)
     best = nearest(items, truth.rows, 5)
     unit = items.astype(np.float64) / np.linalg.norm(items.astype(np.float64), axis=1, keepdims=True)
     np.testing.assert_allclose(truth.worst, (unit[truth.rows] * unit[best[:, -1]]).sum(axis=1), atol=1e-6)

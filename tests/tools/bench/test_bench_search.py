@@ -47,7 +47,7 @@ def test_every_row_finds_enough(tmp_path):
 
 def test_a_row_that_is_out_of_time_keeps_what_it_has(tmp_path):
     made_vectors.make(tmp_path, vectors=None, items=200, dim=8, queries=10, k=5)
-    asked = {"k": 5, "target": 0.98}
+    asked = {"k": 5, "target": 0.98, "leaves": []}
     found = search._run("exact", tmp_path, asked, limit=0.01, python=search.sys.executable)
     assert found["outcome"] == "out of time"
     assert search.line_of("exact", found)[:2] == ["exact", "out of time"]
@@ -67,6 +67,8 @@ def test_items_of_a_store_are_real_ones_where_there_are_enough(tmp_path):
 
 
 def test_what_is_asked_for(tmp_path, capsys):
+    assert cli.main(["bench", "search", "--tiny", "--leaves=1000,x", f"--output={tmp_path}"]) == 2
+    assert "--leaves=1000,x" in capsys.readouterr().err
     assert cli.main(["bench", "search", "--rows=exactly", f"--output={tmp_path}"]) == 2
     assert "expected one of exact, int8" in capsys.readouterr().err
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from eval.search import Index
 from eval.search.exact_index import ExactIndex
-from eval.search.index import Index
 
 Setting = Mapping[str, int]
 Ask = Callable[[np.ndarray], np.ndarray]  # queries float32 [q, d] -> rows [q, k]
@@ -19,7 +19,7 @@ READ = (0.001, 0.002, 0.004, 0.006, 0.008, 0.012, 0.016, 0.024, 0.032, 0.05, 0.0
 class Exact:
     """A saved index: unit vectors in a memory map."""
 
-    settings: Sequence[Setting] = ({},)
+    sweeps: Sequence[Sequence[Setting]] = (({},),)
 
     def build(self, items: np.ndarray) -> None:
         self._index: Index = ExactIndex(items, [""] * len(items), {}, unit=True)
@@ -33,7 +33,7 @@ class Exact:
 
 
 class Int8(Exact):
-    settings = tuple({"candidates": candidates} for candidates in CANDIDATES)
+    sweeps = (tuple({"candidates": candidates} for candidates in CANDIDATES),)
 
     def build(self, items: np.ndarray) -> None:
         from eval.search import reduced_index
@@ -48,22 +48,22 @@ class Int8(Exact):
 class Tree(Exact):
     """What --target_recall builds; then more and more leaves are read, with as many candidates as it chose."""
 
-    def __init__(self, *, target: float, k: int):
-        self._target, self._k = target, k
+    def __init__(self, *, target: float, k: int, leaves: Sequence[int]):
+        self._target, self._k, self._leaves = target, k, leaves
         self.about: dict[str, Any] = {}
 
     def build(self, items: np.ndarray) -> None:
         from eval.search import tuned_index
 
         ids = [str(row) for row in range(len(items))]
-        leaves = [max(2, round(share * len(items) ** 0.5)) for share in (1, 2)]
+        leaves = self._leaves or [max(2, round(share * len(items) ** 0.5)) for share in (1, 2)]
         index = tuned_index(items, ids, target=self._target, k=self._k, leaves=leaves, say=print)
         self._index = index
         self.about = {"tuned": index.options, "curve": index.measured["curve"]}
         there = index.options["leaves_to_search"]
         shares = {max(1, round(share * index.options["leaves"])) for share in READ}
         reorder = {"reorder": index.options["reorder"]}
-        self.settings = [{"leaves_to_search": read, **reorder} for read in sorted({there, *shares})]
+        self.sweeps = [[{"leaves_to_search": read, **reorder} for read in sorted({there, *shares})]]
 
     def ask(self, setting: Setting, k: int) -> Ask:
         index = self._index.asking(**setting)  # type: ignore[attr-defined]

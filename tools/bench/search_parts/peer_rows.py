@@ -14,14 +14,16 @@ from eval.search.scans.scan import cores
 Setting = Mapping[str, int]
 Ask = Callable[[np.ndarray], np.ndarray]
 EF = tuple({"ef": ef} for ef in (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
-PROBES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
+PROBES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+TRAINED_ON = 100_000  # items, as many as ScaNN takes
+FACTORS = (16, 64)  # candidates scored in full for each neighbour
 
 
 class Faiss:
-    """Attributes: module that must be there; settings in the order of their recall."""
+    """Attributes: module that must be there; sweeps of settings, each in the order of their recall."""
 
     module = "faiss"
-    settings: Sequence[Setting] = ({},)
+    sweeps: Sequence[Sequence[Setting]] = (({},),)
 
     def build(self, items: np.ndarray) -> None:
         import faiss
@@ -48,7 +50,7 @@ class Faiss:
 
 
 class FaissHnsw(Faiss):
-    settings = EF
+    sweeps = (EF,)
 
     def _make(self, faiss: Any, items: np.ndarray) -> Any:
         index = faiss.IndexHNSWFlat(items.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
@@ -63,13 +65,14 @@ class FaissHnsw(Faiss):
 class FaissIvfPq(Faiss):
     """Inverted lists, 4-bit codes of two numbers each read by fast scan, and the full vectors for re-scoring."""
 
-    settings = tuple({"nprobe": probes, "k_factor": factor} for factor in (4, 10, 25) for probes in PROBES)
+    sweeps = tuple(tuple({"nprobe": probes, "k_factor": factor} for probes in PROBES) for factor in FACTORS)
 
     def _make(self, faiss: Any, items: np.ndarray) -> Any:
         lists = max(4, round(2 * len(items) ** 0.5))
         kind = f"IVF{lists},PQ{items.shape[1] // 2}x4fs,RFlat"
         index = faiss.index_factory(items.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
-        index.train(items)
+        some = np.random.default_rng(0).permutation(len(items))[:TRAINED_ON]
+        index.train(np.ascontiguousarray(items[np.sort(some)]))
         index.add(items)
         return index
 
@@ -83,7 +86,7 @@ class FaissIvfPq(Faiss):
 
 class Hnswlib:
     module = "hnswlib"
-    settings = EF
+    sweeps = (EF,)
 
     def build(self, items: np.ndarray) -> None:
         import hnswlib
@@ -104,7 +107,7 @@ class Hnswlib:
 
 class Usearch:
     module = "usearch"
-    settings = EF
+    sweeps = (EF,)
 
     def build(self, items: np.ndarray) -> None:
         from usearch.index import Index

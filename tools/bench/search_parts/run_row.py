@@ -1,6 +1,7 @@
-"""The process of one row: python -m tools.bench.search_parts.run_row ROW FOLDER FILE K TARGET.
+"""The process of one row: python -m tools.bench.search_parts.run_row ROW FOLDER FILE ASKED.
 
-FILE is written anew after every setting, so that what is measured stays measured, however the process ends.
+ASKED is JSON: k, target, leaves. FILE is written anew after every setting, so that what is measured stays measured,
+however the process ends.
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ PEERS: dict[str, Any] = {
     "usearch": peer_rows.Usearch,
 }
 ROWS = [*OURS, *PEERS]
-BEYOND = 0.995  # recall from which no further setting is measured
+BEYOND = 0.993  # recall from which a sweep ends
 _SECONDS = 1.0  # that a measurement lasts, where it has enough queries
 _REPEATED = 7  # readings of memory beside exact queries
 
 
-def main(name: str, folder: str, file: str, k: str, target: str) -> None:
+def main(name: str, folder: str, file: str, text: str) -> None:
+    asked = json.loads(text)
+    k, target = asked["k"], asked["target"]
     items, queries, worst = (np.load(pathlib.Path(folder) / part, mmap_mode="r") for part in (ITEMS, QUERIES, WORST))
     queries = np.array(queries)
-    subject: Any = our_rows.Tree(target=float(target), k=int(k)) if OURS.get(name) is our_rows.Tree else None
-    subject = subject or (OURS | PEERS)[name]()
+    kind = (OURS | PEERS)[name]
+    subject = kind(target=target, k=k, leaves=asked["leaves"]) if kind is our_rows.Tree else kind()
     row: dict[str, Any] = {"settings": []}
 
     def write() -> None:
@@ -51,22 +54,19 @@ def main(name: str, folder: str, file: str, k: str, target: str) -> None:
     row["bytes"] = int(subject.bytes)
     row |= getattr(subject, "about", {})
     write()
-    chosen = 0
-    for setting in subject.settings:
-        if chosen and setting.get("k_factor", 0) > row["settings"][chosen - 1]["setting"].get("k_factor", 0):
-            break
-        ask = subject.ask(setting, int(k))
-        found = measure(ask, items, queries, worst)
-        row["settings"].append({"setting": dict(setting), **found})
-        reached = found["recall"] >= float(target)
-        chosen = chosen or (len(row["settings"]) if reached else 0)
-        row["chosen"] = chosen - 1 if chosen else None
-        print(row["settings"][-1], flush=True)
-        write()
-        if found["recall"] >= BEYOND:
-            break
+    row["chosen"] = None
+    for sweep in subject.sweeps:
+        for setting in sweep:
+            found = measure(subject.ask(setting, k), items, queries, worst)
+            row["settings"].append({"setting": dict(setting), **found})
+            reached = [place for place, each in enumerate(row["settings"]) if each["recall"] >= target]
+            row["chosen"] = max(reached, key=lambda place: row["settings"][place]["batched"], default=None)
+            print(row["settings"][-1], flush=True)
+            write()
+            if found["recall"] >= BEYOND:
+                break
     if name == "exact":
-        row["bounds"] = bounds(subject.ask({}, int(k)), items, queries)
+        row["bounds"] = bounds(subject.ask({}, k), items, queries)
     write()
 
 
@@ -107,7 +107,7 @@ def bounds(ask: Callable[[np.ndarray], Any], items: np.ndarray, queries: np.ndar
     )
     read, one = (statistics.median(seconds[name]) for name in ("read", "one"))
     a, b = (np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32) for _ in range(2))
-    products: list[Callable[..., Any]] = [scan._product(1e15), np.matmul]
+    products: list[Callable[..., Any]] = [scan.product_for(1e15), np.matmul]
     best = min(measuring.timed(lambda: product(a, b.T))[1] for product in 10 * products)  # noqa: B023
     return {
         "read_ms": 1e3 * read,
