@@ -61,6 +61,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "compare", 0.1, "Share of the queries that --candidate answers too, for /compare.", lower_bound=0,
         upper_bound=1, flag_values=values,
     )  # fmt: skip
+    common_flags.define_allow_low_recall(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -78,6 +79,7 @@ def main(values: flags.FlagValues) -> None:
     logging.getLogger("tools.serving").setLevel(logging.INFO)  # which generation answers
     token = None if values.token_file is None else read_token(values.token_file)
     options = {"items": ServedItems(values.dataset), "batch": values.batch, "waiting": values.waiting}
+    options["allow_low_recall"] = values.allow_low_recall
     source = GenerationSource("index", values.index, model=values.model, **options)
     candidate = None
     if values.candidate is not None:

@@ -13,7 +13,7 @@ import anyio.to_thread
 import numpy as np
 from etils import epath
 
-from eval.search import Index, load_index
+from eval.search import Index, check_recall, load_index
 from eval.search.answers import Answers, read_known
 from eval.search.attribute_columns import AttributeColumns, Known
 from eval.search.index_folder import MANIFEST
@@ -163,7 +163,7 @@ class GenerationSource:
       folder: of the index; another one may be given later.
 
     Raises:
-      UserError: a folder that is no index, or a model that did not make its vectors.
+      UserError: a folder that is no index, one that finds too little, or a model that did not make its vectors.
     """
 
     def __init__(
@@ -175,10 +175,12 @@ class GenerationSource:
         model: str | None = None,
         batch: int = 16,
         waiting: int = 32,
+        allow_low_recall: bool = False,
     ):
         self.name, self.folder, self._items = name, epath.Path(folder), items or ServedItems(None)
         self._queue: EncodeQueue | None = None
-        self._index: tuple[str, Index] = _index_stamp(self.folder), load_index(self.folder)
+        self._allow_low_recall = allow_low_recall
+        self._index: tuple[str, Index] = _index_stamp(self.folder), self._checked(self.folder)
         if model is not None:
             self._queue = EncodeQueue(QueryEncoder.load(model, index=self._index[1]), batch=batch, waiting=waiting)
             self._probe = self._queue.warm_up()
@@ -206,9 +208,14 @@ class GenerationSource:
                     raise
         raise AssertionError
 
+    def _checked(self, folder: epath.Path) -> Index:
+        index = load_index(folder)
+        check_recall(index, allow=self._allow_low_recall)
+        return index
+
     def _load(self, folder: epath.Path, stamp: str) -> Generation:
         read = _index_stamp(folder)
-        index = self._index[1] if read == self._index[0] else load_index(folder)
+        index = self._index[1] if read == self._index[0] else self._checked(folder)
         known, pictures = self._items.read()
         answers = Answers(index, known)
         _ = answers.columns  # made here, so that no query waits for them

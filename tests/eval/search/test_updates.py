@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from eval.search import build_index, load_index, measure_recall
 from eval.search.answers import Answers
 from eval.search.live_index import LiveIndex
+from eval.search.selection import Selection
 from eval.search.updates import check_same_encoder, compacted, deleted, share_changed, upserted, with_missing
 from siglip_jax.errors import UserError
 
@@ -150,7 +151,7 @@ def test_an_index_of_which_all_is_deleted_finds_nothing_and_takes_items_again(tm
     index = load_index(tmp_path)
     assert (len(index), compacted(index)) == (0, index)
     assert index.search(vectors(2), k=3).ids == [[], []]
-    assert Answers(index).of_vector(vectors(1), k=3)["items"] == []
+    assert Answers(index).of_vector(vectors(1), Selection(k=3))["items"] == []
     with pytest.raises(UserError, match="'item-1' is not in the index of 0 items"):
         index.vectors_of(["item-1"])
     assert upserted(index, vectors(1), ["new"]).index.search(vectors(2), k=3).ids == [["new"], ["new"]]

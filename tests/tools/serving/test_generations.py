@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+from eval.search import build_index
 from eval.search.selection import Selection
 from eval.search.updates import deleted, upserted
 from siglip_jax.errors import UserError
@@ -199,3 +200,16 @@ def test_changes_of_an_index_are_taken_up(tmp_path, save_index):
     empty = generations.standing.active.answers
     assert len(empty.index) == 0
     assert empty.of_vector(new[:1])["items"] == []
+
+
+def test_an_index_that_finds_too_little_is_refused(tmp_path, save_index):
+    first = save_index(tmp_path / "index", 0)
+    generations = Generations(GenerationSource("index", tmp_path / "index"))
+    weak = build_index(np.eye(12, dtype=np.float32), [f"i{row}" for row in range(12)])
+    weak.measured = {"recall": 0.5, "k": 10, "queries": 12, "seed": 0, "target": 0.98}
+    weak.save(tmp_path / "index")
+    generations.poll()
+    assert generations.standing.active.name == first.generation
+    assert "finds 0.5000" in generations.broken["index"]
+    asked = GenerationSource("index", tmp_path / "index", allow_low_recall=True)
+    assert Generations(asked).standing.active.name == weak.generation
