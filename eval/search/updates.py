@@ -22,7 +22,6 @@ from eval.search.live_index import LiveIndex
 from eval.search.recall import measure_recall
 from siglip_jax.errors import UserError
 
-COMPACT_AT = 0.1  # share of the items from which a rebuild pays
 _ROWS_AT_ONCE = 1 << 16
 
 
