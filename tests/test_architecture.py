@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from siglip_jax.cli import PROGRAMS
+from tools.bench import COMMANDS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = ("siglip_jax", "input_pipeline", "eval", "tools", "configs")
@@ -133,7 +134,7 @@ def test_folders_and_files_stay_small():
     folders: dict[pathlib.PurePath, set[str]] = {}
     for path in map(pathlib.PurePath, SOURCES):
         for child in (path, *path.parents):
-            program = str(child.parent) == "tools" and child.stem in PROGRAMS
+            program = child.stem in {"tools": PROGRAMS, "tools/bench": COMMANDS}.get(str(child.parent), ())
             if child.name and child.name != "__init__.py" and not program:
                 folders.setdefault(child.parent, set()).add(child.name)
     crowded = {str(folder): len(entries) for folder, entries in folders.items() if len(entries) > 16}
@@ -191,10 +192,14 @@ def test_arrows(package, allowed):
     assert violations(package, below(*allowed)) == []
 
 
+ALONE = "siglip_jax/export/verify_export.py"  # travels with exports, where nothing of this repository is
+
+
 @pytest.mark.parametrize(
     ("library", "owner"),
     [
         ("tensorflow", "siglip_jax/export/savedmodel.py"),
+        ("tensorflow_text", "siglip_jax/export/text_graph.py"),
         ("onnx", "siglip_jax/export/onnx_adapter.py"),
         ("scann", "eval/search/scann_index.py"),
         ("orbax", "siglip_jax/checkpoints.py"),
@@ -205,7 +210,7 @@ def test_arrows(package, allowed):
 def test_one_module_owns_each_heavy_library(library, owner):
     found = {path: imports(source) | late_imports(source) for path, source in SOURCES.items()}
     importers = [path for path, names in found.items() if any(map(below(library), names))]
-    assert importers == [owner]
+    assert [path for path in importers if path != ALONE] == [owner]
 
 
 def test_programs_do_not_call_one_another():

@@ -29,9 +29,18 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("k", 10, "Items to show.", lower_bound=1, flag_values=values)
     flags.DEFINE_float("min_score", -math.inf, "Cosine from which an item is shown.", flag_values=values)
     flags.DEFINE_multi_string(
-        "where", [], "attribute=value: only such items; one attribute given again lets further values through.",
+        "where", [], "attribute=value, or attribute=10..50 (..50, 10..) for numbers: only such items; one attribute "
+        "given again lets further values through.", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "group_by", None, "Attribute: of the items that share a value of it, only the nearest is shown.",
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_float(
+        "collapse", None, "Cosine, such as 0.98, from which an item is left out as a near-duplicate of one that is "
+        "shown.", flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_float("diversity", 0.0, "0 shows the nearest, 1 the least alike of the near ones.", flag_values=values)
     flags.DEFINE_boolean("json", False, "One JSON object in the place of the table.", flag_values=values)
 
 
@@ -43,22 +52,30 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(f"--{asked[0]} needs --model, the encoder that the index was embedded with")
     from eval.search import load_index
     from eval.search.answers import Answers, read_known
+    from eval.search.selection import Selection
 
-    where = common_flags.filters(values.where, what="--where")
-    if where and values.dataset is None:
-        raise UserError("--where needs --dataset, which has the attributes")
+    selection = Selection(
+        k=values.k,
+        least=values.min_score,
+        where=common_flags.filters(values.where, what="--where"),
+        group_by=values.group_by,
+        collapse=values.collapse,
+        diversity=values.diversity,
+    )
+    for flag in ("where", "group_by"):
+        if values[flag].value and values.dataset is None:
+            raise UserError(f"--{flag} needs --dataset, which has the attributes")
     index = load_index(values.index)
     answers = Answers(index, None if values.dataset is None else read_known(values.dataset))
-    options = {"k": values.k, "least": values.min_score, "where": where}
     if values.item is not None:
-        found = answers.of_item(values.item, **options)
+        found = answers.of_item(values.item, selection)
     else:
         from tools.workflow.query_encoder import QueryEncoder
 
         picture = None if values.image is None else _read_picture(values.image)
         encoder = QueryEncoder.load(values.model, index=index)
         query = encoder.text(values.text) if picture is None else encoder.image(picture)
-        found = {"query": {asked[0]: values[asked[0]].value}, **answers.of_vector(query, **options)}
+        found = {"query": {asked[0]: values[asked[0]].value}, **answers.of_vector(query, selection)}
     print(json.dumps(found, ensure_ascii=False) if values.json else _table(found))
 
 
@@ -81,11 +98,12 @@ def _table(found: dict) -> str:
         rows.append(
             (str(place), f"{item['score']:.3f}", *(_line(item[key]) for key in ("id", "title")), _line(attributes))
         )
+    left_out = found.get("collapsed", 0)
     if len(rows) == 1:
         return "no item found"
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines)
+    return "\n".join([*lines, *([f"{left_out} near-duplicates of these left out"] if left_out else [])])
 
 
 def _line(text: str) -> str:

@@ -2,13 +2,13 @@
 
 {"query": {"item": "17"}, "generation": "3f6c...", "items": [
     {"id": "4", "score": 0.93, "title": "Red shirt", "attributes": {"colour": "red"}}, ...]}
+
+With `collapse` there is "collapsed", the near-duplicates that were left out, in all and of each item.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,16 @@ import pyarrow.compute as pc
 from etils import epath
 
 from eval.metrics.topk import select_top
+from eval.search.attribute_columns import AttributeColumn, AttributeColumns, Known, Where
 from eval.search.index import Index
 from eval.search.recall import search_allowed
+from eval.search.selection import Selection, choose
 from input_pipeline.dataset import item_table
-from siglip_jax.errors import UserError
-
-Known = Mapping[str, tuple[str, dict[str, str]]]  # id -> (title, attributes)
-Where = Mapping[str, Collection[str]]  # attribute -> its values that are let through
 
 SCANNED = 20_000  # items that pass a filter: up to so many, each is scored, whatever the index
-_FILTERS_KEPT = 64
+_FILTERS_KEPT = 32
+_ASK_MORE = 4  # times as many, where groups and near-duplicates left too few
+_NEAREST = Selection()
 
 
 def read_known(dataset: epath.PathLike) -> Known:
@@ -45,81 +45,108 @@ class Answers:
       known: titles and attributes; an item that is not in it has the title "" and no attributes.
 
     Example:
-      Answers(load_index("runs/index"), read_known("data/shop")).of_item("17", k=5, where={"colour": ["red"]})
+      answers = Answers(load_index("runs/index"), read_known("data/shop"))
+      answers.of_item("17", Selection(k=5, where={"colour": ["red"], "price": ["10..50"]}))
     """
 
     def __init__(self, index: Index, known: Known | None = None):
         self.index = index
         self.known = known or {}
-        self._rows_allowed = functools.lru_cache(_FILTERS_KEPT)(self._find_rows_allowed)
+        self._rows_passing = functools.lru_cache(_FILTERS_KEPT)(self._find_rows_passing)
 
-    def of_item(self, item: str, *, k: int, least: float = -math.inf, where: Where | None = None) -> dict[str, Any]:
-        """The k items nearest to an item of the index, without itself.
+    @functools.cached_property
+    def columns(self) -> AttributeColumns:
+        return AttributeColumns(self.index.ids, self.known)
+
+    def of_item(self, item: str, selection: Selection = _NEAREST) -> dict[str, Any]:
+        """The items nearest to an item of the index, without itself; with `group_by` without its own group.
 
         Raises:
-          UserError: no such item, k below 1, an attribute that no item has.
+          UserError: no such item, an attribute that no item has, a range that is none.
         """
-        return {
-            "query": {"item": item},
-            **self.of_vector(self.index.vectors_of([item]), k=k, least=least, where=where, without=item),
-        }
+        query = self.index.vectors_of([item])
+        return {"query": {"item": item}, **self.of_vector(query, selection, without=item)}
 
     def of_vector(
-        self,
-        query: np.ndarray,
-        *,
-        k: int,
-        least: float = -math.inf,
-        where: Where | None = None,
-        without: str | None = None,
+        self, query: np.ndarray, selection: Selection = _NEAREST, *, without: str | None = None
     ) -> dict[str, Any]:
-        """The k items nearest to a vector, as JSON values, nearest first.
+        """The items nearest to a vector, as JSON values, nearest first.
+
+        Filters cost no recall of their own: few items that pass are all scored, of many the index is asked for more
+        until enough pass. So do groups and near-duplicates: there are k items if the index has so many to show.
 
         Args:
           query: real [1, dimension].
-          least: cosine from which an item is shown.
-          where: filters, which must all hold. They cost no recall of their own: few items that pass are all scored,
-            of many the index is asked for more until k pass.
           without: id of an item that is left out.
         """
-        wanted = k + (without is not None)
-        if where:
-            rows, scores = self._allowed(query, wanted, self._rows_allowed(_frozen(where)))
-        else:
-            found = self.index.search(query, k=wanted)
+        unit = self.index.check_query(query, k=selection.k)
+        passing = self._rows_passing(_frozen(selection.where)) if selection.where else None
+        name = selection.group_by
+        group = None if name is None else self.columns.column(name, what="group_by")
+        most = len(self.index) if passing is None else len(passing)
+        ask = selection.candidates + (without is not None)
+        while True:
+            rows, scores = self._nearest(unit, min(ask, most), passing)
+            shown = (scores >= selection.least) & self._others(rows, without, group)
+            last = ask >= most or len(rows) < ask or bool((scores < selection.least).any())
+            chosen = choose(
+                rows[shown],
+                scores[shown],
+                selection=selection,
+                groups=None if group is None else group.codes,
+                vectors_at=self.index.vectors_at,
+            )
+            if chosen.enough or last:
+                break
+            ask *= _ASK_MORE
+        items = [
+            self._item(row, score, None if selection.collapse is None else alike)
+            for row, score, alike in zip(
+                rows[shown][chosen.places].tolist(),
+                scores[shown][chosen.places].tolist(),
+                chosen.alike.tolist(),
+                strict=True,
+            )
+        ]
+        counted = {} if selection.collapse is None else {"collapsed": int(chosen.alike.sum())}
+        return {"generation": self.index.generation, **counted, "items": items}
+
+    def _item(self, row: int, score: float, alike: int | None) -> dict[str, Any]:
+        title, attributes = self.known.get(self.index.ids[row], ("", {}))
+        counted = {} if alike is None else {"collapsed": alike}
+        return {
+            "id": self.index.ids[row], "score": round(score, 6), **counted, "title": title, "attributes": attributes,
+        }  # fmt: skip
+
+    def _others(self, rows: np.ndarray, without: str | None, group: AttributeColumn | None) -> np.ndarray:
+        """bool [n]: which are not the item that is left out, nor of its group."""
+        others = np.ones(len(rows), bool)
+        if without is None:
+            return others
+        others[[self.index.ids[row] == without for row in rows.tolist()]] = False
+        if group is not None and (code := group.code_of(self.known.get(without, ("", {}))[1])) >= 0:
+            others &= group.codes[rows] != code
+        return others
+
+    def _nearest(self, unit: np.ndarray, k: int, passing: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """The k best rows that pass and their scores, best first; fewer where no more are found."""
+        if k == 0:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        if passing is None:
+            found = self.index.search(unit, k=k)
             rows, scores = found.rows[0], found.scores[0]
-        items = []
-        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            if row >= 0 and score >= least and (item := self.index.ids[row]) != without:
-                title, attributes = self.known.get(item, ("", {}))
-                items.append({"id": item, "score": round(score, 6), "title": title, "attributes": attributes})
-        return {"generation": self.index.generation, "items": items[:k]}
+        elif len(passing) <= SCANNED:
+            top = select_top(unit @ self.index.vectors_at(passing).T, k)
+            rows, scores = passing[top.columns[0]], top.values[0]
+        else:
+            mask = np.zeros((1, len(self.index)), bool)
+            mask[0, passing] = True
+            (rows,), (scores,) = search_allowed(self.index, unit, mask, k=k)
+        there = rows >= 0
+        return rows[there], scores[there]
 
-    def _allowed(self, query: np.ndarray, k: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        unit = self.index.check_query(query, k=k)
-        if not len(rows):
-            return rows, np.empty(0, np.float32)
-        if len(rows) <= SCANNED:
-            top = select_top(unit @ self.index.vectors_at(rows).T, min(k, len(rows)))
-            return rows[top.columns[0]], top.values[0]
-        mask = np.zeros((1, len(self.index)), bool)
-        mask[0, rows] = True
-        found, scores = search_allowed(self.index, query, mask, k=k)
-        return found[0], scores[0]
-
-    def _find_rows_allowed(self, where: tuple[tuple[str, frozenset[str]], ...]) -> np.ndarray:
-        """Rows of the index that pass, ascending."""
-        names = {name for _, attributes in self.known.values() for name in attributes}
-        for name, _ in where:
-            if name not in names:
-                shown = ", ".join(sorted(names)[:20]) or "none, since the dataset is not given"
-                raise UserError(f"filter on {name!r}: no item has this attribute; there are {shown}")
-        passing = []
-        for row, item in enumerate(self.index.ids):
-            attributes = self.known.get(item, ("", {}))[1]
-            if all(attributes.get(name) in values for name, values in where):
-                passing.append(row)
-        return np.array(passing, np.int64)
+    def _find_rows_passing(self, where: tuple[tuple[str, frozenset[str]], ...]) -> np.ndarray:
+        return self.columns.rows_passing(dict(where))
 
 
 def _frozen(where: Where) -> tuple[tuple[str, frozenset[str]], ...]:

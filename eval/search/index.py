@@ -8,6 +8,8 @@ import contextlib
 import functools
 import io
 import json
+import math
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from eval.search import index_folder
 from siglip_jax.errors import UserError
 
 IDS, VECTORS = "ids.json", "vectors.npy"
+_NPY_HEADER = 4096  # bytes of an .npy in which its header ends
 
 
 @dataclass(frozen=True)
@@ -166,5 +169,19 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return sink.getvalue()
 
 
-def npy_array(content: bytes) -> np.ndarray:
-    return np.load(io.BytesIO(content), allow_pickle=False)
+def npy_array(content: bytes | mmap.mmap) -> np.ndarray:
+    """The array of an .npy, read-only, where its content lies: nothing is copied.
+
+    Raises:
+      UserError: it is none.
+    """
+    head = io.BytesIO(content[:_NPY_HEADER])
+    try:
+        version = np.lib.format.read_magic(head)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(head)
+        if fortran or dtype.hasobject:
+            raise ValueError("order or objects")
+        return np.frombuffer(content, dtype, math.prod(shape), head.tell()).reshape(shape)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"search index: an array cannot be read ({error}); build the index again") from None

@@ -1,12 +1,13 @@
-"""Builds and loads an index: exact in numpy, or ScaNN where it is installed.
+"""Builds and loads an index: exact, over reduced vectors, or ScaNN where it is installed.
 
 index = build_index(vectors, ids, backend="scann")
 index.search(queries, k=10).ids
 index.save("index"); load_index("index")
 """
 
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from eval.search.index_folder import generation_of, read_folder
 from eval.search.live_index import LiveIndex
 from siglip_jax.errors import UserError, check_choice
 
-BACKENDS = ("exact", "scann")
+BACKENDS = ("exact", "reduced", "scann")
 
 
 def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exact", **options: Any) -> Index:
@@ -28,9 +29,8 @@ def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exac
     Args:
       vectors: real [n, dimension], any norm but 0.
       ids: n unique strings.
-      backend: "exact" (no options) or "scann" (options of `eval.search.scann_index.build`: mode, leaves,
-      leaves_to_search,
-          reorder).
+      backend: "exact" (no options), "reduced" (of `eval.search.reduced_index.build`: reduce, candidates) or "scann" (of
+        `eval.search.scann_index.build`: mode, leaves, leaves_to_search, reorder).
 
     Raises:
       UserError: a NaN, infinite or zero vector, repeated ids, no item, unknown backend or option, ScaNN wanted and
@@ -51,9 +51,22 @@ def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exac
         if options:
             raise UserError(f"unknown option {next(iter(options))!r}: the exact backend takes none")
         return ExactIndex(vectors, ids, {})
+    build = _builder(backend)
+    takes = {**inspect.signature(build).parameters}
+    for name in options:
+        if name not in takes:
+            raise UserError(f"unknown option {name!r}: the {backend} backend takes {', '.join([*takes][2:])}")
+    return build(unit_rows(vectors, what="vector", ids=ids), ids, **options)
+
+
+def _builder(backend: str) -> Callable[..., Index]:
+    if backend == "reduced":
+        from eval.search import reduced_index
+
+        return reduced_index.build
     from eval.search import scann_index
 
-    return scann_index.build(unit_rows(vectors, what="vector", ids=ids), ids, **options)
+    return scann_index.build
 
 
 def load_index(folder: epath.PathLike) -> Index:
@@ -72,7 +85,7 @@ def load_index(folder: epath.PathLike) -> Index:
     return index
 
 
-def _index_of(manifest: Mapping[str, Any], contents: Mapping[str, bytes]) -> Index:
+def _index_of(manifest: Mapping[str, Any], contents: Mapping[str, Any]) -> Index:
     delta = LiveIndex.file_names() if "delta" in manifest else set()
     own = {name: content for name, content in contents.items() if name not in delta}
     if IDS not in own or not contents.keys() >= delta:
@@ -86,12 +99,16 @@ def _index_of(manifest: Mapping[str, Any], contents: Mapping[str, bytes]) -> Ind
     return index
 
 
-def _base_of(manifest: Mapping[str, Any], contents: Mapping[str, bytes], ids: Sequence[str]) -> Index:
+def _base_of(manifest: Mapping[str, Any], contents: Mapping[str, Any], ids: Sequence[str]) -> Index:
     if manifest["backend"] == "exact":
         vectors = npy_array(contents[VECTORS]) if VECTORS in contents else np.empty(0)
         if vectors.shape != (len(ids), manifest["dimension"]):
             raise UserError(f"vectors {vectors.shape}, manifest {(len(ids), manifest['dimension'])}")
-        return ExactIndex(vectors, ids, manifest["measured"])
+        return ExactIndex(vectors, ids, manifest["measured"], unit=True)
+    if manifest["backend"] == "reduced":
+        from eval.search import reduced_index
+
+        return reduced_index.load(contents, ids, manifest)
     if manifest["backend"] == "scann":
         from eval.search import scann_index
 

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -72,7 +73,7 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
     return manifest
 
 
-def read_folder(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
+def read_folder(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, bytes | mmap.mmap]]:
     """The manifest and the content of each file by its name there, all of one generation, checked.
 
     Raises:
@@ -183,15 +184,23 @@ def replace_manifest(folder: epath.Path, manifest: Mapping[str, Any]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _read_file(folder: epath.Path, manifest: Mapping[str, Any], name: str) -> bytes:
+def _read_file(folder: epath.Path, manifest: Mapping[str, Any], name: str) -> bytes | mmap.mmap:
     path = _path(folder, manifest, name)
     try:
-        content = path.read_bytes()
+        content = _content(path)
     except FileNotFoundError:
         raise UserError(f"search index {folder}: {path.name} is missing; build the index again") from None
     if hashlib.sha256(content).hexdigest() != manifest["files"][name]:
         raise UserError(f"search index {folder}: {path.name} is not what was written (sha256); build the index again")
     return content
+
+
+def _content(path: epath.Path) -> bytes | mmap.mmap:
+    """A memory map of a file of this machine; what is elsewhere, or empty, is read."""
+    if _is_remote(path) or not path.stat().length:
+        return path.read_bytes()
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _path(folder: epath.Path, manifest: Mapping[str, Any], name: str) -> epath.Path:

@@ -38,7 +38,7 @@ class LiveIndex(Index):
         self.base, self.dead, self.delta = base, dead, delta
         self._alive = alive  # public row -> row of the base
         self._row_there = np.cumsum(~dead) - 1  # row of the base that is alive -> public row
-        self._near = ExactIndex(delta, ids, {}) if len(delta) else None
+        self._near = ExactIndex(delta, ids, {}, unit=True) if len(delta) else None
 
     @classmethod
     def over(cls, index: Index) -> LiveIndex:
@@ -128,7 +128,7 @@ class LiveIndex(Index):
         return {_IDS, _VECTORS, _DEAD}
 
     @classmethod
-    def of_files(cls, base: Index, contents: Mapping[str, bytes]) -> LiveIndex:
+    def of_files(cls, base: Index, contents: Mapping[str, Any]) -> LiveIndex:
         """What `save` wrote beside the files of the base."""
         ids = json.loads(bytes(contents[_IDS]))
         vectors, rows = npy_array(contents[_VECTORS]), npy_array(contents[_DEAD])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from eval.embeddings.vectors import Scorer
-from eval.search.exact_index import SCORES_AT_ONCE
+from eval.embeddings.vectors import Scorer, unit_rows
 from eval.search.index import Index, Neighbours
+from eval.search.scans import Scan, exact_best, rescore
 from siglip_jax.errors import UserError
 
 LEAST_RECALL = 0.98  # under this the index moves the metric more than most encoders do
@@ -111,16 +112,51 @@ def measure_recall(
             f"recall@{k} over {sample} queries of vectors {list(vectors.shape)}: expected k and sample >= 1 and the "
             f"vectors of the index, [{len(index)}, {index.dimension}]"
         )
-    scorer = Scorer(vectors)
-    k = min(k, len(index) - 1)
-    rows = np.sort(np.random.default_rng(seed).permutation(len(index))[:sample])
-    step = max(1, SCORES_AT_ONCE // len(index))
-    found = [
-        recall_of(without_self(index.search(scorer.rows(block), k=k + 1), block), scorer, block, k=k)
-        for block in (rows[lo : lo + step] for lo in range(0, len(rows), step))
-    ]
-    index.measured = {"recall": float(np.concatenate(found).mean()), "k": k, "queries": len(rows), "seed": seed}
+    truth = Truth.of(vectors, k=k, sample=sample, seed=seed)
+    index.measured = {"recall": truth.recall(index), "k": truth.k, "queries": len(truth.rows), "seed": seed}
     return dict(index.measured)
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """Sampled items as queries, each without itself, and what exact search says of them.
+
+    Attributes:
+      unit: float32 [n, dimension], all items.
+      rows: int64 [query], the sampled ones.
+      worst: float32 [query], the score of the k-th neighbour.
+    """
+
+    unit: np.ndarray
+    rows: np.ndarray
+    worst: np.ndarray
+    k: int
+
+    @classmethod
+    def of(cls, vectors: np.ndarray, *, k: int, sample: int, seed: int) -> Truth:
+        """vectors: real [n, dimension], normalised here; k at most n - 1."""
+        unit, k = unit_rows(vectors, what="vector"), min(k, len(vectors) - 1)
+        rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:sample])
+        nearest, scores = exact_best(Scan(unit), unit, unit[rows], k=k + 1)
+        found = without_self(Neighbours(nearest, scores, ()), rows)
+        return cls(unit, rows, found.scores[:, -1], k)
+
+    @property
+    def queries(self) -> np.ndarray:
+        return self.unit[self.rows]
+
+    def part(self, places: slice) -> Truth:
+        """Of some of the queries."""
+        return dataclasses.replace(self, rows=self.rows[places], worst=self.worst[places])
+
+    def recall(self, index: Index) -> float:
+        """Share of the k nearest that the index finds, by score, so that equal items are interchangeable."""
+        return self.recall_of(index.search(self.queries, k=self.k + 1))
+
+    def recall_of(self, found: Neighbours) -> float:
+        """The same of k + 1 neighbours of each query, itself perhaps among them."""
+        near = without_self(found, self.rows).rows[:, : self.k]
+        return float((rescore(self.unit, self.queries, near) >= self.worst[:, None] - 1e-6).mean())
 
 
 def recall_of(

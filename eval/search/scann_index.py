@@ -1,5 +1,8 @@
 """The ScaNN backend of `eval.search.index_builder`, and the only importer of scann (Guo et al. 2020, arXiv 1908.10396).
 
+Two packages hold this module, Google's scann and scann-core (no TensorFlow, and AVX-512); either reads the files of the
+other.
+
 What ScaNN 1.4.2 would do to a caller, and what is done here about it: `import scann` imports TensorFlow when it is
 installed and dies of any release but 2.20 (hidden during that import alone); short result rows are padded with row 0
 and distance NaN (dropped); there is no cosine (unit vectors in); tree builds differ from run to run, on one thread too
@@ -118,7 +121,7 @@ def build(
     return ScannIndex(builder.build(), vectors, ids, options, {})
 
 
-def load(contents: Mapping[str, bytes], ids: Sequence[str], manifest: Mapping[str, Any]) -> ScannIndex:
+def load(contents: Mapping[str, Any], ids: Sequence[str], manifest: Mapping[str, Any]) -> ScannIndex:
     """Reads a searcher from the files of a saved index (already checked against their sums)."""
     if any(name.endswith(".pkl") for name in contents):
         raise UserError("search index holds a pickle file, which this library neither writes nor reads: build it again")
@@ -155,7 +158,8 @@ def _pybind() -> ModuleType:
             else:
                 problem = f"ScaNN does not load here ({error})"
             raise UserError(
-                f"{problem}: `pip install 'siglip-jax[search]'` (Linux, Python 3.11-3.13) or use backend=\"exact\""
+                f"{problem}: `pip install 'siglip-jax[scann-core]'` (Linux; no TensorFlow, faster) or "
+                "`pip install 'siglip-jax[search]'` (Google's own; Linux, Python 3.11-3.13), or use backend=\"exact\""
             ) from None
         finally:
             del sys.modules["tensorflow"]

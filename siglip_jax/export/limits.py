@@ -49,8 +49,8 @@ class Limits:
         return f" ({self.words} itself rounds by {self.rounding:.1e})" if self.rounding else ""
 
 
-def limits_of(model: Model, images: Any) -> Limits:
-    """Measured on `images`, what `Model.encode_image` takes."""
+def limits_of(model: Model, inputs: Any, *, tower: str = "image") -> Limits:
+    """Measured on `inputs`, what `Model.encode_image` takes, or `encode_text` of the tower "text"."""
     import jax
 
     dtype, backend = jax.numpy.dtype(model.module.dtype).name, jax.default_backend()
@@ -58,10 +58,14 @@ def limits_of(model: Model, images: Any) -> Limits:
     if words == "float32 on cpu":
         return Limits(words=words)
     with jax.default_matmul_precision("highest"):
-        exact = model.replace(module=model.module.clone(dtype="float32")).encode_image(images)
-    difference = model.encode_image(images) - exact
+        exact = _encode(model.replace(module=model.module.clone(dtype="float32")), inputs, tower)
+    difference = _encode(model, inputs, tower) - exact
     return Limits(
         words=words,
         rounding=float(np.abs(difference).max(initial=0)),
         distance=float(np.linalg.norm(difference, axis=-1).max(initial=0)),
     )
+
+
+def _encode(model: Model, inputs: Any, tower: str) -> np.ndarray:
+    return model.encode_image(inputs) if tower == "image" else model.encode_text(inputs)

@@ -110,20 +110,6 @@ def export_onnx(model: Model, path: str | pathlib.Path, *, encoders: Mapping[str
     onnx.save(written, str(path))
 
 
-def run_onnx(path: str | pathlib.Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The embeddings that onnxruntime computes on the CPU, float32 [n, d].
-
-    Raises:
-      UserError: onnxruntime is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"{path}: needs onnxruntime ({error}); install siglip-jax[onnx]") from error
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(["embedding"], dict(inputs))[0]
-
-
 class _Graph:
     """Nodes that are written one after the other; what they are named begins with "/", which no feature does."""
 

@@ -1,4 +1,4 @@
-"""The image encoder as a TensorFlow SavedModel. The only module that imports TensorFlow.
+"""The encoders as a TensorFlow SavedModel. The only module that imports TensorFlow.
 
 What it takes and gives is in `signatures`. Decoding and resizing are part of the graph and follow the model's own
 preprocessing value, so that serving cannot drift from training.
@@ -11,8 +11,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,15 +27,17 @@ from siglip_jax.export.signatures import (
     encoder_signatures,
     feature_signatures,
     picture_signatures,
+    score_signature,
+    text_signatures,
 )
 from siglip_jax.export.stablehlo import PLATFORMS, READERS, StablehloModule, lower_for, lower_for_oldest
+from siglip_jax.export.text_graph import TextGraph
 
 if TYPE_CHECKING:  # a process that only serves has no JAX
     from siglip_jax.model import Model
 
 MANIFEST = "siglip_jax.json"
-
-Calls = Mapping[str, Mapping[str, np.ndarray | Sequence[bytes]]]  # {signature: {input: values}}
+TEXTS = ("ids", "strings", "none")
 
 
 def export_saved_model(
@@ -46,22 +46,27 @@ def export_saved_model(
     *,
     target_tensorflow: str = "",
     encoders: Mapping[str, GraphEncoder] | None = None,
+    text: str = "ids",
 ) -> None:
-    """Writes the image encoder to `folder`, complete or not at all.
+    """Writes the encoders to `folder`, complete or not at all.
 
-    Of an adapter of stored vectors that is the adapter alone, with the signature "features", unless its encoders are
-    given. Parameters are variables, since a graph's constants are limited to 2 GB.
+    Of an adapter of stored vectors the image side is the adapter alone, with the signature "features", unless its
+    encoders are given. Parameters are variables, since a graph's constants are limited to 2 GB.
 
     Args:
       model: what is exported.
       folder: where to; it must not exist.
       target_tensorflow: the oldest TensorFlow that will read it, one of `READERS`; the oldest that can by default.
       encoders: of an adapter, what made its stored vectors, one for each name.
+      text: of `TEXTS`, what the text tower takes: "ids"; "strings" as well, which need tensorflow-text wherever the
+        SavedModel is loaded; "none" leaves the tower out.
 
     Raises:
-      UserError: TensorFlow is not installed, the folder exists, other encoders than the model takes, or a model of
-        pictures has no known preprocessing, one of NaFlex pictures, or a resize that cannot be written in a graph.
+      UserError: TensorFlow is not installed, the folder exists, other encoders than the model takes, a tokenizer that
+        cannot be written in a graph, or a model of pictures has no known preprocessing, one of NaFlex pictures, or a
+        resize that cannot be written in a graph.
     """
+    check_choice("--text", text, TEXTS)
     if target_tensorflow:
         check_choice("--target_tensorflow", target_tensorflow, READERS)
     tf = _tensorflow()
@@ -78,23 +83,30 @@ def export_saved_model(
         if preprocessing is None:
             raise UserError("export: the model has no known preprocessing; save it with preprocessing= first")
         check_resize(preprocessing)
-    exported, embedding, target_tensorflow = _image_tower(tf, model, target_tensorflow)
+    tokenize = TextGraph(tf, preprocessing) if text == "strings" and preprocessing is not None else None
+    towers, target_tensorflow = _towers(tf, model, target_tensorflow, with_text=text != "none")
+    exported = towers.module
     if wanted:
-        signatures = feature_signatures(tf, wanted, embedding)
+        signatures = feature_signatures(tf, wanted, towers.image)
         if encoders:
             keeps = [encoder.in_graph_keeps for encoder in encoders.values()]
             exported.encoders = [each for each in keeps if each is not None]
-            signatures |= encoder_signatures(tf, encoders, wanted, embedding)
+            signatures |= encoder_signatures(tf, encoders, wanted, towers.image)
     else:
         assert preprocessing is not None
-        signatures = picture_signatures(tf, preprocessing, embedding)
+        signatures = picture_signatures(tf, preprocessing, towers.image)
+    if towers.text is not None:
+        exported.tokenizer = tokenize and tokenize.tokenizer
+        signatures |= text_signatures(tf, model.architecture.text_length, towers.text, tokenize)
+        if "serving_default" in signatures:
+            signatures |= score_signature(tf, signatures, t=towers.t, b=towers.b)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         path = pathlib.Path(temporary) / "export"
         tf.saved_model.save(exported, str(path), signatures=signatures)
         manifest = {
-            "signatures": described(wanted, encoders),
+            "signatures": described(signatures, wanted, encoders, text_length=model.architecture.text_length),
             "output": f"embedding: float32 [n, {model.architecture.embedding_dim}], unit norm",
             "platforms": PLATFORMS,
             "target_tensorflow": target_tensorflow,
@@ -107,45 +119,66 @@ def export_saved_model(
         shutil.move(path, folder)
 
 
-def _image_tower(tf: Any, model: Model, target_tensorflow: str) -> tuple[Any, Embedding, str]:
-    """The tower in TensorFlow: (tf.Module with its variables, a function of a batch, the oldest release that reads)."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Towers:
+    """Both in TensorFlow.
+
+    Attributes:
+      module: holds the variables.
+      image, text: functions of a batch; text is None where it was left out.
+      t, b: variables [1].
+    """
+
+    module: Any
+    image: Embedding
+    text: Embedding | None
+    t: Any
+    b: Any
+
+
+def _towers(tf: Any, model: Model, target_tensorflow: str, *, with_text: bool) -> tuple[_Towers, str]:
+    """The towers, and the oldest TensorFlow that reads them."""
     import jax
 
-    def encode(params: Any, images: Any) -> Any:
-        return model.module.apply({"params": params}, images, method="encode_image")
-
-    # Only the image tower travels: the text tower is most of a multilingual model's bytes.
-    kept = {name: model.params[name] for name in ("img", "t", "b")}
-    (batch,) = jax.export.symbolic_shape("batch")
     architecture = model.architecture
+    (batch,) = jax.export.symbolic_shape("batch")
     images: Any = {name: jax.ShapeDtypeStruct((batch, d), np.float32) for name, d in architecture.features.items()}
     if not images:
         images = jax.ShapeDtypeStruct((batch, *architecture.image_size, 3), np.float32)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kept), images
-    if target_tensorflow:
-        lowered = lower_for(encode, *shapes, target_tensorflow=target_tensorflow)
-    else:
-        target_tensorflow, lowered = lower_for_oldest(encode, *shapes)
-    parameters = jax.tree.map(tf.Variable, kept)
-    variables = jax.tree.leaves(parameters)  # before tf.Module wraps the dicts
+    # Each tower takes what it needs: the text tower is most of a multilingual model's bytes.
+    inputs, takes = {"image": images}, {"image": ("img", "t", "b")}
+    if with_text:
+        inputs["text"] = jax.ShapeDtypeStruct((batch, architecture.text_length), np.int32)
+        takes["text"] = ("txt", "t", "b")
+
+    def to_lower(tower: str) -> tuple[Any, Any, Any]:
+        def encode(params: Any, given: Any) -> Any:
+            return model.module.apply({"params": params}, given, method=f"encode_{tower}")
+
+        params = {name: model.params[name] for name in takes[tower]}
+        return encode, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params), inputs[tower]
+
+    if not target_tensorflow:
+        oldest = [lower_for_oldest(*to_lower(tower))[0] for tower in inputs]
+        target_tensorflow = max(oldest, key=list(READERS).index)
+    lowered = {tower: lower_for(*to_lower(tower), target_tensorflow=target_tensorflow) for tower in inputs}
+    used = {name for names in takes.values() for name in names}
+    variables = jax.tree.map(tf.Variable, {name: model.params[name] for name in used})
+    # Before tf.Module wraps the dicts.
+    leaves = {tower: jax.tree.leaves({name: variables[name] for name in takes[tower]}) for tower in inputs}
+    t, b = variables["t"], variables["b"]
     exported = tf.Module()
-    exported.parameters = parameters
+    exported.parameters = variables
 
-    def embedding(batch: Any) -> dict[str, Any]:
-        return {"embedding": call_module(tf, lowered, [*variables, *jax.tree.leaves(batch)])[0]}
+    def embedding(tower: str) -> Embedding:
+        def of_batch(given: Any) -> dict[str, Any]:
+            found = call_module(tf, lowered[tower], [*leaves[tower], *jax.tree.leaves(given)])
+            return {"embedding": found[0]}
 
-    return exported, embedding, target_tensorflow
+        return of_batch
 
-
-def run_saved_model(folder: str | pathlib.Path, calls: Calls) -> dict[str, np.ndarray]:
-    """{signature: its embeddings, float32 [n, d]} of a SavedModel, which needs no JAX."""
-    tf = _tensorflow()
-    loaded = tf.saved_model.load(str(folder))
-    found = {}
-    for signature, inputs in calls.items():
-        tensors = {name: tf.constant(values) for name, values in inputs.items()}
-        found[signature] = loaded.signatures[signature](**tensors)["embedding"].numpy()
-    return found
+    text = embedding("text") if with_text else None
+    return _Towers(module=exported, image=embedding("image"), text=text, t=t, b=b), target_tensorflow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,78 +259,3 @@ def call_module(tf: Any, lowered: StablehloModule, arguments: Sequence[Any]) -> 
         has_token_input_output=False,
         disabled_checks=[],
     )
-
-
-def run_without_jax(folder: str | pathlib.Path, calls: Calls) -> dict[str, np.ndarray]:
-    """`run_saved_model` in a process of its own, in which JAX cannot be imported.
-
-    Raises:
-      RuntimeError: the other process failed; its last line is in the message.
-    """
-    arrays = {}
-    for signature, inputs in calls.items():
-        for name, values in inputs.items():
-            if isinstance(values, np.ndarray):
-                arrays[f"{signature}/{name}"] = values
-            else:  # numpy's own bytes lose zeros at their end
-                arrays |= {f"{signature}/{name}/{i}": np.frombuffer(value, np.uint8) for i, value in enumerate(values)}
-    with tempfile.TemporaryDirectory() as temporary:
-        inputs_file, outputs_file = (str(pathlib.Path(temporary) / name) for name in ("inputs.npz", "outputs.npz"))
-        np.savez(inputs_file, **arrays)  # type: ignore[arg-type]
-        command = [sys.executable, "-m", __spec__.name, str(folder), inputs_file, outputs_file]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(
-                f"{folder} cannot be loaded without JAX: {(done.stderr.strip() or '?').splitlines()[-1]}"
-            )
-        with np.load(outputs_file) as found:
-            return {signature: found[signature] for signature in calls}
-
-
-def check_saved_model(folder: str | pathlib.Path, model: Model, pictures: Sequence[bytes]) -> dict[str, float]:
-    """Loads the export in a process without JAX and compares its embeddings of `pictures` with the model's own.
-
-    Returns:
-      {"pixels_max_error": largest absolute difference from equal pixels,
-       "bytes_min_cosine": smallest cosine between the graph's own decoding and `Preprocessing`'s}.
-
-    Raises:
-      RuntimeError: the other process failed; its last line is in the message.
-    """
-    assert model.preprocessing is not None
-    pixels = model.preprocessing.images(pictures)
-    expected = model.encode_image(pixels)
-    found = run_without_jax(folder, {"pixels": {"pixels": pixels}, "serving_default": {"image": list(pictures)}})
-    return {
-        "pixels_max_error": float(np.abs(found["pixels"] - expected).max()),
-        "bytes_min_cosine": float(np.sum(found["serving_default"] * expected, axis=-1).min()),
-    }
-
-
-def check_features(folder: str | pathlib.Path, model: Model, features: Mapping[str, np.ndarray]) -> float:
-    """The largest absolute difference between the embeddings of "features" in a process without JAX and the model's.
-
-    Raises:
-      RuntimeError: the other process failed; its last line is in the message.
-    """
-    found = run_without_jax(folder, {"features": features})["features"]
-    return float(np.abs(found - model.encode_image(features)).max())
-
-
-def _answer(folder: str, inputs: str, outputs: str) -> None:
-    """The other side of `run_without_jax`."""
-    sys.modules["jax"] = None  # type: ignore[assignment]  # any import of it fails from here on
-    calls: dict[str, dict[str, Any]] = {}
-    with np.load(inputs) as arrays:
-        for key in arrays.files:  # in the order in which they were written
-            signature, name, *number = key.split("/")
-            values = calls.setdefault(signature, {})
-            if number:
-                values.setdefault(name, []).append(arrays[key].tobytes())
-            else:
-                values[name] = arrays[key]
-    np.savez(outputs, **run_saved_model(folder, calls))  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    _answer(*sys.argv[1:])

@@ -1,23 +1,27 @@
-"""The signatures of an exported image tower, in TensorFlow's operations; the module comes as `tf`.
+"""The signatures of exported towers, in TensorFlow's operations; the module comes as `tf`.
 
-All give "embedding", unit-norm float32 [n, d], and take batches of any size from 1.
+All but the last give "embedding", unit-norm float32 [n, d], and take batches of any size from 1.
 
-    serving_default   image    string [n]              encoded pictures, `image_formats.SERVED`
-    pixels            pixels   float32 [n, h, w, 3]    what the tower takes
-    features          by name  float32 [n, numbers]    an adapter's stored vectors
+    serving_default   image_bytes   string [n]              encoded pictures, `image_formats.SERVED`
+    pixels            pixels        float32 [n, h, w, 3]    what the tower takes
+    features          by name       float32 [n, numbers]    an adapter's stored vectors
+    text_ids          ids           int32 [n, length]       token ids
+    text              text          string [n]              titles
+    scores            image_bytes, and ids or text          "logits" float32 [n, m]: exp(t) <image, text> + b
 
 An adapter that is joined with its encoders has all three, "pixels" by name and of uint8: a picture for each encoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from siglip_jax.export.image_graph import decode_rows
 from siglip_jax.preprocessing import MAX_IMAGE_PIXELS, Preprocessing
 from siglip_jax.preprocessing.image_formats import SERVED
 
+IMAGE_BYTES = "image_bytes"  # TensorFlow Serving's REST writes bytes as {"b64": ...}, and such names end in _bytes
 Embedding = Callable[[Any], dict[str, Any]]  # of a batch of what the tower takes
 
 
@@ -47,9 +51,9 @@ def picture_signatures(tf: Any, preprocessing: Preprocessing, embedding: Embeddi
     def pixels(pixels: Any) -> dict[str, Any]:
         return embedding(pixels)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image")], autograph=False)
-    def serving_default(image: Any) -> dict[str, Any]:
-        resized = decode_rows(tf, image, {"": preprocessing})[""]
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=IMAGE_BYTES)], autograph=False)
+    def serving_default(image_bytes: Any) -> dict[str, Any]:
+        resized = decode_rows(tf, image_bytes, {"": preprocessing})[""]
         low, high = preprocessing.value_range
         return embedding(resized * ((high - low) / 255) + low)
 
@@ -84,22 +88,68 @@ def encoder_signatures(
     def pixels(pictures: Any) -> dict[str, Any]:
         return joined({name: tf.cast(picture, tf.float32) for name, picture in pictures.items()})
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image")], autograph=False)
-    def serving_default(image: Any) -> dict[str, Any]:
-        return joined(decode_rows(tf, image, preprocessings))
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=IMAGE_BYTES)], autograph=False)
+    def serving_default(image_bytes: Any) -> dict[str, Any]:
+        return joined(decode_rows(tf, image_bytes, preprocessings))
 
     return {"serving_default": serving_default, "pixels": pixels}
 
 
-def described(dimensions: dict[str, int], encoders: Mapping[str, GraphEncoder] | None) -> dict[str, str]:
-    """What a manifest says of the signatures, of an adapter where there are `dimensions`."""
+def text_signatures(
+    tf: Any, length: int, embedding: Embedding, tokenize: Callable[[Any], Any] | None
+) -> dict[str, Any]:
+    """Of a text tower that takes `length` ids; `tokenize`: string [n] -> int32 [n, length], None without strings."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, length], tf.int32, name="ids")], autograph=False)
+    def text_ids(ids: Any) -> dict[str, Any]:
+        return embedding(ids)
+
+    if tokenize is None:
+        return {"text_ids": text_ids}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")], autograph=False)
+    def text(text: Any) -> dict[str, Any]:
+        return embedding(tokenize(text))
+
+    return {"text_ids": text_ids, "text": text}
+
+
+def score_signature(tf: Any, signatures: Mapping[str, Any], *, t: Any, b: Any) -> dict[str, Any]:
+    """Logits of every picture with every text; t, b: float32 [1], log temperature and bias."""
+    of_text = signatures.get("text", signatures["text_ids"])
+    (spec,) = of_text.input_signature
+    pictures = tf.TensorSpec([None], tf.string, name=IMAGE_BYTES)
+
+    @tf.function(input_signature=[pictures, spec], autograph=False)
+    def scores(image_bytes: Any, texts: Any) -> dict[str, Any]:
+        image, text = signatures["serving_default"](image_bytes), of_text(texts)
+        cosines = tf.matmul(image["embedding"], text["embedding"], transpose_b=True)
+        return {"logits": tf.exp(t) * cosines + b}
+
+    return {"scores": scores}
+
+
+def described(
+    names: Collection[str],
+    dimensions: Mapping[str, int],
+    encoders: Mapping[str, GraphEncoder] | None,
+    *,
+    text_length: int,
+) -> dict[str, str]:
+    """What a manifest says of the signatures `names`, of an adapter where there are `dimensions`."""
     formats = f"{', '.join(SERVED)} (WEBP from TensorFlow 2.20 on)"
-    bytes_in = {"serving_default": f"image: string [n], {formats}, at most {MAX_IMAGE_PIXELS} pixels each"}
-    if not dimensions:
-        return bytes_in | {"pixels": "float32 [n, h, w, 3]"}
-    vectors = {"features": ", ".join(f"{name}: float32 [n, {numbers}]" for name, numbers in dimensions.items())}
-    if not encoders:
-        return vectors
-    sizes = {name: encoders[name].preprocessing.image_size for name in dimensions}
-    pictures = (f"{name}: uint8 [n, {height}, {width}, 3]" for name, (height, width) in sizes.items())
-    return bytes_in | {"pixels": ", ".join(pictures)} | vectors
+    pictures = f"{IMAGE_BYTES}: string [n], {formats}, at most {MAX_IMAGE_PIXELS} pixels each"
+    pixels = "pixels: float32 [n, h, w, 3]"
+    if encoders:
+        sizes = {name: encoders[name].preprocessing.image_size for name in dimensions}
+        pixels = ", ".join(f"{name}: uint8 [n, {height}, {width}, 3]" for name, (height, width) in sizes.items())
+    ids, strings = f"ids: int32 [n, {text_length}]", "text: string [n], needs tensorflow-text"
+    said = {
+        "serving_default": pictures,
+        "pixels": pixels,
+        "features": ", ".join(f"{name}: float32 [n, {numbers}]" for name, numbers in dimensions.items()),
+        "text_ids": ids,
+        "text": strings,
+        "scores": f"{pictures}; {strings if 'text' in names else ids}",
+    }
+    return {name: said[name] for name in names}

@@ -36,8 +36,8 @@ _FIELD_CHOICES: dict[str, Iterable[str]] = {
 }
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
-_WORD_MARK = "\u2581"  # how SentencePiece writes a space
-_BEFORE_MARK = f"a{_WORD_MARK}"  # a word of its own, which no canonical title begins with
+WORD_MARK = "\u2581"  # how SentencePiece writes a space
+BEFORE_MARK = f"a{WORD_MARK}"  # a word of its own, which no canonical title begins with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,8 +262,8 @@ class Preprocessing:
         ids = np.full((len(titles), self.text_length), self.pad_id, np.int32)
         inputs = [self._tokenizer_input(title) for title in titles]
         for row, text, pieces in zip(ids, inputs, self._tokenizer.encode(inputs), strict=True):
-            if text.startswith(_BEFORE_MARK):
-                pieces = pieces[self._before_mark :]
+            if self.ids_before_mark is not None and text.startswith(BEFORE_MARK):
+                pieces = pieces[self.ids_before_mark :]
             pieces = [*pieces[: self.text_length - 1], EOS_ID]
             row[: len(pieces)] = pieces
         return ids
@@ -279,9 +279,11 @@ class Preprocessing:
         return open_tokenizer(self.tokenizer)
 
     @functools.cached_property
-    def _before_mark(self) -> int:
-        """Ids of what stands before the word mark, see `_tokenizer_input`."""
-        return len(self._tokenizer.encode([_BEFORE_MARK.removesuffix(_WORD_MARK)])[0])
+    def ids_before_mark(self) -> int | None:
+        """Ids of what `_tokenizer_input` puts before the word mark; None where it puts nothing."""
+        if self.punctuation != "delete" or self._tokenizer.piece_id(WORD_MARK) is None:
+            return None
+        return len(self._tokenizer.encode([BEFORE_MARK.removesuffix(WORD_MARK)])[0])
 
     def _tokenizer_input(self, title: str) -> str:
         """The canonical title; in Hugging Face's SigLIP 1, what it makes of one that is empty or starts with a space.
@@ -291,12 +293,12 @@ class Preprocessing:
         empty word in published ones, nothing where it takes white space together.
         """
         canonical = self.canonical(title)
-        if self.punctuation != "delete" or self._tokenizer.piece_id(_WORD_MARK) is None:
+        if self.ids_before_mark is None:
             return canonical
         if not canonical:
-            return _BEFORE_MARK
+            return BEFORE_MARK
         spaced = _without_punctuation(self._cut(title))[0].isspace()
-        return f"{_BEFORE_MARK} {canonical}" if spaced else canonical
+        return f"{BEFORE_MARK} {canonical}" if spaced else canonical
 
     @staticmethod
     def _cut(title: str) -> str:
@@ -361,4 +363,4 @@ def _read_tokenizer(folder: epath.Path, sha256: str) -> bytes:
 
 def _without_punctuation(title: str) -> str:
     # The word mark stands for a space, so one that a title brings along is one.
-    return title.translate(_DELETE_PUNCTUATION).replace(_WORD_MARK, " ")
+    return title.translate(_DELETE_PUNCTUATION).replace(WORD_MARK, " ")

@@ -116,6 +116,13 @@ def test_filters(search, index, store, shop_dataset):
     code, _, err = search(*flags, "--where=taste=sour")
     assert code == 2
     assert "no item has this attribute" in err
+    grouped = json.loads(search(*flags, "--group_by=colour", "--diversity=0.5")[1])["items"]
+    colours = [each["attributes"]["colour"] for each in grouped]
+    assert len(set(colours)) == len(colours) == min(6, len({each["colour"] for each in rows.values()}) - 1)
+    collapsed = json.loads(search(*flags, "--collapse=0.9")[1])
+    assert collapsed["collapsed"] == sum(each["collapsed"] for each in collapsed["items"])
+    table = search(*flags[:-1], "--collapse=0.9")[1]
+    assert ("near-duplicates of these left out" in table) == bool(collapsed["collapsed"])
 
 
 def test_networks_search_by_picture_alone(search, shop_dataset, tmp_path):
@@ -149,6 +156,9 @@ def test_control_characters_of_a_title_do_not_reach_the_terminal():
         (["--text= ", "--model={model}"], "the text is empty"),
         (["--text=red", "--model=pixels:4x4"], "is not what made the vectors of the index"),
         (["--item=1", "--where=colour=red"], "--where needs --dataset"),
+        (["--item=1", "--group_by=colour"], "--group_by needs --dataset"),
+        (["--item=1", "--collapse=2"], "collapse=2.0: expected a cosine"),
+        (["--item=1", "--diversity=2"], "diversity=2.0: expected 0"),
         (["--item=1", "--where=colour"], "expected attribute=value"),
         (["--image=none.jpg", "--model={model}"], "no such file"),
         (["--image={text}", "--model={model}"], "not a readable picture"),

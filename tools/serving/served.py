@@ -1,30 +1,32 @@
-"""What a server answers from: an index, titles, pictures and an encoder, loaded once and shared by all requests."""
+"""What an answer comes from: an index, titles, pictures and an encoder, read once and shared by all requests."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
+import hashlib
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from typing import Any
 
-import PIL.Image
+import anyio.to_thread
+import numpy as np
 from etils import epath
 
-from eval.search import load_index
-from eval.search.answers import Answers, Known, read_known
-from input_pipeline.dataset import Split, item_table, open_split
+from eval.search import Index, load_index
+from eval.search.answers import Answers, read_known
+from eval.search.attribute_columns import AttributeColumns, Known
+from eval.search.index_folder import MANIFEST
+from eval.search.selection import Selection
+from input_pipeline.dataset import Split, dataset_fingerprint, item_table, open_split
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import image_format
+from tools.serving.encode_queue import EncodeQueue
 from tools.workflow.query_encoder import QueryEncoder
 
 MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
 MOST_CHOICES = 40  # values of an attribute that the page offers as a filter
-
-
-class Busy(Exception):
-    """More queries wait for the encoder than may."""
+_READ_AGAIN = 3  # times, where an index is replaced while it is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,86 +58,183 @@ class Pictures:
         return record["image"], MEDIA_TYPES.get(image_format(record["image"]), "application/octet-stream")
 
 
-class Served:
-    """All of it. Threads may share one.
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """What is asked for: an id, the bytes of a picture, or a text."""
+
+    kind: str  # "item", "image" or "text"
+    value: Any  # str, or the bytes of a picture
+
+    @property
+    def told(self) -> dict[str, str]:
+        return {self.kind: self.value if isinstance(self.value, str) else f"{len(self.value)} bytes"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """All that one answer comes from. It never changes; another takes its place.
+
+    Attributes:
+      source: name of the `Source` it was read from, and `stamp` what that had then.
+      queue: None where there is no model.
+    """
+
+    answers: Answers
+    source: str = "index"
+    stamp: str = ""
+    pictures: Pictures | None = None
+    queue: EncodeQueue | None = None
+
+    @property
+    def name(self) -> str:
+        return self.answers.index.generation
+
+    @property
+    def able(self) -> dict[str, bool]:
+        encoder = self.queue and self.queue.encoder
+        return {"image": bool(encoder and encoder.images), "text": bool(encoder and encoder.texts)}
+
+    def described(self) -> dict[str, Any]:
+        model = {"model": self.queue.encoder.name} if self.queue else {}
+        return {"generation": self.name, "items": len(self.answers.index), **self.able, **model}
+
+    async def answer(self, query: Query, selection: Selection) -> dict[str, Any]:
+        """The object of `Answers`; UserError as it raises it, or where there is no model; Busy where too many wait."""
+        if query.kind == "item":
+            return await _in_thread(self.answers.of_item, query.value, selection)
+        if self.queue is None:
+            raise UserError("this server has no model, so it is asked by item only; start it with --model")
+        vector = await self.queue.encode(query.kind, query.value)
+        return {"query": query.told, **await _in_thread(self.answers.of_vector, vector, selection)}
+
+    def filters(self) -> dict[str, Any]:
+        """What filters and groups can be by: {"choices": {name: values by frequency}, "ranges": {name: [least, most]},
+        "groups": [name]}.
+
+        Choices are attributes with few values, ranges those with many that are mostly numbers, groups those of which
+        items share values.
+        """
+        return _filters(self.answers.columns)
+
+
+def _filters(columns: AttributeColumns) -> dict[str, Any]:
+    choices, ranges, groups = {}, {}, []
+    for name in columns.names:
+        column = columns.column(name, what="attribute")
+        numbers = column.numbers[np.isfinite(column.numbers)]
+        if 1 < len(column.values) <= MOST_CHOICES:
+            order = np.argsort(-column.counts, kind="stable")
+            choices[name] = [column.values[place] for place in order.tolist()]
+        elif 2 * len(numbers) > len(column.values) > 1:
+            ranges[name] = [float(numbers.min()), float(numbers.max())]
+        if 1 < len(column.values) < column.counts.sum():
+            groups.append(name)
+    return {"choices": choices, "ranges": ranges, "groups": groups}
+
+
+class Catalogue:
+    """Titles, attributes and pictures of a dataset; read again when it was built again. Threads may share one."""
+
+    def __init__(self, dataset: epath.PathLike | None):
+        self._dataset = dataset
+        self._lock = threading.Lock()
+        self._read: tuple[str, Known, Pictures | None] | None = None
+
+    def stamp(self) -> str:
+        try:
+            return "" if self._dataset is None else dataset_fingerprint(self._dataset)
+        except UserError:  # which reading it then says
+            return "missing"
+
+    def read(self) -> tuple[Known, Pictures | None]:
+        with self._lock:
+            stamp = self.stamp()
+            if self._read is None or self._read[0] != stamp:
+                known = {} if self._dataset is None else read_known(self._dataset)
+                self._read = stamp, known, None if self._dataset is None else Pictures.open(self._dataset)
+            return self._read[1], self._read[2]
+
+
+class Source:
+    """Where generations of one encoder come from: a folder with an index, and a model that is loaded once.
 
     Args:
-      waiting: queries that may wait for the encoder, which takes one at a time.
+      name: "index" or "candidate".
+      folder: of the index; another one may be given later.
+
+    Raises:
+      UserError: a folder that is no index, or a model that did not make its vectors.
     """
 
     def __init__(
         self,
-        answers: Answers,
+        name: str,
+        folder: epath.PathLike,
         *,
-        pictures: Pictures | None = None,
-        encoder: QueryEncoder | None = None,
+        catalogue: Catalogue | None = None,
+        model: str | None = None,
+        batch: int = 16,
         waiting: int = 32,
     ):
-        self.answers, self.pictures, self.encoder, self.waiting = answers, pictures, encoder, waiting
-        self._places = threading.BoundedSemaphore(waiting)
-        self._turn = threading.Lock()
+        self.name, self.folder, self._catalogue = name, epath.Path(folder), catalogue or Catalogue(None)
+        self._queue: EncodeQueue | None = None
+        self._index: tuple[str, Index] = _index_stamp(self.folder), load_index(self.folder)
+        if model is not None:
+            self._queue = EncodeQueue(QueryEncoder.load(model, index=self._index[1]), batch=batch, waiting=waiting)
+            self._probe = self._queue.warm_up()
 
-    @classmethod
-    def load(
-        cls,
-        index: epath.PathLike,
-        *,
-        dataset: epath.PathLike | None = None,
-        model: str | None = None,
-        waiting: int = 32,
-    ) -> Served:
-        """Reads everything, and encodes once, so that the first query finds it compiled.
+    def stamp(self, folder: epath.Path | None = None) -> str:
+        """Another one whenever the index or the dataset is another one."""
+        return f"{_index_stamp(folder or self.folder)} {self._catalogue.stamp()}"
 
-        Raises:
-          UserError: a folder that is none, or a model other than the index's.
-        """
-        loaded = load_index(index)
-        encoder = None if model is None else QueryEncoder.load(model, index=loaded)
-        known: Known = {} if dataset is None else read_known(dataset)
-        served = cls(
-            Answers(loaded, known),
-            pictures=None if dataset is None else Pictures.open(dataset),
-            encoder=encoder,
-            waiting=waiting,
-        )
-        if encoder is not None and encoder.texts is not None:
-            encoder.text("warm-up")
-        if encoder is not None and encoder.images is not None:
-            encoder.image(_any_picture())
-        return served
+    def load(self, beside: str | None = None) -> Generation:
+        """The newest, read aside and tried.
 
-    @contextmanager
-    def encoding(self) -> Iterator[QueryEncoder]:
-        """The encoder, for one query at a time.
+        Args:
+          beside: name of another folder beside this one, which takes its place where it is good.
 
         Raises:
-          UserError: there is none.
-          Busy: too many wait.
+          UserError: broken, or of another encoder than the model.
         """
-        if self.encoder is None:
-            raise UserError("this server has no model, so it is asked by item only; start it with --model")
-        if not self._places.acquire(blocking=False):
-            raise Busy
-        try:
-            with self._turn:
-                yield self.encoder
-        finally:
-            self._places.release()
+        folder = self.folder if beside is None else self.folder.parent / _checked_name(beside)
+        for attempt in range(_READ_AGAIN):
+            stamp = self.stamp(folder)
+            try:
+                return self._load(folder, stamp)
+            except Exception:
+                if attempt == _READ_AGAIN - 1 or self.stamp(folder) == stamp:
+                    raise
+        raise AssertionError
 
-    def choices(self) -> dict[str, list[str]]:
-        """Attributes with few values, which make good filters: {name: its values in order of frequency}."""
-        counts: dict[str, Counter[str]] = {}
-        for item in self.answers.index.ids:
-            for name, value in self.answers.known.get(item, ("", {}))[1].items():
-                counts.setdefault(name, Counter())[value] += 1
-        return {
-            name: [value for value, _ in found.most_common()]
-            for name, found in sorted(counts.items())
-            if 1 < len(found) <= MOST_CHOICES
-        }
+    def _load(self, folder: epath.Path, stamp: str) -> Generation:
+        read = _index_stamp(folder)
+        index = self._index[1] if read == self._index[0] else load_index(folder)
+        known, pictures = self._catalogue.read()
+        answers = Answers(index, known)
+        _ = answers.columns  # made here, so that no query waits for them
+        if self._queue is not None:
+            self._queue.encoder.check(index)
+            if len(index):
+                answers.of_vector(self._probe, Selection(k=1))
+        if len(index):
+            answers.of_item(index.ids[0], Selection(k=1))
+        self.folder, self._index = folder, (read, index)
+        return Generation(answers=answers, source=self.name, stamp=stamp, pictures=pictures, queue=self._queue)
 
 
-def _any_picture() -> bytes:
-    file = io.BytesIO()
-    PIL.Image.new("RGB", (64, 64), "white").save(file, "PNG")
-    return file.getvalue()
+def _checked_name(folder: str) -> str:
+    if not folder.strip() or "/" in folder or "\\" in folder or "\0" in folder or folder in (".", ".."):
+        raise UserError(f"index {folder[:100]!r}; expected the name of a folder beside the one that is served")
+    return folder
+
+
+def _index_stamp(folder: epath.Path) -> str:
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return "missing"
+
+
+async def _in_thread(run: Any, *arguments: Any) -> Any:
+    """In a thread, which goes on by itself where its task is cancelled."""
+    return await anyio.to_thread.run_sync(run, *arguments, abandon_on_cancel=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,13 @@ class QueryEncoder:
       images: None for an adapter, which reads no pictures.
       texts: strings -> float32 [n, d]; None for a network without a text tower.
       name: for messages.
+      description: what the manifest of a store says of it.
     """
 
     images: ImageEncoder | None
     texts: Callable[[list[str]], np.ndarray] | None
     name: str
+    description: Mapping[str, Any]
 
     @classmethod
     def load(cls, model: str, *, index: Index) -> QueryEncoder:
@@ -38,29 +40,51 @@ class QueryEncoder:
         """
         if open_network(model) is not None:
             network = load_encoder(model)
-            check_encoder(index, network.description, model=model)
-            return cls(network, None, model)
-        from siglip_jax.loading import load
+            encoder = cls(network, None, model, network.description)
+        else:
+            from siglip_jax.loading import load
 
-        loaded = load(model)
-        check_encoder(index, description_of(loaded, name=model), model=model)
-        images = None if loaded.architecture.features else image_encoder(loaded, name=model)
-        return cls(images, loaded.encode_text, model)
+            loaded = load(model)
+            images = None if loaded.architecture.features else image_encoder(loaded, name=model)
+            encoder = cls(images, loaded.encode_text, model, description_of(loaded, name=model))
+        encoder.check(index)
+        return encoder
+
+    def check(self, index: Index) -> None:
+        """Raises a UserError unless this encoder made the vectors of the index."""
+        check_encoder(index, self.description, model=self.name)
 
     def image(self, picture: bytes) -> np.ndarray:
         """float32 [1, dimension] of an encoded picture; UserError where it is none, or the model takes none."""
-        if self.images is None:
-            raise UserError(f"{self.name} reads no pictures, but stored vectors; search by item or by text")
-        preprocessing = self.images.preprocessing
-        return self.images.encode(preprocessing.batch([preprocessing.image(picture)]))
+        return self.encode_pixels([self.pixels(picture)])
 
     def text(self, text: str) -> np.ndarray:
         """float32 [1, dimension] of a text; UserError where it is empty, or the model has no text tower."""
+        return self.encode_texts([self.checked(text)])
+
+    def pixels(self, picture: bytes) -> Any:
+        """A picture as one row for `encode_pixels`; UserError as `image` raises it."""
+        if self.images is None:
+            raise UserError(f"{self.name} reads no pictures, but stored vectors; search by item or by text")
+        return self.images.preprocessing.image(picture)
+
+    def checked(self, text: str) -> str:
+        """The text; UserError as `text` raises it."""
         if self.texts is None:
             raise UserError(f"{self.name} encodes images only; search by item or by image")
         if not text.strip():
             raise UserError("the text is empty; expected a few words")
-        return self.texts([text])
+        return text
+
+    def encode_pixels(self, rows: Sequence[Any]) -> np.ndarray:
+        """float32 [n, dimension] of rows of `pixels`."""
+        assert self.images is not None
+        return self.images.encode(self.images.preprocessing.batch(rows))
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, dimension] of texts that were `checked`."""
+        assert self.texts is not None
+        return self.texts(list(texts))
 
 
 def check_encoder(index: Index, description: Mapping[str, Any], *, model: str) -> None:

@@ -76,14 +76,6 @@ def test_equal_vectors_score_equal_under_a_blas_that_rounds_by_column():
     np.testing.assert_allclose(scores, cosine(vectors(3, seed=1), x), atol=1e-5)
 
 
-def test_blocks_do_not_show(monkeypatch):
-    index, q = build_index(vectors(60), names(60)), vectors(25, seed=3)
-    whole = index.search(q, k=7)
-    monkeypatch.setattr("eval.search.exact_index.SCORES_AT_ONCE", 200)
-    monkeypatch.setattr("eval.search.recall.SCORES_AT_ONCE", 200)
-    np.testing.assert_array_equal(index.search(q, k=7).rows, whole.rows)
-
-
 def test_saved_exact_index_answers_to_the_last_bit(tmp_path):
     x, q = vectors(300, 3) * 7, vectors(40, 3, 5)
     index = build_index(x, names(300))
@@ -170,7 +162,7 @@ def with_row(row):
         (lambda: build_index(vectors(2), [1, 2]), "id 1 is a int"),
         (lambda: build_index(vectors(2), ["a"]), "1 ids with vectors"),
         (lambda: build_index(np.zeros((0, 3)), []), "at least one"),
-        (lambda: build_index(vectors(2), names(2), backend="faiss"), "expected one of exact, scann"),
+        (lambda: build_index(vectors(2), names(2), backend="faiss"), "expected one of exact, reduced, scann"),
         (lambda: build_index(vectors(2), names(2), leaves=3), "'leaves': the exact backend takes none"),
         (lambda: build_index(vectors(2), names(2)).search(vectors(1, 5), k=1), r"expects \[query, 8\]"),
         (lambda: build_index(vectors(2), names(2)).search(np.zeros((1, 8)), k=1), "query of row 0 is zero"),

@@ -8,9 +8,16 @@ import pytest
 
 from siglip_jax import model as models
 from siglip_jax.errors import UserError
-from siglip_jax.export.onnx_adapter import METADATA, OnnxNetwork, export_onnx, run_onnx
+from siglip_jax.export.onnx_adapter import METADATA, OnnxNetwork, export_onnx
 from siglip_jax.models.architecture import Architecture, FeatureSize, TowerSize
 from siglip_jax.models.towers import TwoTowers
+
+
+def run_onnx(path, inputs):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["embedding"], inputs)[0]
 
 
 def test_alone(adapter, tmp_path):

@@ -2,25 +2,26 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from siglip_jax.errors import UserError
 from siglip_jax.export import savedmodel
+from siglip_jax.export.golden import Call, check_golden, write_golden
 
 pytest.importorskip("tensorflow")
 
 
 def test_features_without_jax_equal_the_formula(adapter, tmp_path):
     model, features = adapter.model, adapter.vectors(9)
-    savedmodel.export_saved_model(model, tmp_path / "export")
-    z = savedmodel.run_without_jax(tmp_path / "export", {"features": features})["features"]
-    np.testing.assert_allclose(z, adapter.by_the_formula(features), atol=1e-5)
-    assert z.dtype == np.float32
-    for rows in (1, 4):  # any batch
+    savedmodel.export_saved_model(model, tmp_path / "export", text="none")
+    z, calls = adapter.by_the_formula(features), []
+    for rows in (9, 1, 4):  # any batch
         some = {name: x[:rows] for name, x in features.items()}
-        found = savedmodel.run_saved_model(tmp_path / "export", {"features": some})["features"]
-        np.testing.assert_allclose(found, z[:rows], atol=1e-6)
+        calls.append(Call(signature="features", inputs=some, expected=z[:rows], of="rows", max_error=1e-5))
+    write_golden(tmp_path / "golden", calls, model="../export", runtime="savedmodel")
+    assert [(each["rows"], each["within"]) for each in check_golden(tmp_path / "golden")] == [
+        (9, True), (1, True), (4, True),
+    ]  # fmt: skip
     manifest = json.loads((tmp_path / "export" / savedmodel.MANIFEST).read_text())
     assert manifest["features"] == {"cnn-2": 7, "pixels": 5}
     assert manifest["signatures"] == {"features": "cnn-2: float32 [n, 7], pixels: float32 [n, 5]"}

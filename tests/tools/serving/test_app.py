@@ -3,9 +3,6 @@
 import dataclasses
 import io
 import json
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import numpy as np
@@ -19,9 +16,11 @@ import siglip_jax
 from eval.embeddings import read_store
 from input_pipeline.dataset import open_split
 from siglip_jax import cli
-from tools.serving import app as server
+from tools.serving import read_request
 from tools.serving.app import make_app
-from tools.serving.served import Served
+from tools.serving.encode_queue import EncodeQueue
+from tools.serving.generations import Generations, Standing
+from tools.serving.served import Catalogue, Source
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +35,13 @@ def index(trained_workdir, shop_dataset, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(index, shop_dataset, trained_workdir):
-    return Served.load(index, dataset=shop_dataset, model=str(trained_workdir))
+def generations(index, shop_dataset, trained_workdir):
+    return Generations(Source("index", index, catalogue=Catalogue(shop_dataset), model=str(trained_workdir), batch=4))
 
 
 @pytest.fixture(scope="module")
-def client(served):
-    with TestClient(make_app(served)) as client:
+def client(generations):
+    with TestClient(make_app(generations)) as client:
         yield client
 
 
@@ -67,9 +66,12 @@ def test_a_picture_and_a_text_are_encoded_by_the_model(client, index, trained_wo
     model, store = siglip_jax.load(trained_workdir), read_store(index.parent / "store")
     row = list(rows.values())[4]
     headers = {"Content-Type": "image/jpeg"}
+    picture, title = model.encode_image([row["image"]])[0], model.encode_text([row["title"]])[0]
     asked = [
-        (client.post("/search?k=3", content=row["image"], headers=headers), model.encode_image([row["image"]])[0]),
-        (client.post("/search?k=3", json={"text": row["title"]}), model.encode_text([row["title"]])[0]),
+        (client.post("/search?k=3", content=row["image"], headers=headers), picture),
+        (client.post("/search?k=3", files={"image": ("../a.jpg", row["image"])}), picture),
+        (client.post("/search?k=3", json={"text": row["title"]}), title),
+        (client.post("/search?k=3", files={"text": (None, row["title"])}), title),
     ]
     for found, query in asked:
         cosines = store.vectors.astype(np.float64) @ query.astype(np.float64)
@@ -77,18 +79,20 @@ def test_a_picture_and_a_text_are_encoded_by_the_model(client, index, trained_wo
         np.testing.assert_allclose(scores, np.sort(cosines)[::-1][:3], atol=1e-5)
 
 
-def test_items_pictures_filters_and_what_is_ready(client, served, rows):
+def test_items_pictures_filters_and_what_is_ready(client, generations, trained_workdir, rows):
     for item, row in list(rows.items())[:3]:
         expected = {"id": item, "title": row["title"], "attributes": row["attributes"]}
         assert client.get(f"/items/{item}").json() == expected
         picture = client.get(f"/images/{item}")
         assert picture.content == row["image"]
         assert picture.headers["content-type"] == "image/jpeg"
-    choices = client.get("/filters").json()
-    assert set(choices["colour"]) == {row["attributes"]["colour"] for row in rows.values()}
+    filters = client.get("/filters").json()
+    assert "colour" in filters["groups"]
+    assert set(filters["choices"]["colour"]) == {row["attributes"]["colour"] for row in rows.values()}
     ready = client.get("/ready").json()
     assert ready == {
-        "status": "ok", "generation": served.answers.index.generation, "items": len(rows), "image": True, "text": True,
+        "status": "ok", "generation": generations.standing.active.name, "items": len(rows), "image": True,
+        "text": True, "model": str(trained_workdir),
     }  # fmt: skip
     assert client.get("/health").json() == {"status": "ok"}
     for path in client.get("/openapi.json").json()["paths"]:
@@ -108,10 +112,18 @@ def test_the_page_puts_no_text_of_the_catalogue_into_html(client):
     [
         ("GET", "/similar", {}, 404, "'' is not in the index"),
         ("GET", "/similar?item=../../etc/passwd", {}, 404, "is not in the index"),
-        ("GET", "/similar?item={item}&k=0", {}, 400, "expected k from 1"),
+        ("GET", "/similar?item={item}&k=0", {}, 400, "expected at least 1"),
         ("GET", "/similar?item={item}&k=99999999999", {}, 400, "expected k from 1"),
         ("GET", "/similar?item={item}&k=ten", {}, 400, "k is a whole number"),
         ("GET", "/similar?item={item}&min_score=nan", {}, 400, "min_score"),
+        ("GET", "/similar?item={item}&collapse=2", {}, 400, "collapse"),
+        ("GET", "/similar?item={item}&diversity=-1", {}, 400, "diversity"),
+        ("GET", "/similar?item={item}&group_by=taste", {}, 400, "no item has this attribute"),
+        ("GET", "/similar?item={item}&where=colour=1..2", {}, 400, "no value of it is a number"),
+        ("GET", "/similar?item={item}&side=candidate", {}, 400, "--candidate"),
+        ("GET", "/similar?item={item}&side=x", {}, 400, "expected active"),
+        ("GET", "/compare", {}, 404, "no candidate"),
+        ("POST", "/reload", {}, 403, "only this machine"),
         ("GET", "/similar?item={item}&where=colour", {}, 400, "expected attribute=value"),
         ("GET", "/similar?item={item}&where=taste=sour", {}, 400, "no item has this attribute"),
         ("GET", "/items/nothing", {}, 404, "is not in the index"),
@@ -140,10 +152,10 @@ def test_bad_requests_get_one_line_and_a_status(client, rows, method, address, o
 
 
 def test_large_bodies_and_large_pictures_are_not_decoded(client, monkeypatch):
-    monkeypatch.setattr(server, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(read_request, "MAX_BODY_BYTES", 1000)
     headers = {"Content-Type": "image/png"}
     assert client.post("/search", content=bytes(1001), headers=headers).status_code == 413
-    monkeypatch.setattr(server, "MAX_BODY_BYTES", 2**20)
+    monkeypatch.setattr(read_request, "MAX_BODY_BYTES", 2**20)
     bomb = io.BytesIO()
     PIL.Image.new("L", (9000, 9000)).save(bomb, "PNG")
     found = client.post("/search", content=bomb.getvalue(), headers=headers)
@@ -151,50 +163,8 @@ def test_large_bodies_and_large_pictures_are_not_decoded(client, monkeypatch):
     assert "pixels" in found.json()["error"]
 
 
-def test_more_queries_than_may_wait_are_told_to_come_again(served, rows):
-    picture = next(iter(rows.values()))["image"]
-    busy = Served(served.answers, pictures=served.pictures, encoder=served.encoder, waiting=1)
-    entered, leave = threading.Event(), threading.Event()
-
-    def hold():
-        with busy.encoding():
-            entered.set()
-            leave.wait(60)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert entered.wait(60)
-    with TestClient(make_app(busy)) as client:
-        refused = client.post("/search", content=picture, headers={"Content-Type": "image/jpeg"})
-        item = client.get("/similar", params={"item": next(iter(rows))})  # needs no encoder
-        leave.set()
-        holder.join()
-        later = client.post("/search", content=picture, headers={"Content-Type": "image/jpeg"})
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    assert (item.status_code, later.status_code) == (200, 200)
-
-
-def test_queries_that_wait_leave_threads_to_the_others(served, rows):
-    """With many more that may wait than the pool of threads has by itself."""
-    picture = next(iter(rows.values()))["image"]
-    busy = Served(served.answers, pictures=served.pictures, encoder=served.encoder, waiting=100)
-    with TestClient(make_app(busy)) as client, ThreadPoolExecutor(60) as askers:
-        with busy.encoding():
-            waiting = [
-                askers.submit(client.post, "/search", content=picture, headers={"Content-Type": "image/jpeg"})
-                for _ in range(60)
-            ]
-            ends = time.monotonic() + 60
-            while (held := 100 - busy._places._value) < 61 and time.monotonic() < ends:
-                time.sleep(0.01)
-            assert held == 61
-            assert client.get("/similar", params={"item": next(iter(rows))}).status_code == 200
-            assert not any(each.done() for each in waiting)
-        assert {each.result().status_code for each in waiting} == {200}
-
-
 def test_without_a_model_or_a_dataset_items_are_still_found(index, rows):
-    with TestClient(make_app(Served.load(index))) as client:
+    with TestClient(make_app(Generations(Source("index", index)))) as client:
         item = next(iter(rows))
         found = client.get("/similar", params={"item": item, "k": 2}).json()["items"]
         assert [each["title"] for each in found] == ["", ""]
@@ -205,18 +175,23 @@ def test_without_a_model_or_a_dataset_items_are_still_found(index, rows):
         assert client.get("/ready").json()["text"] is False
 
 
-def test_an_adapter_takes_no_pictures(served, rows):
-    blind = Served(served.answers, encoder=dataclasses.replace(served.encoder, images=None))
+def test_an_adapter_takes_no_pictures(generations, index):
+    active = generations.standing.active
+    queue = EncodeQueue(dataclasses.replace(active.queue.encoder, images=None))
+    blind = Generations(Source("index", index))
+    blind.standing = Standing(active=dataclasses.replace(active, queue=queue))
     with TestClient(make_app(blind)) as client:
         found = client.post("/search", content=b"x", headers={"Content-Type": "image/png"})
     assert found.status_code == 400
     assert "reads no pictures" in found.json()["error"]
 
 
-def test_a_server_of_this_machine_answers_to_its_own_names_only(served):
-    with TestClient(make_app(served, hosts=["localhost", "127.0.0.1"]), base_url="http://evil.example") as client:
+def test_a_server_of_this_machine_answers_to_its_own_names_only(generations):
+    with TestClient(make_app(generations, hosts=["localhost", "127.0.0.1"]), base_url="http://evil.example") as client:
         assert client.get("/ready").status_code == 400
-    with TestClient(make_app(served, hosts=["localhost", "127.0.0.1"]), base_url="http://localhost:8000") as client:
+    with TestClient(
+        make_app(generations, hosts=["localhost", "127.0.0.1"]), base_url="http://localhost:8000"
+    ) as client:
         assert client.get("/ready").status_code == 200
 
 

@@ -12,7 +12,8 @@ from siglip_jax.errors import UserError
 from siglip_jax.export import savedmodel
 from siglip_jax.models.architecture import Architecture, FeatureSize, TowerSize
 from siglip_jax.models.towers import TwoTowers
-from tools.workflow.export import export
+from tools.workflow import export as workflow
+from tools.workflow.export import export, verify
 from tools.workflow.item_vectors import Features
 
 
@@ -31,19 +32,29 @@ def adapter():
 
 @pytest.fixture
 def checks(monkeypatch):
-    """Exports are empty folders; what they are checked with is recorded, and their errors are those of the list."""
-    found = {"vectors": [], "errors": [2e-6]}
+    """Exports are empty folders; the calls that they are checked with are recorded, and the errors are of the list."""
+    found = {"calls": [], "errors": [2e-6]}
 
-    def write(model, folder, *, target_tensorflow):
+    def write_model(model, folder, **_):
         pathlib.Path(folder).mkdir()
 
-    def check(folder, model, vectors):
-        assert pathlib.Path(folder).is_dir()
-        found["vectors"].append(vectors)
-        return found["errors"][0]
+    def write_golden(folder, calls, *, model, runtime):
+        assert (folder.parent.is_dir(), model, runtime) == (True, "..", "savedmodel")
+        found["calls"] = list(calls)
 
-    monkeypatch.setattr(savedmodel, "export_saved_model", write)
-    monkeypatch.setattr(savedmodel, "check_features", check)
+    def check(folder):
+        (error,) = found["errors"]
+        return [
+            {
+                "signature": call.signature, "of": call.of, "rows": len(call.expected), "max_error": error,
+                "min_cosine": None, "limits": {"max_error": call.max_error}, "within": error <= call.max_error,
+            }
+            for call in found["calls"]
+        ]  # fmt: skip
+
+    monkeypatch.setattr(savedmodel, "export_saved_model", write_model)
+    monkeypatch.setattr(workflow, "write_golden", write_golden)
+    monkeypatch.setattr(workflow, "check_golden", check)
     return found
 
 
@@ -51,7 +62,8 @@ def test_made_up_vectors(adapter, checks, tmp_path, capsys):
     image = adapter.params["img"] | {"mean": np.arange(5) * 100.0, "scale": np.full(5, 2.0)}
     export(adapter.replace(params={**adapter.params, "img": image}), tmp_path / "a", dataset=None, split="test")
     assert "64 made-up vectors (none by --features): largest error from features 2.0e-06" in capsys.readouterr().out
-    (vectors,) = checks["vectors"]
+    vectors = checks["calls"][0].inputs
+    assert [call.signature for call in checks["calls"]] == ["features", "text_ids"]
     assert {name: (x.shape, x.dtype) for name, x in vectors.items()} == {
         "cnn": ((64, 3), np.float32),
         "pixels": ((64, 2), np.float32),
@@ -73,8 +85,8 @@ def test_stored_vectors_of_items_that_have_all(adapter, checks, shop_dataset, tm
     features = Features.open({name: [tmp_path / name] for name in vectors})
     export(adapter, tmp_path / "a", dataset=shop_dataset, split="test", features=features)
     for name in vectors:
-        np.testing.assert_array_equal(checks["vectors"][0][name], vectors[name][1:65])
-    assert f"stored vectors of {min(64, len(ids) - 1)} items: largest error" in capsys.readouterr().out
+        np.testing.assert_array_equal(checks["calls"][0].inputs[name], vectors[name][1:65])
+    assert f"{min(64, len(ids) - 1)} stored vectors: largest error" in capsys.readouterr().out
     with pytest.raises(UserError, match="--dataset is missing"):
         export(adapter, tmp_path / "b", dataset=None, split="test", features=features)
     some = Features.open({"cnn": [tmp_path / "cnn"]})
@@ -94,7 +106,7 @@ def test_never_over_another(adapter, checks, tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(UserError, match="exists already"):
         export(adapter, tmp_path / "a", dataset=None, split="test")
-    assert checks["vectors"] == []
+    assert checks["calls"] == []
 
 
 def test_pictures_need_a_dataset(tiny_model, tmp_path):
@@ -109,6 +121,14 @@ def test_a_model_of_fewer_bits_is_held_to_its_own_rounding(tiny_model, dtype, sh
     export(model, tmp_path / "a", dataset=shop_dataset, split="test")
     assert f"({dtype} on cpu itself rounds by " in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+    verify(tmp_path / "a")
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'a'}, run without JAX: ")
+    arrays = dict(np.load(tmp_path / "a" / "assets.extra" / "golden.npz"))
+    np.savez(tmp_path / "a" / "assets.extra" / "golden.npz", **arrays | {"1/expected": -arrays["1/expected"]})
+    with pytest.raises(UserError, match=r"largest error from pixels .*; expected at most"):
+        verify(tmp_path / "a")
+    with pytest.raises(UserError, match=r"no golden\.json"):
+        verify(tmp_path)
 
 
 def test_fewer_bits_excuse_no_other_weights(tiny_model, shop_dataset, tmp_path, monkeypatch):

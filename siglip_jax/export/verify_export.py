@@ -1,0 +1,127 @@
+"""Does an export give what its model gave? Runs it on golden pictures and titles and compares the answers.
+
+A program of its own, which travels beside every export: it needs numpy and what runs the model (TensorFlow, with
+tensorflow-text where titles go in as strings; or onnxruntime), and nothing of the project that wrote it.
+
+    python verify.py            # the export that it lies in
+    python verify.py FOLDER     # the folder that holds golden.json; --json for one JSON object
+
+Exit code 0 when every answer is within its limits, 1 when one is not, 2 when the export cannot be run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+GOLDEN, ARRAYS = "golden.json", "golden.npz"
+FORMAT = "siglip-jax golden 1"
+
+Run = Callable[[str, dict[str, Any], str], np.ndarray]  # signature, {input: values}, output -> its values
+
+
+def verify(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """A row for each call: {"signature", "rows", "max_error", "min_cosine" or None, "limits", "within"}.
+
+    Args:
+      folder: holds golden.json and golden.npz.
+    """
+    golden = json.loads((folder / GOLDEN).read_text())
+    if golden.get("format") != FORMAT:
+        raise ValueError(f"{folder / GOLDEN}: format {golden.get('format')!r}; expected {FORMAT!r}")
+    run = {"savedmodel": _saved_model, "onnx": _onnx}[golden["runtime"]](folder / golden["model"])
+    results = []
+    with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
+        for number, call in enumerate(golden["calls"]):
+            inputs = {name: _values(arrays, f"{number}/{name}", rows) for name, rows in call["inputs"].items()}
+            expected = arrays[f"{number}/expected"]
+            results.append(_compared(call, run(call["signature"], inputs, call["output"]), expected))
+    return results
+
+
+def _values(arrays: Any, key: str, rows: int | None) -> Any:
+    """An array, or a list of bytes: one array of each, since numpy's own bytes lose zeros at their end."""
+    return arrays[key] if rows is None else [arrays[f"{key}/{row}"].tobytes() for row in range(rows)]
+
+
+def _compared(call: dict[str, Any], found: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+    limits = call["limits"]
+    error = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("nan")
+    cosine = None
+    if "min_cosine" in limits:
+        cosine = float("nan")
+        if found.shape == expected.shape:
+            norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
+            cosine = float((np.sum(found.astype(np.float64) * expected, axis=-1) / norms).min())
+    within = error <= limits.get("max_error", np.inf) and (cosine is None or cosine >= limits["min_cosine"])
+    return {
+        "signature": call["signature"], "of": call["of"], "rows": len(expected), "max_error": error,
+        "min_cosine": cosine, "limits": limits, "within": bool(within),
+    }  # fmt: skip
+
+
+def _saved_model(folder: pathlib.Path) -> Run:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets every start with lines about the processor
+    import tensorflow as tf
+
+    with contextlib.suppress(ImportError):
+        import tensorflow_text  # noqa: F401 (brings the operations of graphs that take strings)
+    signatures = tf.saved_model.load(str(folder)).signatures
+
+    def run(signature: str, inputs: dict[str, Any], output: str) -> np.ndarray:
+        return signatures[signature](**{name: tf.constant(values) for name, values in inputs.items()})[output].numpy()
+
+    return run
+
+
+def _onnx(file: pathlib.Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def run(signature: str, inputs: dict[str, Any], output: str) -> np.ndarray:
+        return session.run([output], inputs)[0]
+
+    return run
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    rows = [("signature", "rows", "largest error", "smallest cosine", "limit", "")]
+    for each in results:
+        limits = each["limits"]
+        said = [f"error <= {limits['max_error']:.1e}"] if "max_error" in limits else []
+        said += [f"cosine >= {limits['min_cosine']:.6f}"] if "min_cosine" in limits else []
+        cosine = "" if each["min_cosine"] is None else f"{each['min_cosine']:.6f}"
+        verdict = "ok" if each["within"] else "DIFFERS"
+        rows.append((each["signature"], f"{each['rows']} {each['of']}", f"{each['max_error']:.1e}", cosine,
+                     ", ".join(said), verdict))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=pathlib.Path(__file__).parent)
+    parser.add_argument("--json", action="store_true", help="one JSON object in the place of the table")
+    options = parser.parse_args()
+    try:
+        results = verify(options.folder)
+    except Exception as error:  # whatever the runtime raises
+        print(f"{options.folder}: cannot be run: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        return 2
+    print(json.dumps({"calls": results}) if options.json else table(results))
+    return 0 if all(each["within"] for each in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Which generation answers, and that a change is seen whole."""
+
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from eval.search.selection import Selection
+from siglip_jax.errors import UserError
+from tools.serving import served
+from tools.serving.generations import Generations
+from tools.serving.served import Catalogue, Source
+
+
+def test_a_new_generation_is_taken_up_and_rolled_back(tmp_path, save_index):
+    first = save_index(tmp_path / "index", 0)
+    generations = Generations(Source("index", tmp_path / "index"))
+    generations.poll()
+    assert generations.standing.previous is None
+    second = save_index(tmp_path / "index", 1)
+    generations.poll()
+    assert generations.standing.active.name == second.generation != first.generation
+    assert generations.standing.previous.name == first.generation
+    generations.rollback()
+    assert generations.standing.active.name == first.generation
+    generations.poll()  # what was left is not taken up again by itself
+    assert generations.standing.active.name == first.generation
+    generations.rollback()
+    assert generations.standing.active.name == second.generation
+    generations.rollback()
+    generations.reload()  # asked for, it is
+    assert generations.standing.active.name == second.generation
+
+
+def flip(folder):
+    (vectors,) = folder.glob("vectors*.npy")
+    content = bytearray(vectors.read_bytes())
+    content[-1] ^= 1
+    vectors.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda folder, save: flip(folder), "not what was written"),
+        (lambda folder, save: (folder / "manifest.json").unlink(), "no manifest.json"),
+        (lambda folder, save: (folder / "manifest.json").write_text("{"), "not of format"),
+        (lambda folder, save: save(folder, 2, encoder="pixels:4x1"), "is not what made the vectors"),
+    ],
+)
+def test_a_broken_generation_is_told_and_the_older_one_goes_on(tmp_path, save_index, break_it, said):
+    first = save_index(tmp_path / "index", 0)
+    generations = Generations(Source("index", tmp_path / "index", model="pixels:2x2"))
+    save_index(tmp_path / "index", 1)
+    break_it(tmp_path / "index", save_index)
+    generations.poll()
+    assert generations.standing.active.name == first.generation
+    assert said in generations.broken["index"]
+    with pytest.raises(UserError, match=said):
+        generations.reload()
+    generations.broken.clear()
+    generations.poll()  # tried once: it did not change
+    assert generations.broken == {}
+    shutil.rmtree(tmp_path / "index")
+    third = save_index(tmp_path / "index", 3)
+    generations.poll()
+    assert (generations.standing.active.name, generations.broken) == (third.generation, {})
+
+
+def test_another_folder_takes_the_place(tmp_path, save_index):
+    first, other = save_index(tmp_path / "a", 0), save_index(tmp_path / "b", 1)
+    generations = Generations(Source("index", tmp_path / "a"))
+    for wrong in ("none", "../a", "/etc", "", ".."):
+        with pytest.raises(UserError):
+            generations.reload(folder=wrong)
+        assert generations.standing.active.name == first.generation
+    generations.reload(folder="b")
+    assert generations.standing.active.name == other.generation
+    newer = save_index(tmp_path / "b", 2)
+    save_index(tmp_path / "a", 3)
+    generations.poll()  # of the folder that is served now
+    assert generations.standing.active.name == newer.generation
+
+
+def test_the_candidate_takes_over_and_gives_back(tmp_path, save_index):
+    first, other = save_index(tmp_path / "a", 0), save_index(tmp_path / "b", 1, dimension=6, encoder="pixels:2x1")
+    generations = Generations(
+        Source("index", tmp_path / "a", model="pixels:2x2"), Source("candidate", tmp_path / "b", model="pixels:2x1")
+    )
+
+    def names():
+        standing = generations.standing
+        return standing.active.name, standing.candidate.name
+
+    assert names() == (first.generation, other.generation)
+    generations.switch()
+    assert names() == (other.generation, first.generation)
+    newer = save_index(tmp_path / "a", 2)
+    generations.poll()  # a source is taken up wherever it stands
+    assert names() == (other.generation, newer.generation)
+    generations.rollback()
+    assert names() == (first.generation, other.generation)
+    alone = Generations(Source("index", tmp_path / "a"))
+    for change in (alone.switch, alone.rollback):
+        with pytest.raises(UserError):
+            change()
+
+
+def test_titles_and_attributes_are_read_again(tmp_path, save_index, monkeypatch):
+    """When the dataset was built again, with the same index, and not otherwise."""
+    first, built, read = save_index(tmp_path / "index", 0), ["1"], []
+
+    def known(dataset):
+        read.append(built[0])
+        return {"i1": (f"build {built[0]}", {"price": built[0]})}
+
+    monkeypatch.setattr(served, "dataset_fingerprint", lambda dataset: f"fingerprint of {built[0]}")
+    monkeypatch.setattr(served, "read_known", known)
+    monkeypatch.setattr(served.Pictures, "open", lambda dataset: None)
+    generations = Generations(Source("index", tmp_path / "index", catalogue=Catalogue("data")))
+
+    def found():
+        answers = generations.standing.active.answers
+        return [each["title"] for each in answers.of_item("i0", Selection(where={"price": [built[0]]}))["items"]]
+
+    assert found() == ["build 1"]
+    index = generations.standing.active.answers.index
+    built[0] = "2"
+    generations.poll()
+    assert found() == ["build 2"]
+    save_index(tmp_path / "index", 1)
+    generations.poll()
+    assert read == ["1", "2"]
+    assert generations.standing.previous.answers.index is index  # only titles were read again
+    assert index.generation == first.generation != generations.standing.active.name
+
+
+def test_readers_see_one_generation_or_the_other(tmp_path, save_index):
+    """Answers of threads that ask while it is swapped are those of the generation that they name, to the bit."""
+    made = [save_index(tmp_path / f"made {seed}", seed) for seed in (0, 1)]
+    save_index(tmp_path / "index", 0)
+    generations = Generations(Source("index", tmp_path / "index"))
+    expected = {each.generation: each.search(each.vectors_of(["i3"]), k=5).ids[0][1:] for each in made}
+    found, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            found.append(generations.standing.active.answers.of_item("i3"))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for swap in range(6):
+        save_index(tmp_path / "index", (swap + 1) % 2)
+        generations.poll()
+        for _ in range(200):
+            if found and found[-1]["generation"] == made[(swap + 1) % 2].generation:
+                break
+            threading.Event().wait(0.01)
+    stop.set()
+    for each in threads:
+        each.join()
+    assert {each["generation"] for each in found} == set(expected)
+    for each in found:
+        assert [item["id"] for item in each["items"][:4]] == expected[each["generation"]]
+    assert json.dumps(found[0])
+    assert np.isfinite([item["score"] for each in found for item in each["items"]]).all()
