@@ -24,12 +24,7 @@ if TYPE_CHECKING:
     from eval.search import Index
 
 JOBS = ("store", "update", "delete", "compact", "health")
-JOBS_OF = {  # flags that belong to some of the jobs
-    "backend": ("store",),
-    "mode": ("store",),
-    "prune": ("update",),
-    "compact_at": ("update", "delete", "health"),
-}
+JOBS_OF = {"prune": ("update",), "compact_at": ("update", "delete", "health")}  # the other flags are of --store
 _SHOWN = 5
 
 
@@ -66,7 +61,8 @@ def main(values: flags.FlagValues) -> None:
     given = [name for name in JOBS if values[name].value not in (None, False)]
     if len(given) != 1:
         raise UserError(f"{len(given)} of {', '.join(f'--{name}' for name in JOBS)} given; expected exactly one")
-    for flag, jobs in JOBS_OF.items():
+    for flag in sorted(set(values) - {*JOBS, "output"}):
+        jobs = JOBS_OF.get(flag, ("store",))
         if values[flag].present and given[0] not in jobs:
             expected = " or ".join(f"--{job}" for job in jobs)
             raise UserError(f"--{flag} has no effect with --{given[0]}; leave it out, or give {expected}")

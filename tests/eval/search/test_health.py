@@ -50,6 +50,7 @@ def test_a_fall_of_recall_is_said():
     assert "--store" in advice  # there is nothing to compact
     index.measured["target"] = 0.98
     assert "below its target of 0.98" in measure_health(index, compact_at=0.1).advice[0]
+    assert compacted(deleted(index, IDS[:1]).index).measured["target"] == 0.98
 
 
 def test_an_index_of_one_item_or_of_none_has_no_recall():

@@ -15,7 +15,7 @@ from eval.search.updates import check_same_encoder, compacted, deleted, share_ch
 from siglip_jax.errors import UserError
 
 needs_scann = pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="ScaNN is not installed")
-BACKENDS = ["exact", pytest.param("scann", marks=needs_scann)]
+BACKENDS = ["exact", "reduced", pytest.param("scann", marks=needs_scann)]
 
 
 def vectors(n, d=3, seed=0):
@@ -150,7 +150,7 @@ def test_an_index_of_which_all_is_deleted_finds_nothing_and_takes_items_again(tm
     index = load_index(tmp_path)
     assert (len(index), compacted(index)) == (0, index)
     assert index.search(vectors(2), k=3).ids == [[], []]
-    assert Answers(index).of_vector(vectors(1), k=3)["items"] == []
+    assert Answers(index).of_vector(vectors(1))["items"] == []
     with pytest.raises(UserError, match="'item-1' is not in the index of 0 items"):
         index.vectors_of(["item-1"])
     assert upserted(index, vectors(1), ["new"]).index.search(vectors(2), k=3).ids == [["new"], ["new"]]
