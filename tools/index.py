@@ -103,8 +103,7 @@ def _change(values: flags.FlagValues, job: str) -> None:
         share = share_changed(index)
         if share and len(index) and (job == "compact" or share > values.compact_at):
             index = compacted(index)
-            recall = f", recall@{index.measured['k']} {index.measured['recall']:.4f}" if index.measured else ""
-            print(f"compacted, since {share:.1%} of the items had come or gone{recall}")
+            print(f"compacted, since {share:.1%} of the items had come or gone{_recall(index)}")
         if index is before:
             print(f"nothing to change: {len(index)} items, generation {index.generation}, in {values.output}")
             return
@@ -204,6 +203,14 @@ def _encoder(index: Index) -> str:
         return "unknown"
     sums = [f"{key} {value[:16]}" for key, value in model.items() if key.endswith("sha256") and value]
     return ", ".join([str(model.get("name", "unnamed")), *sums])
+
+
+def _recall(index: Index) -> str:
+    if not index.measured:
+        return ""
+    recall, target = index.measured["recall"], index.measured.get("target", 0)
+    below = f", less than its target of {target}: build it again with --store" if recall < target else ""
+    return f", recall@{index.measured['k']} {recall:.4f}{below}"
 
 
 def _beside(index: Index) -> str:

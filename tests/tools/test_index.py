@@ -101,6 +101,15 @@ def test_items_come_and_go(index, tmp_path, capsys):
     assert index("--compact")[1].startswith("nothing to change: 40 items")
 
 
+def test_a_rebuild_says_where_it_misses_its_target(index, tmp_path):
+    found = load_index(tmp_path / "index")
+    found.measured["target"] = 1.5  # which nothing reaches
+    found.save(tmp_path / "index")
+    update = write(tmp_path / "update", items(range(50)))
+    _, out, _ = index(f"--update={update}")
+    assert "recall@10 1.0000, less than its target of 1.5: build it again with --store\n50 items" in out
+
+
 def test_many_changes_are_compacted_and_a_store_may_be_all_there_is(index, tmp_path):
     whole = write(tmp_path / "whole", items(range(20, 60)), skipped=[{"row": 0, "id": "item-0", "reason": "no image"}])
     code, out, _ = index(f"--update={whole}", "--prune")
