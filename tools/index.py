@@ -186,7 +186,7 @@ def _print_health(values: flags.FlagValues) -> None:
         ("missing", f"{len(index.missing)} that could not be read"),
         ("generation", index.generation),
         ("encoder", _encoder(index)),
-        ("bytes", f"{bytes_of(values.output):,}"),
+        ("bytes", f"{bytes_of(values.output):,} on disk"),
         ("to do", "; ".join(health.advice) or "nothing"),
     ]
     width = max(len(name) for name, _ in rows)

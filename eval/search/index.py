@@ -63,6 +63,11 @@ class Index(ABC):
     def __contains__(self, item: str) -> bool:
         return item in self._row_of
 
+    @property
+    def bytes_in_memory(self) -> int:
+        """Of what a search reads; the full vectors unless the backend says otherwise."""
+        return len(self) * self.dimension * 4
+
     @functools.cached_property
     def _row_of(self) -> dict[str, int]:
         return {item: row for row, item in enumerate(self.ids)}

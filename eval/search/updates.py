@@ -137,6 +137,8 @@ def compacted(index: Index) -> Index:
     if index.measured and len(index) > 1:
         measure_recall(rebuilt, vectors, k=index.measured["k"])
         rebuilt.measured.update({key: value for key, value in index.measured.items() if key == "target"})
+        if "bytes" in index.measured:
+            rebuilt.measured["bytes"] = rebuilt.bytes_in_memory
     return rebuilt
 
 

@@ -174,6 +174,15 @@ def test_missing_stays_true():
     assert compacted(found).missing == lost[1:]
 
 
+def test_bytes_of_a_search_are_those_of_base_and_delta():
+    index = build_index(vectors(20), names(20), backend="reduced")
+    measure_recall(index, vectors(20))
+    index.measured["bytes"] = index.bytes_in_memory
+    changed = upserted(index, vectors(5, seed=1), names(5)).index
+    assert changed.bytes_in_memory == index.bytes_in_memory + 5 * 3 * 4
+    assert compacted(changed).measured["bytes"] == index.bytes_in_memory == 20 * (3 + 4)
+
+
 def test_share_of_changes():
     index = build_index(vectors(20), names(20))
     assert share_changed(index) == 0
