@@ -8,6 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from eval.comparison.choose_rankers import read_vectors
+from eval.comparison.items import read_items
 from eval.embeddings import read_store, write_store
 from eval.embeddings.store import read_manifest
 from input_pipeline.building import build_dataset
@@ -205,6 +207,22 @@ def test_a_product_is_the_mean_of_its_unit_vectors(before, tmp_path):
         members = [of[each] / np.linalg.norm(of[each]) for each in {"a": "aeh", "c": "cd"}.get(item, item)]
         mean = np.mean(members, axis=0)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-7)
+
+
+def test_products_are_ranked_beside_single_items(before, tmp_path):
+    """Where a store has one row a product, all rankers rank these rows."""
+    options = dict(dataset=before, split="test")
+    stores = {"single": str(tmp_path / "single"), "pooled": str(tmp_path / "pooled")}
+    single = embed(load_encoder(ENCODER), output=stores["single"], **options)
+    pooled = embed(load_encoder(ENCODER), output=stores["pooled"], pool_by="product", **options)
+    items = read_items(before, "test", stores)
+    assert items.ids == pooled.ids
+    for name, whole in (("single", single), ("pooled", pooled)):
+        vectors, _ = read_vectors(name, stores[name], items=items, dataset=before)
+        np.testing.assert_array_equal(vectors, whole.vectors[[whole.ids.index(item) for item in items.ids]])
+    (warning,) = items.warnings()
+    assert warning.startswith("3 items are missing from every row, as queries and as candidates: they are in the mean")
+    assert warning.endswith("in store 'pooled' (d, e, h).")
 
 
 def test_the_command(before, after, tmp_path, capsys):
