@@ -26,7 +26,10 @@ from siglip_jax.errors import UserError, check_choice
 
 DTYPES = ("float32", "float16", "int8")
 LARGEST = 127  # of int8: symmetric, so that a vector and its opposite stay opposite
-_PAGE_BYTES = 1 << 30
+# One page, in which the vectors lie as numpy has them: `mapped_files` maps it.
+MAPPABLE: dict[str, Any] = {
+    "compression": "none", "use_dictionary": False, "write_statistics": False, "data_page_size": 1 << 30,
+}  # fmt: skip
 _LISTED = {"float32": pa.float32(), "float16": pa.float16()}
 
 
@@ -120,9 +123,7 @@ def write_rows(
     if any(each is not None for each in rows.inputs):
         columns["input_sha256"] = pa.array(rows.inputs, pa.binary(32))
     sink = pa.BufferOutputStream()
-    # One page, in which the vectors lie as numpy has them: `mapped_files` maps it.
-    options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    pq.write_table(pa.table(columns), sink, data_page_size=_PAGE_BYTES, **options)
+    pq.write_table(pa.table(columns), sink, **MAPPABLE)
     content = sink.getvalue()
     digest = hashlib.sha256(content).hexdigest()
     name = f"shard-{number:05d}.parquet"

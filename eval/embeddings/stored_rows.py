@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,10 @@ class StoredRows:
                 rows[number] = row
         return rows
 
+    def shards(self) -> Iterator[ShardRows]:
+        """Its rows in order, a shard at a time."""
+        return map(self._read, range(len(self.manifest["shards"])))
+
     def take(self, places: np.ndarray) -> ShardRows:
         """Some of its rows, as they lie on disk: at least one.
 
@@ -103,9 +107,8 @@ def check_update(stored: StoredRows, manifest: Mapping[str, Any], *, dtype: str 
       manifest: of the update, as of `EmbeddingPlan`. Its dataset may be another build.
       dtype: asked for; None leaves it as it is.
     """
-    new = {**_kept_of(manifest), "dtype": dtype or stored.dtype}
-    old = {**_kept_of(stored.manifest), "dtype": stored.dtype}
-    if different := differences(new, old):
+    new = {**manifest, "dtype": dtype or stored.dtype}
+    if different := update_differences(new, stored.manifest):
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
         raise UserError(
             f"embedding store {os.fspath(folder)}: was made in another way ({'; '.join(different[:3])}{more}), so "
@@ -113,9 +116,15 @@ def check_update(stored: StoredRows, manifest: Mapping[str, Any], *, dtype: str 
         )
 
 
+def update_differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
+    """Lines on what two manifests differ in so that no vector of one means anything to the other."""
+    return differences(_kept_of(new), _kept_of(old))
+
+
 def _kept_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the vectors of an item: not where the model or the stores of its features lie or what they hold."""
     of = json.loads(json.dumps({key: manifest.get(key) for key in ("model", "preprocessing", "pool")}))
+    of["dtype"] = dtype_of(manifest)
     of["dataset"] = {"split": (manifest.get("dataset") or {}).get("split")}
     model = of["model"] or {}
     for each in (model, *(part["model"] for parts in model.get("features", {}).values() for part in parts)):
