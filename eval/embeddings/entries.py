@@ -111,6 +111,8 @@ def vector_inputs(features: Mapping[str, np.ndarray]) -> list[bytes | None]:
 
 def joined_inputs(inputs: Sequence[bytes | None], starts: np.ndarray) -> list[bytes | None]:
     """Of groups as of `mean_vectors`: a single one as it is, several as the sha256 of all; None where one is None."""
+    if len(starts) == len(inputs):
+        return list(inputs)
     joined: list[bytes | None] = []
     for low, high in zip(starts, [*starts[1:], len(inputs)], strict=True):
         some = inputs[low:high]

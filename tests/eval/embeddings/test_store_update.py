@@ -1,6 +1,7 @@
 """Generations of a store: killed anywhere in an update it is the old or the new one; and stores of smaller numbers."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -100,6 +101,21 @@ def test_rows_by_id_from_any_shards(tmp_path_factory, data):
     assert taken.ids == [ids[row] for row in chosen]
     assert taken.vectors().tobytes() == whole.vectors[chosen].tobytes()
     assert [stored.places[item] for item in taken.ids] == chosen.tolist()
+
+
+def test_rows_in_order_read_each_shard_once(tmp_path, monkeypatch):
+    """Few shards are in memory at a time, however large the store."""
+    vectors = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    write_store(tmp_path, [([str(row) for row in range(60)], vectors)], manifest={}, rows_per_shard=3)
+    module = sys.modules[StoredRows.__module__]
+    read, plain = [], module.read_rows
+    monkeypatch.setattr(module, "read_rows", lambda *args, **kw: read.append(args[1]["file"]) or plain(*args, **kw))
+    stored = StoredRows(tmp_path)
+    assert not read  # ids alone
+    for start in range(1, 57, 7):  # shards of another size, some rows gone
+        stored.take(np.delete(np.arange(start, start + 7), 3))
+    assert read == [f"shard-{number:05d}.parquet" for number in range(19)]
+    assert stored._shard.cache_info().currsize == 4
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
