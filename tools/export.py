@@ -1,6 +1,8 @@
 """siglip-jax export: writes the encoders as a SavedModel and checks it in a process without JAX.
 
 siglip-jax export --model=runs/fashion --output=runs/fashion/savedmodel --dataset=data/fashion
+siglip-jax export --model=runs/fashion --output=runs/fashion/image.onnx --dataset=data/fashion
+siglip-jax export --model=runs/fashion --output=runs/fashion/text.onnx --tower=text --dataset=data/fashion
 siglip-jax export --model=runs/adapter --output=runs/adapter/savedmodel
 siglip-jax export --model=runs/adapter --output=runs/adapter.onnx
 siglip-jax export --model=runs/adapter --encoder=cnn=SAVEDMODEL --encoder=pixels=pixels:16x12 --output=runs/joined \\
@@ -37,6 +39,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "it is loaded; none leaves the tower out.",
         flag_values=values,
     )
+    flags.DEFINE_enum("tower", "image", ["image", "text"], "Which one an .onnx file holds.", flag_values=values)
+    flags.DEFINE_enum(
+        "precision", "float32", ["float32", "float16", "int8"], "Of a tower in an .onnx file.", flag_values=values
+    )
     flags.DEFINE_string("dataset", None, "Dataset whose items check the export.", flag_values=values)
     flags.DEFINE_string("split", "test", "Split that the items are from.", flag_values=values)
     common_flags.define_features(values)
@@ -58,7 +64,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from tools.workflow import export
+    from tools.workflow.exports import export
 
     if values.verify is not None:
         if values.model is not None or values.output is not None:
@@ -80,4 +86,6 @@ def main(values: flags.FlagValues) -> None:
         encoders=common_flags.named_paths(values.encoder, flag="encoder", expected="name=NETWORK"),
         target_tensorflow=values.target_tensorflow or "",
         text=values.text,
+        tower=values.tower,
+        precision=values.precision,
     )
