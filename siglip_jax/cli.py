@@ -37,7 +37,7 @@ PROGRAMS = {
     "serve": "a page and a JSON API over an index: visually similar items",
     "rank": "embedding stores, with or without logs -> ranking metrics with intervals, and the report",
     "simulate": "a dataset -> simulated sessions in the format of logs, to try `rank` on",
-    "export": "a model -> SavedModel, checked in a process without JAX",
+    "export": "a model -> SavedModel, checked without JAX; a store -> Vertex AI, Parquet, .npy, faiss",
     "bench": "time, memory and FLOPs of a part, beside its peers and its floor",
 }
 

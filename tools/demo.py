@@ -53,8 +53,9 @@ def main(values: flags.FlagValues) -> None:
     from eval.metrics.metric_names import max_cutoff
     from eval.report import format_table
     from siglip_jax.training.config import check, config_to_json
-    from tools.workflow import data, export, training
+    from tools.workflow import data, training
     from tools.workflow.adapters import adapter_demo
+    from tools.workflow.exports import export
 
     begin = time.monotonic()
     config, workdir = common_flags.config_of(values), pathlib.Path(values.workdir)

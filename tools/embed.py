@@ -13,6 +13,10 @@ siglip-jax embed --model=runs/adapter --features=cnn=runs/mobilenet/embeddings -
 A row that cannot be read is an error; with --on_error=skip it is left out, named, and recorded in the store, so that
 ranking and search know that the item is missing.
 
+--update embeds what is new in the dataset or was changed, keeps the rest and drops what is gone; who reads the store
+reads the old one until the new one is whole. --dtype=float16 or int8 stores smaller numbers. --pool=mean
+--pool_by=product makes one vector of all items of a product.
+
 Started again after a stop it continues, finished shards kept. Several processes share out the shards
 (docs/guide/launch.md).
 """
@@ -48,32 +52,56 @@ def define_flags(values: flags.FlagValues) -> None:
         values, "error", "Rows whose record or image cannot be read: error stops, skip leaves them out and names them."
     )
     flags.DEFINE_boolean("overwrite", False, "Replace a store of another model or dataset.", flag_values=values)
+    flags.DEFINE_boolean(
+        "update", False, "Embed only what is new or was changed since the store was made.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "dtype", None, ["float32", "float16", "int8"],
+        "Numbers of the store; int8 has a scale for each vector. By default float32, or what an updated store has.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "pool", None, ["mean"], "Several items as one: the mean of their unit vectors, made a unit vector again.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string("pool_by", None, "Attribute that says which items are one.", flag_values=values)
     common_flags.define_distributed(values)
 
 
 def main(values: flags.FlagValues) -> None:
     common_flags.start_distributed(values)
-    from eval.embeddings.store import describe_skipped
+    from eval.embeddings.store import describe_skipped, read_manifest, skipped_of
     from tools.workflow import embedding
 
     if (values.model is None) == (values.embeddings is None):
         raise UserError("expected either --model to embed with, or --embeddings that are made already")
     where = {"dataset": values.dataset, "split": values.split, "output": values.output}
-    if values.embeddings is not None and (values.most is not None or values.on_error != "error" or values.features):
-        flag = "most" if values.most is not None else "features" if values.features else "on_error"
-        raise UserError(f"--{flag} is of --model: embeddings that are made already are taken as they are")
+    if (values.pool is None) != (values.pool_by is None):
+        raise UserError("--pool=mean and --pool_by=ATTRIBUTE go together: give both, or none")
+    if values.update and values.overwrite:
+        raise UserError("--update keeps what is unchanged, --overwrite nothing: give one of them")
+    changes = None
     if values.embeddings is not None:
-        store = embedding.import_embeddings(values.embeddings, **where)
+        given = [name for name in ("most", "features", "update", "pool") if getattr(values, name)]
+        if given := given + ["on_error"] * (values.on_error != "error"):
+            raise UserError(f"--{given[0]} is of --model: embeddings that are made already are taken as they are")
+        embedding.import_embeddings(values.embeddings, **where, dtype=values.dtype)
     else:
-        store = embedding.embed(
+        changes = embedding.embed_split(
             embedding.load_encoder(values.model, features=common_flags.features_of(values)),
             **where,
             most=values.most,
             rows_per_shard=values.rows_per_shard,
             on_error=values.on_error,
             overwrite=values.overwrite,
+            update=values.update,
+            dtype=values.dtype,
+            pool_by=values.pool_by,
         )
-    if store.skipped:
-        said = describe_skipped(store.skipped)
-        print(f"{len(store.skipped)} rows of split {values.split} skipped, as the store's manifest says: {said}")
-    print(f"{len(store.ids)} embeddings of {store.vectors.shape[1]} numbers in {values.output}")
+    manifest = read_manifest(values.output)
+    if skipped := skipped_of(manifest):
+        said = describe_skipped(skipped)
+        print(f"{len(skipped)} rows of split {values.split} skipped, as the store's manifest says: {said}")
+    if changes is not None:
+        print(changes)
+    print(f"{manifest['count']} embeddings of {manifest['dimension']} numbers in {values.output}")

@@ -1,17 +1,23 @@
-"""siglip-jax export: writes the encoders as a SavedModel and checks it in a process without JAX.
+"""siglip-jax export: a model as a SavedModel or ONNX, checked in a process without JAX; an embedding store for others.
 
 siglip-jax export --model=runs/fashion --output=runs/fashion/savedmodel --dataset=data/fashion
+siglip-jax export --model=runs/fashion --output=runs/fashion/image.onnx --dataset=data/fashion
+siglip-jax export --model=runs/fashion --output=runs/fashion/text.onnx --tower=text --dataset=data/fashion
 siglip-jax export --model=runs/adapter --output=runs/adapter/savedmodel
 siglip-jax export --model=runs/adapter --output=runs/adapter.onnx
 siglip-jax export --model=runs/adapter --encoder=cnn=SAVEDMODEL --encoder=pixels=pixels:16x12 --output=runs/joined \\
   --dataset=data/fashion
 siglip-jax export --verify=runs/fashion/savedmodel
+siglip-jax export --format=vertex --store=runs/embeddings --dataset=data/fashion --output=runs/batch
+siglip-jax export --format=faiss --store=runs/embeddings --output=runs/vectors.faiss
 
-Golden pictures and titles travel with every export. --verify replays them, and so does the verify.py that travels with
-them and needs nothing of this library.
+Golden pictures and titles travel with every export of a model. --verify replays them, and so does the verify.py that
+travels with them and needs nothing of this library.
 
 An adapter is written alone, to take its stored vectors by name, unless --encoder gives what made each of them. With
 --dataset and --features its check uses those of a split, otherwise vectors that are made up (docs/guide/export.md).
+
+--format writes a store instead: a batch for Vertex AI Vector Search, or one file of all vectors (docs/guide/search.md).
 """
 
 from __future__ import annotations
@@ -22,11 +28,18 @@ from siglip_jax.errors import UserError
 from siglip_jax.export.stablehlo import READERS
 from tools import common_flags
 
+FORMATS = ("vertex", "parquet", "npy", "faiss")
+OF_TOWERS = ("text", "tower", "precision")
+OF_VERTEX = ("since", "restrict", "numeric", "crowding", "rows_per_file")
+
 
 def define_flags(values: flags.FlagValues) -> None:
     common_flags.define_model(values, required=False)
     flags.DEFINE_string(
-        "output", None, "Folder of the SavedModel; of a name in .onnx an ONNX file.", flag_values=values
+        "output",
+        None,
+        "Folder of the SavedModel or the batch; a name in .onnx, or in the suffix of --format.",
+        flag_values=values,
     )
     flags.DEFINE_string("verify", None, "An export whose golden inputs are replayed.", flag_values=values)
     flags.DEFINE_enum(
@@ -37,7 +50,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "it is loaded; none leaves the tower out.",
         flag_values=values,
     )
-    flags.DEFINE_string("dataset", None, "Dataset whose items check the export.", flag_values=values)
+    flags.DEFINE_enum("tower", "image", ["image", "text"], "Which one an .onnx file holds.", flag_values=values)
+    flags.DEFINE_enum(
+        "precision", "float32", ["float32", "float16", "int8"], "Of a tower in an .onnx file.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "dataset", None, "Dataset whose items check the export, or say what a stored item is.", flag_values=values
+    )
     flags.DEFINE_string("split", "test", "Split that the items are from.", flag_values=values)
     common_flags.define_features(values)
     flags.DEFINE_multi_string(
@@ -55,19 +74,80 @@ def define_flags(values: flags.FlagValues) -> None:
         "Towers in bfloat16 need 2.20.",
         flag_values=values,
     )
+    flags.DEFINE_enum("format", None, list(FORMATS), "What a store is written as.", flag_values=values)
+    flags.DEFINE_string("store", None, "Folder of an embedding store, with --format.", flag_values=values)
+    flags.DEFINE_string(
+        "since", None, "vertex: the store that the index has; what is gone is deleted.", flag_values=values
+    )
+    flags.DEFINE_multi_string(
+        "restrict", [], "vertex: attribute to filter by; all but the next two when absent.", flag_values=values
+    )
+    flags.DEFINE_multi_string("numeric", [], "vertex: attribute that is a number.", flag_values=values)
+    flags.DEFINE_string("crowding", None, "vertex: attribute of the crowding tag, the product.", flag_values=values)
+    flags.DEFINE_integer("rows_per_file", None, "vertex: items of a file; 10000.", lower_bound=1, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
-    from tools.workflow import export
-
+    jobs = [name for name in ("model", "format", "verify") if values[name].value is not None]
+    if len(jobs) != 1:
+        raise UserError(
+            "expected --model, to write a model, or --format and --store, to write stored vectors, or --verify, to "
+            "replay the golden inputs of an export"
+        )
+    if values.verify is None and values.output is None:
+        raise UserError("--output is missing: where to write")
+    of_model, of_store = ("features", "encoder", "target_tensorflow", *OF_TOWERS), ("store", *OF_VERTEX)
+    allowed: tuple[str, ...] = {"model": of_model, "format": ("store",), "verify": ()}[jobs[0]]
+    allowed += OF_VERTEX if values.format == "vertex" else ()
+    for name in (*of_model, *of_store):
+        given = values[name].present if name in OF_TOWERS else getattr(values, name)
+        if given and name not in allowed:
+            whose = "--model" if name in of_model else "--format" if name == "store" else "--format=vertex"
+            raise UserError(f"--{name} is of {whose}; leave it out")
     if values.verify is not None:
-        if values.model is not None or values.output is not None:
-            raise UserError("--verify is of an export that is there; leave --model and --output out")
-        return export.verify(values.verify)
-    for flag in ("model", "output"):
-        if values[flag].value is None:
-            raise UserError(f"--{flag} is missing; expected --model and --output, or --verify")
+        from tools.workflow.exports import export
+
+        if values.output is not None or values.dataset is not None:
+            raise UserError("--verify is of an export that is there; leave --output and --dataset out")
+        export.verify(values.verify)
+    elif values.format is not None:
+        _export_store(values)
+    else:
+        _export_model(values)
+
+
+def _export_store(values: flags.FlagValues) -> None:
+    from eval.embeddings.dumps import plain, vertex
+    from eval.embeddings.dumps.item_facts import ItemFacts
+    from eval.embeddings.stored_rows import StoredRows
+
+    if not values.store:
+        raise UserError(f"--store is missing: --format={values.format} writes stored vectors")
+    store = StoredRows(values.store)
+    facts = ItemFacts.read(values.dataset) if values.dataset else None
+    if values.format == "vertex":
+        chosen = {"names": values.restrict, "numeric": values.numeric, "crowding": values.crowding or ""}
+        if facts is None and any(chosen.values()):
+            raise UserError("--restrict, --numeric and --crowding name attributes of a dataset; give --dataset")
+        said = vertex.write_vertex(
+            store,
+            values.output,
+            restricts=vertex.restricts_of(facts, **chosen) if facts else None,
+            since=StoredRows(values.since) if values.since else None,
+            rows_per_file=values.rows_per_file or vertex.ROWS_PER_FILE,
+        )
+    elif values.format == "parquet":
+        said = plain.write_parquet(store, values.output, facts=facts)
+    elif facts is not None:
+        raise UserError(f"--format={values.format} holds vectors and ids only; leave --dataset out, or write parquet")
+    else:
+        said = (plain.write_npy if values.format == "npy" else plain.write_faiss)(store, values.output)
+    print(said)
+
+
+def _export_model(values: flags.FlagValues) -> None:
     from siglip_jax.loading import load
+    from tools.workflow.exports import export
     from tools.workflow.item_vectors import Features
 
     paths = common_flags.features_of(values)
@@ -80,4 +160,6 @@ def main(values: flags.FlagValues) -> None:
         encoders=common_flags.named_paths(values.encoder, flag="encoder", expected="name=NETWORK"),
         target_tensorflow=values.target_tensorflow or "",
         text=values.text,
+        tower=values.tower,
+        precision=values.precision,
     )

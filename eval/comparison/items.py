@@ -11,11 +11,13 @@ from etils import epath
 from eval.embeddings import EmbeddingStore, read_store
 from eval.embeddings.embedding_files import read_embeddings
 from eval.embeddings.store import read_manifest, skipped_of
+from eval.embeddings.stored_rows import StoredRows
 from input_pipeline.dataset import dataset_fingerprint, open_split
 from input_pipeline.dataset.reader import READ_ROWS
 from siglip_jax.errors import UserError
 
 IDS_SHOWN = 10
+POOLED = "in the mean of another item"  # why an item has no row of its own in a store of --pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +54,17 @@ class Items:
         """What a reader of the comparison has to know of the missing items."""
         lines = []
         for store, skipped in self.missing.items():
-            named = [each["id"] or f"row {each['row']}" for each in skipped]
-            shown = ", ".join(named[:IDS_SHOWN]) + (", ..." if len(named) > IDS_SHOWN else "")
-            lines.append(
-                f"{len(named):,} items are missing from every row, as queries and as candidates: they could not be "
-                f"read when store {store!r} was embedded ({shown})."
-            )
+            for why, some in (
+                ("could not be read when store {} was embedded", [x for x in skipped if x["reason"] != POOLED]),
+                ("are in the mean vectors of others in store {}", [x for x in skipped if x["reason"] == POOLED]),
+            ):
+                named = [each["id"] or f"row {each['row']}" for each in some]
+                shown = ", ".join(named[:IDS_SHOWN]) + (", ..." if len(named) > IDS_SHOWN else "")
+                if named:
+                    lines.append(
+                        f"{len(named):,} items are missing from every row, as queries and as candidates: they "
+                        f"{why.format(repr(store))} ({shown})."
+                    )
         return lines
 
 
@@ -100,6 +107,11 @@ def read_items(dataset: epath.PathLike | None, split: str, stores: Mapping[str, 
         found = _of_store(next(iter(stores.values())))
     else:
         raise UserError("no items: give --dataset or a --store")
+    for name, manifest in manifests.items():
+        if "pool" in manifest:
+            away = _pooled_away(folders[name], found)
+            missing[name] = missing.get(name, []) + away
+            ids |= {each["id"] for each in away}
     found = dataclasses.replace(found.without(ids), missing=missing)
     if not found.ids:
         raise UserError(f"stores {', '.join(missing)}: every item is missing from one of them; embed them again")
@@ -124,6 +136,16 @@ def places_in_store(name: str, store: EmbeddingStore, items: Items, *, fingerpri
             "order; embed the split again"
         )
     return places
+
+
+def _pooled_away(folder: str, items: Items) -> list[dict[str, Any]]:
+    """Items without a row of their own, as `EmbeddingStore.skipped` would have them."""
+    kept = StoredRows(folder).places
+    return [
+        {"row": row, "id": item, "reason": POOLED}
+        for row, item in zip(items.rows, items.ids, strict=True)
+        if item not in kept
+    ]
 
 
 def _of_store(path: str) -> Items:

@@ -1,5 +1,6 @@
-"""Vectors of items on disk and in memory: the store (`store`, written shard by shard by `sharded_writer`), files that
-somebody brings (`embedding_files`), both left on the disk (`stored_vectors`, by way of `mapped_files`), smaller vectors
+"""Vectors of items on disk and in memory: the store (`store`; its shards, `store_shards`; how one is written shard by
+shard, `sharded_writer`, and updated, `stored_rows`; what its rows are of a split, `entries`), files that somebody
+brings (`embedding_files`), both left on the disk (`stored_vectors`, by way of `mapped_files`), smaller vectors
 (`reduction`), cosines (`vectors`), and other people's image networks (`encoders`).
 """
 

@@ -6,6 +6,10 @@
 
 Shard k holds rows k * rows_per_shard ... of the dataset whoever writes it, so the store is the same whether one process
 wrote it or several, stopped or not. Both kinds of file end in the manifest. Folders may be local or gs://.
+
+An update is written beside the store that is there: its shards have names of their own, and the manifest, replaced in
+one step at the end, makes them the store. Files of the generation before stay until the next update, for whoever has
+its manifest open.
 """
 
 from __future__ import annotations
@@ -16,21 +20,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from eval.embeddings.store import (
     MANIFEST,
     OWN_KEYS,
     PLAN,
+    content_sha256,
     describe_skipped,
+    dtype_of,
     earlier_files,
     read_manifest,
     skipped_of,
     write_manifest,
-    write_shard,
-    write_whole,
 )
+from eval.embeddings.store_shards import ShardRows, write_rows, write_whole
 from siglip_jax.errors import UserError
 from siglip_jax.files import differences
 
@@ -46,6 +50,9 @@ class EmbeddingPlan:
       rows_per_shard: what a stop loses at most.
       may_skip: whether rows that cannot be read may be left out and recorded. A plan that may not writes those shards
         again that lack some; all others serve either plan.
+      dtype: of the numbers, as of `embeddings.write_store`.
+      updates: the manifest of the store that is in the folder and stays until this plan is complete; None where the
+        folder is this plan's alone.
     """
 
     folder: epath.Path
@@ -53,6 +60,8 @@ class EmbeddingPlan:
     rows: int
     rows_per_shard: int
     may_skip: bool = False
+    dtype: str = "float32"
+    updates: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.rows_per_shard < 1:
@@ -74,10 +83,18 @@ class EmbeddingPlan:
             that holds anything but a store.
         """
         earlier = earlier_files(self.folder)
+        if self.updates is not None:
+            if _differences(self._json(), _read_json(self.folder / PLAN)):
+                for path in earlier:
+                    if path.suffix == ".json" and path.name != MANIFEST:  # what another plan has finished
+                        path.unlink(missing_ok=True)
+                write_whole(self.folder / PLAN, _bytes(self._json()))
+            return False
         complete = (self.folder / MANIFEST).exists()
         if complete:
             found = read_manifest(self.folder)
-            different = _differences(self.manifest, {k: v for k, v in found.items() if k not in OWN_KEYS})
+            of = {k: v for k, v in found.items() if k not in OWN_KEYS} | {"dtype": dtype_of(found)}
+            different = _differences({**self.manifest, "dtype": self.dtype}, of)
             skipped = skipped_of(found)
             if not different and skipped and not self.may_skip and not overwrite:
                 raise UserError(
@@ -96,9 +113,10 @@ class EmbeddingPlan:
         if different and not overwrite:
             state = "a" if complete else "an unfinished"
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            instead = "give --overwrite" + ", or --update to keep what is unchanged" * complete
             raise UserError(
                 f"embedding store {self.folder}: holds {state} store of something else ({'; '.join(different[:3])}"
-                f"{more}); choose another folder, or give --overwrite"
+                f"{more}); choose another folder, or {instead}"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(earlier, key=lambda path: path.name != MANIFEST):  # first what calls it complete
@@ -114,21 +132,17 @@ class EmbeddingPlan:
             return False
         return self._is_sound(entry) if "file" in entry else bool(skipped)
 
-    def write(
-        self,
-        number: int,
-        ids: Sequence[str],
-        vectors: np.ndarray | None,
-        *,
-        skipped: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
-        """Writes one shard; see `eval.embeddings.store.write_shard`.
+    def write(self, number: int, rows: ShardRows | None, *, skipped: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Writes one shard.
 
         Args:
-          vectors: None where every row was skipped.
+          rows: None where every row was skipped.
           skipped: of the shard's rows, as `embeddings.EmbeddingStore.skipped` has them.
         """
-        entry = {} if vectors is None else write_shard(self.folder, number, ids, vectors)
+        beside = None
+        if self.updates is not None:
+            beside = {shard["sha256"]: shard["file"] for shard in self.updates["shards"]}
+        entry = {} if rows is None else write_rows(self.folder, number, rows, beside=beside)
         write_whole(self._entry(number), _bytes({**entry, **({"skipped": list(skipped)} if skipped else {})}))
 
     def complete(self) -> dict[str, Any]:
@@ -154,10 +168,18 @@ class EmbeddingPlan:
         for number in range(len(entries)):
             self._entry(number).unlink(missing_ok=True)
         (self.folder / PLAN).unlink(missing_ok=True)
+        if self.updates is not None:
+            kept = {shard["file"] for manifest in (written, self.updates) for shard in manifest["shards"]}
+            for path in earlier_files(self.folder):
+                if path.name not in kept and path.name != MANIFEST:
+                    path.unlink(missing_ok=True)
         return written
 
     def _json(self) -> dict[str, Any]:
-        return {"about": dict(self.manifest), "rows": self.rows, "rows_per_shard": self.rows_per_shard}
+        of = {"rows": self.rows, "rows_per_shard": self.rows_per_shard, "dtype": self.dtype}
+        if self.updates is not None:
+            of["updates"] = content_sha256(self.updates)
+        return json.loads(json.dumps({"about": dict(self.manifest), **of}))
 
     def _entry(self, number: int) -> epath.Path:
         return self.folder / f"shard-{number:05d}.json"

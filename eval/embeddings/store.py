@@ -1,8 +1,8 @@
 """The embedding store: Parquet shards of (id, embedding) and a manifest that vouches for them.
 
-    store/shard-00000.parquet   id string, embedding fixed_size_list<float32>[dimension]
-    store/manifest.json         model, preprocessing, dataset, dimension, count, sha256 of every shard; skipped, the
-                                items that should be here and could not be read: row of the split, id, reason
+    store/shard-00000.parquet   id, embedding, what it was made of (`store_shards`)
+    store/manifest.json         model, preprocessing, dataset, dimension, dtype, count, sha256 of every shard; skipped,
+                                the items that should be here and could not be read: row of the split, id, reason
 
 The manifest is written last, so a folder with a manifest is complete. Folders may be local or gs://.
 """
@@ -16,22 +16,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from etils import epath
 
 import siglip_jax
+from eval.embeddings.store_shards import DTYPES, ShardRows, checked_vectors, read_rows, write_rows, write_whole
 from siglip_jax.errors import UserError
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"  # of a store that is being written shard by shard (sharded_writer.py)
 FORMAT = "siglip-jax embeddings 1"
 NEEDED_KEYS = ("format", "library_version", "dimension", "count", "shards")
-OWN_KEYS = (*NEEDED_KEYS, "skipped")  # absent where nothing was
+OWN_KEYS = (*NEEDED_KEYS, "dtype", "skipped")  # float32 where absent; absent where nothing was
 SKIPPED_SHOWN, REASON_SHOWN = 5, 80  # rows, and letters of each
 _SHARD_BYTES = 256 << 20
-_PAGE_BYTES = 1 << 30
-_OWN_FILES = re.compile(r"(shard-[0-9]{5,}\.(parquet|json)|manifest\.json|plan\.json)(\.partial)?")
+_OWN_FILES = re.compile(r"(shard-[0-9]{5,}(-[0-9a-f]{12})?\.(parquet|json)|manifest\.json|plan\.json)(\.partial)?")
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,25 @@ class EmbeddingStore:
         """What could not be read when this was embedded: {"row" of the split, "id" ("" where unknown), "reason"}."""
         return skipped_of(self.manifest)
 
+    @property
+    def generation(self) -> str:
+        """16 digits of what is stored: another one after an update that changed a row, the same for equal stores."""
+        return content_sha256(self.manifest)[:16]
+
 
 def skipped_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`EmbeddingStore.skipped` of a manifest."""
     return list(manifest.get("skipped", []))
+
+
+def dtype_of(manifest: Mapping[str, Any]) -> str:
+    """The numbers that vectors are stored as."""
+    return str(manifest.get("dtype", "float32"))
+
+
+def content_sha256(manifest: Mapping[str, Any]) -> str:
+    """Of all that is stored, wherever and under whatever names its files lie."""
+    return hashlib.sha256("\n".join(shard["sha256"] for shard in manifest["shards"]).encode()).hexdigest()
 
 
 def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> str:
@@ -68,6 +81,7 @@ def write_store(
     manifest: Mapping[str, Any],
     rows_per_shard: int | None = None,
     skipped: Sequence[Mapping[str, Any]] = (),
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Writes a store, replacing one that is there; a killed run leaves a folder without a manifest.
 
@@ -75,9 +89,10 @@ def write_store(
       folder: local or gs:// path, made if missing.
       batches: (ids, embeddings [batch, dimension]) pairs, consumed as a stream; one shard is held in memory.
       manifest: what the embeddings are: model, preprocessing, dataset (its fingerprint). JSON values; the keys
-          format, library_version, dimension, count, shards and skipped are the store's own.
-      rows_per_shard: None for shards of about 256 MB.
+          format, library_version, dimension, count, shards, dtype and skipped are the store's own.
+      rows_per_shard: None for shards of about 256 MB of float32.
       skipped: items without an embedding, as `EmbeddingStore.skipped` has them.
+      dtype: float32, float16 or int8 (with a scale for each vector); what is read back is float32.
 
     Returns:
       The manifest as written.
@@ -102,30 +117,21 @@ def write_store(
             if item in seen:
                 raise UserError(f"id {item!r} occurs twice among the embeddings: ids must be unique")
             seen.add(item)
-        shards.append(write_shard(folder, len(shards), ids, vectors))
+        shards.append(write_shard(folder, len(shards), ids, vectors, dtype=dtype))
     return write_manifest(folder, shards, manifest=manifest, skipped=skipped)
 
 
-def write_shard(folder: epath.PathLike, number: int, ids: Sequence[str], vectors: np.ndarray) -> dict[str, Any]:
-    """Writes one shard, at once under its final name, and returns its entry {file, count, dimension, sha256}.
+def write_shard(
+    folder: epath.PathLike, number: int, ids: Sequence[str], vectors: np.ndarray, *, dtype: str = "float32"
+) -> dict[str, Any]:
+    """Writes one shard, at once under its final name, and returns its entry {file, count, dimension, dtype, sha256}.
 
     With `write_manifest` the parts of `write_store`, for writers that resume or are many: give each its own numbers.
 
     Raises:
       UserError: as `write_store`, repeated ids excepted.
     """
-    vectors = _checked_vectors(ids, vectors)
-    dimension = vectors.shape[1]
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dimension)
-    table = pa.table({"id": pa.array(list(ids), pa.string()), "embedding": column})
-    sink = pa.BufferOutputStream()
-    # One page, in which the vectors lie as numpy has them: `mapped_files` maps it.
-    options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    pq.write_table(table, sink, data_page_size=_PAGE_BYTES, **options)
-    content = sink.getvalue()
-    name = f"shard-{number:05d}.parquet"
-    write_whole(epath.Path(folder) / name, content.to_pybytes())
-    return {"file": name, "count": len(ids), "dimension": dimension, "sha256": hashlib.sha256(content).hexdigest()}
+    return write_rows(folder, number, ShardRows.of(ids, vectors, dtype=dtype))
 
 
 def write_manifest(
@@ -144,11 +150,15 @@ def write_manifest(
     dimensions = sorted({shard["dimension"] for shard in shards})
     if len(dimensions) != 1:
         raise UserError(f"embedding store {folder}: shards of dimensions {dimensions}: expected exactly one dimension")
+    dtypes = sorted({shard["dtype"] for shard in shards})
+    if len(dtypes) != 1:
+        raise UserError(f"embedding store {folder}: shards of {', '.join(dtypes)}: expected exactly one dtype")
     whole = {
         "format": FORMAT,
         "library_version": siglip_jax.__version__,
         **manifest,
         "dimension": dimensions[0],
+        "dtype": dtypes[0],
         "count": sum(shard["count"] for shard in shards),
         "shards": [{key: shard[key] for key in ("file", "count", "sha256")} for shard in shards],
         **({"skipped": [dict(each) for each in skipped]} if skipped else {}),
@@ -158,7 +168,7 @@ def write_manifest(
 
 
 def read_store(folder: epath.PathLike) -> EmbeddingStore:
-    """Reads a whole store into memory after checking it.
+    """Reads a whole store into memory after checking it, whatever its dtype as float32.
 
     Raises:
       UserError: no folder or manifest, a malformed manifest, a shard missing, altered, not Parquet or of another
@@ -170,39 +180,9 @@ def read_store(folder: epath.PathLike) -> EmbeddingStore:
     ids: list[str] = []
     parts: list[np.ndarray] = []
     for shard in manifest["shards"]:
-        path = folder / shard["file"]
-        if not path.exists():
-            raise UserError(f"embedding store {folder}: shard {shard['file']} is missing; embed again")
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != shard["sha256"]:
-            raise UserError(f"embedding store {folder}: {shard['file']} is not what was written (sha256); embed again")
-        try:
-            # Threads of Arrow's may hold the last reference to `content`, and abort a process that is ending.
-            table = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
-        except (pa.ArrowException, OSError):
-            raise UserError(f"embedding store {folder}: {shard['file']} is not Parquet; embed again") from None
-        kinds: dict[str, Any] = dict(zip(table.schema.names, table.schema.types, strict=True))
-        if (
-            sorted(table.schema.names) != ["embedding", "id"]
-            or kinds["id"] != pa.string()
-            or not pa.types.is_fixed_size_list(kinds["embedding"])
-            or (kinds["embedding"].value_type, kinds["embedding"].list_size) != (pa.float32(), dimension)
-        ):
-            found = ", ".join(f"{name} {kinds[name]}" for name in kinds)
-            raise UserError(
-                f"embedding store {folder}: {shard['file']} holds {found}: expected id string, embedding float32 of "
-                f"{dimension}; embed again"
-            )
-        if table.num_rows != shard["count"]:
-            raise UserError(
-                f"embedding store {folder}: {shard['file']} holds {table.num_rows} rows, not {shard['count']}; "
-                "embed again"
-            )
-        rows = table["embedding"].combine_chunks()
-        if table["id"].null_count or rows.null_count or rows.flatten().null_count:
-            raise UserError(f"embedding store {folder}: {shard['file']} holds null ids or vectors; embed again")
-        parts.append(rows.flatten().to_numpy().reshape(-1, dimension))
-        ids += table["id"].to_pylist()
+        rows = read_rows(folder, shard, dimension=dimension, dtype=dtype_of(manifest))
+        parts.append(rows.vectors())
+        ids += rows.ids
     vectors = np.empty((count, dimension), np.float32)  # only now: the shards hold as many rows as the manifest says
     filled = 0
     while parts:  # each is let go once copied
@@ -235,6 +215,11 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
                 f"embedding store {folder}: {MANIFEST} has {key} {manifest[key]!r}: expected a whole number from 1; "
                 "embed again"
             )
+    if dtype_of(manifest) not in DTYPES:
+        raise UserError(
+            f"embedding store {folder}: {MANIFEST} has dtype {manifest['dtype']!r}: expected one of "
+            f"{', '.join(DTYPES)}; embed again"
+        )
     shards = manifest["shards"]
     wrong = [shard for shard in shards if not _is_shard(shard)] if isinstance(shards, list) else [shards]
     if wrong:
@@ -315,7 +300,7 @@ def _shards(
     parts: list[np.ndarray] = []
     dimension: int | None = None
     for batch_ids, batch in batches:
-        checked = _checked_vectors(batch_ids, batch)
+        checked = checked_vectors(batch_ids, batch)
         if not len(batch_ids):
             continue
         dimension = dimension or checked.shape[1]
@@ -336,40 +321,3 @@ def _shards(
         yield ids, np.concatenate(parts)
     if dimension is None:
         raise UserError("no embedding was given: an embedding store needs at least one")
-
-
-def _checked_vectors(ids: Sequence[str], vectors: np.ndarray) -> np.ndarray:
-    """float32 [n, dimension], or an error that names the first bad id."""
-    vectors = np.asarray(vectors)
-    if (
-        vectors.ndim != 2
-        or len(vectors) != len(ids)
-        or (len(ids) and not vectors.shape[1])
-        or vectors.dtype.kind != "f"
-    ):
-        first = f" (first id {ids[0]!r})" if len(ids) else ""
-        raise UserError(
-            f"{len(ids)} ids{first} with embeddings {vectors.dtype} {list(vectors.shape)}: "
-            f"expected floats [{len(ids)}, dimension]"
-        )
-    for item in ids:
-        if not isinstance(item, str) or not item:
-            raise UserError(f"embedding id {item!r}: expected a non-empty string")
-    with np.errstate(over="ignore"):
-        vectors = np.ascontiguousarray(vectors, np.float32)
-    for what, bad in (
-        ("NaN or infinity", ~np.isfinite(vectors).all(axis=1)),
-        ("only zeros", ~vectors.any(axis=1)),
-    ):
-        if bad.any():
-            raise UserError(
-                f"embedding of id {ids[int(bad.argmax())]!r} holds {what}: it has no direction to search by"
-            )
-    return vectors
-
-
-def write_whole(path: epath.Path, content: bytes) -> None:
-    """Under the final name only once complete (an object store does that by itself, a rename does it locally)."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)

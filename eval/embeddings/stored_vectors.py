@@ -18,7 +18,7 @@ from etils import epath
 
 from eval.embeddings.embedding_files import DAMAGE, beside, check_ids, check_numbers, read_ids, read_raw
 from eval.embeddings.mapped_files import map_npz, map_parquet
-from eval.embeddings.store import read_manifest, read_store
+from eval.embeddings.store import content_sha256, dtype_of, read_manifest, read_store
 from siglip_jax.errors import UserError
 
 
@@ -59,32 +59,31 @@ def open_vectors(path: epath.PathLike) -> StoredVectors:
       UserError: nothing there, damage, repeated ids, counts that differ, no numbers.
     """
     if "://" in os.fspath(path):
-        store = read_store(path)
-        ids = pa.array(store.ids, pa.string())
-        return StoredVectors(
-            os.fspath(path), ids, (store.vectors,), _of_shards(store.manifest), _model(store.manifest), True
-        )
+        return _in_memory(path)
     local = pathlib.Path(path)
     return _open_store(local) if local.is_dir() else _open_file(local)
 
 
 def _open_store(folder: pathlib.Path) -> StoredVectors:
     manifest = read_manifest(folder)
+    dtype = dtype_of(manifest)
+    if dtype == "int8":  # bytes need their scales
+        return _in_memory(folder)
     ids: list[pa.Array] = []
     parts: list[np.ndarray] = []
     for shard in manifest["shards"]:
         path = folder / shard["file"]
-        found = _open_shard(path, manifest["dimension"]) if _sha256(path) == shard["sha256"] else None
+        found = _open_shard(path, manifest["dimension"], dtype) if _sha256(path) == shard["sha256"] else None
         if found is None or len(found[0]) != shard["count"]:  # that one names what is wrong
             return _in_memory(folder)
         ids.append(found[0])
         parts += found[1]
     joined = pa.concat_arrays(ids)
     check_ids(joined, f"embedding store {folder}")
-    return StoredVectors(str(folder), joined, tuple(parts), _of_shards(manifest), _model(manifest), True)
+    return StoredVectors(str(folder), joined, tuple(parts), content_sha256(manifest), _model(manifest), True)
 
 
-def _open_shard(path: pathlib.Path, dimension: int) -> tuple[pa.Array, tuple[np.ndarray, ...]] | None:
+def _open_shard(path: pathlib.Path, dimension: int, dtype: str) -> tuple[pa.Array, tuple[np.ndarray, ...]] | None:
     try:
         ids = pq.read_table(path, columns=["id"])["id"].combine_chunks()
         parts = map_parquet(path, "embedding")
@@ -92,14 +91,14 @@ def _open_shard(path: pathlib.Path, dimension: int) -> tuple[pa.Array, tuple[np.
         return None
     if parts is None or ids.type != pa.string() or ids.null_count:
         return None
-    return (ids, parts) if all(part.shape[1] == dimension and part.dtype == np.float32 for part in parts) else None
+    return (ids, parts) if all(part.shape[1] == dimension and part.dtype == dtype for part in parts) else None
 
 
-def _in_memory(folder: pathlib.Path) -> StoredVectors:
-    """Of a store whose shards do not map, as those of earlier versions."""
+def _in_memory(folder: epath.PathLike) -> StoredVectors:
+    """Of a store whose shards do not map, as those of int8, of earlier versions and of object stores."""
     store = read_store(folder)
-    ids = pa.array(store.ids, pa.string())
-    return StoredVectors(str(folder), ids, (store.vectors,), _of_shards(store.manifest), _model(store.manifest), True)
+    ids, manifest = pa.array(store.ids, pa.string()), store.manifest
+    return StoredVectors(os.fspath(folder), ids, (store.vectors,), content_sha256(manifest), _model(manifest), True)
 
 
 def _open_file(path: pathlib.Path) -> StoredVectors:
@@ -134,10 +133,6 @@ def _sha256(path: pathlib.Path) -> str:
         return ""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _of_shards(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256("\n".join(shard["sha256"] for shard in manifest["shards"]).encode()).hexdigest()
 
 
 def _model(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,10 @@ class LiveIndex(Index):
     def is_changed(self) -> bool:
         return bool(len(self.delta) or self.dead.any())
 
+    @property
+    def bytes_in_memory(self) -> int:
+        return self.base.bytes_in_memory + self.delta.nbytes
+
     def vectors_at(self, rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(rows)
         count = len(self._alive)

@@ -22,7 +22,6 @@ from eval.search.live_index import LiveIndex
 from eval.search.recall import measure_recall
 from siglip_jax.errors import UserError
 
-COMPACT_AT = 0.1  # share of the items from which a rebuild pays
 _ROWS_AT_ONCE = 1 << 16
 
 
@@ -128,7 +127,7 @@ def share_changed(index: Index) -> float:
 def compacted(index: Index) -> Index:
     """An index of the same items built anew with the options of the old one, its recall measured as that one's was.
 
-    One as built, or without any item, is returned as it is.
+    A target that the recall had is kept, reached or not. An index as built, or without any item, is returned as it is.
     """
     if not share_changed(index) or not len(index):
         return index
@@ -137,6 +136,9 @@ def compacted(index: Index) -> Index:
     rebuilt.missing, rebuilt.encoder = index.missing, index.encoder
     if index.measured and len(index) > 1:
         measure_recall(rebuilt, vectors, k=index.measured["k"])
+        rebuilt.measured.update({key: value for key, value in index.measured.items() if key == "target"})
+        if "bytes" in index.measured:
+            rebuilt.measured["bytes"] = rebuilt.bytes_in_memory
     return rebuilt
 
 

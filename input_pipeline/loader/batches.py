@@ -333,8 +333,8 @@ def iterate_split(
 ) -> Pass:
     """Every row once, in order, the last batch short; the next batch is prepared while one is used.
 
-    Batches are those of `make_loader` without augmentation, and with "id": list[str], "title": list[str], "attributes":
-    {name: list[str]}. There is no "text" where the preprocessing has no tokenizer.
+    Batches are those of `make_loader` without augmentation, and with "id", "title" and "image_sha256": list[str],
+    "attributes": {name: list[str]}. There is no "text" where the preprocessing has no tokenizer.
 
     Args:
       rows: which rows of the split, all of them when absent: a process's share, or what is left after a stop.

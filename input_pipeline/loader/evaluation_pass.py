@@ -36,7 +36,7 @@ class Pass(Iterator[dict[str, Any]]):
 def pass_batch(
     disk: Disk, rows: np.ndarray, *, on_error: str, vectors: BatchVectors = NO_VECTORS
 ) -> tuple[dict[str, Any], list[BadRow]]:
-    """The examples of int64 [b] rows with "index", "id", "title" and "attributes", and the rows that are left out.
+    """The examples of int64 [b] rows with "index", "id", "title", "image_sha256" and "attributes", and those left out.
 
     Those that lack a vector are left out whatever `on_error` says.
 
@@ -67,5 +67,6 @@ def pass_batch(
         "index": rows,
         "id": [record["id"] for record in kept],
         "title": [record["title"] for record in kept],
+        "image_sha256": [record["image_sha256"] for record in kept],
         "attributes": {name: [record["attributes"][name] for record in kept] for name in disk.rows.attribute_names},
     }, bad

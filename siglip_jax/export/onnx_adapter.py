@@ -1,4 +1,4 @@
-"""An adapter as an ONNX file, alone or behind ONNX encoders. The only module that imports onnx.
+"""An adapter as an ONNX file, alone or behind ONNX encoders.
 
 The adapter has some twenty operations, so they are written down here; jax2onnx would bind versions of other packages.
 All exist in every opset from 11 on, which is then that of the encoders. ONNX decodes no JPEG: what goes in is what the
@@ -9,22 +9,20 @@ encoders take, or the stored vectors; either is named after its feature. Out com
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from siglip_jax import __version__
 from siglip_jax.errors import UserError
+from siglip_jax.export.onnx_graph import IR, OPSET, OnnxGraph, import_onnx, write_onnx
 from siglip_jax.models.feature_tower import in_turns
 
 if TYPE_CHECKING:
     from siglip_jax.model import Model
 
-METADATA = "siglip_jax"  # key of the JSON in the file's metadata
-_OPSET, _OLDEST_OPSET, _IR = 17, 11, 8  # of an adapter alone; onnxruntime 1.20 reads them, as do TensorRT and Triton
+_OLDEST_OPSET = 11
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,10 +46,7 @@ def export_onnx(model: Model, path: str | pathlib.Path, *, encoders: Mapping[str
       UserError: onnx is not installed, the path exists, the model is no adapter or computes in half precision, or
         encoders that are not those of its inputs, or of opsets that differ or end before 11.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise UserError(f"{path}: needs onnx ({error}); install siglip-jax[onnx]") from error
+    onnx = import_onnx(path)
     path, wanted = pathlib.Path(path), model.architecture.features
     if path.exists():
         raise UserError(f"{path} exists already; choose another --output or remove it")
@@ -67,11 +62,11 @@ def export_onnx(model: Model, path: str | pathlib.Path, *, encoders: Mapping[str
         raise UserError(
             "export: a feature named embedding, which is the output of an .onnx file; train with another name"
         )
-    parts, opsets = {}, {"": _OPSET}
+    parts, opsets = {}, {"": OPSET}
     if encoders:
         parts = {name: _prefixed(onnx, encoders[name].path, name) for name in wanted}
         opsets = _opsets(parts)
-    graph = _Graph(onnx, opset=opsets[""])
+    graph = OnnxGraph(onnx, opset=opsets[""])
     inputs, vectors = [], {}
     for name, size in wanted.items():
         if encoders:
@@ -93,66 +88,20 @@ def export_onnx(model: Model, path: str | pathlib.Path, *, encoders: Mapping[str
     )
     for part in parts.values():
         joined.quantization_annotation.extend(part.graph.quantization_annotation)
-    written = onnx.helper.make_model(
-        joined,
-        producer_name="siglip_jax",
-        producer_version=__version__,
-        ir_version=max([_IR, *(part.ir_version for part in parts.values())]),
-        opset_imports=[onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()],
-        functions=[each for part in parts.values() for each in part.functions],
-    )
-    manifest: dict[str, Any] = {"features": wanted, "siglip_jax": __version__}
+    manifest: dict[str, Any] = {"features": wanted}
     if encoders:
         manifest["encoders"] = {name: each.description for name, each in encoders.items()}
-    onnx.helper.set_model_props(written, {METADATA: json.dumps(manifest)})
-    onnx.checker.check_model(written)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(written, str(path))
+    write_onnx(
+        path,
+        joined,
+        manifest=manifest,
+        opsets=opsets,
+        ir_version=max([IR, *(part.ir_version for part in parts.values())]),
+        functions=[each for part in parts.values() for each in part.functions],
+    )
 
 
-class _Graph:
-    """Nodes that are written one after the other; what they are named begins with "/", which no feature does."""
-
-    def __init__(self, onnx: Any, *, opset: int):
-        self._onnx, self._opset = onnx, opset
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def add(self, operation: str, *inputs: Any, output: str = "", **attributes: Any) -> str:
-        """Name of the result; an input is the name of another, or a constant."""
-        names = [each if isinstance(each, str) else self._constant(each) for each in inputs]
-        output = output or f"/adapter/{len(self.nodes)}_{operation}"
-        self.nodes.append(self._onnx.helper.make_node(operation, names, [output], name=f"{output}/node", **attributes))
-        return output
-
-    def length(self, x: str) -> str:
-        """[n, d] -> [n, 1]."""
-        if self._opset >= 18:  # axes became an input
-            return self.add("ReduceL2", x, np.array([1], np.int64), keepdims=1)
-        return self.add("ReduceL2", x, axes=[1], keepdims=1)
-
-    def unit(self, x: str, *, epsilon: float, output: str = "") -> str:
-        return self.add("Div", x, self.add("Add", self.length(x), epsilon), output=output)
-
-    def dense(self, x: str, layer: Mapping[str, Any]) -> str:
-        product = self.add("MatMul", x, layer["kernel"])
-        return self.add("Add", product, layer["bias"]) if "bias" in layer else product
-
-    def gelu(self, x: str) -> str:
-        """By tanh; the operation Gelu is of opset 20."""
-        cubic = self.add("Mul", self.add("Mul", self.add("Mul", x, x), x), 0.044715)
-        inner = self.add("Tanh", self.add("Mul", self.add("Add", x, cubic), np.sqrt(2 / np.pi)))
-        return self.add("Mul", self.add("Mul", x, 0.5), self.add("Add", inner, 1.0))
-
-    def _constant(self, value: Any) -> str:
-        array = np.asarray(value)
-        array = array if array.dtype == np.int64 else array.astype(np.float32)
-        name = f"/adapter/constant_{len(self.constants)}"
-        self.constants.append(self._onnx.numpy_helper.from_array(array, name))
-        return name
-
-
-def _write_adapter(graph: _Graph, model: Model, vectors: Mapping[str, str]) -> None:
+def _write_adapter(graph: OnnxGraph, model: Model, vectors: Mapping[str, str]) -> None:
     """The formula of `models.feature_tower`, step by step."""
     size: Any = model.architecture.image
     p = model.params["img"]

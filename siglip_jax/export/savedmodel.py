@@ -158,10 +158,13 @@ def _towers(tf: Any, model: Model, target_tensorflow: str, *, with_text: bool) -
         params = {name: model.params[name] for name in takes[tower]}
         return encode, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params), inputs[tower]
 
+    lowered = {}
     if not target_tensorflow:
-        oldest = [lower_for_oldest(*to_lower(tower))[0] for tower in inputs]
-        target_tensorflow = max(oldest, key=list(READERS).index)
-    lowered = {tower: lower_for(*to_lower(tower), target_tensorflow=target_tensorflow) for tower in inputs}
+        oldest = {tower: lower_for_oldest(*to_lower(tower)) for tower in inputs}
+        target_tensorflow = max((release for release, _ in oldest.values()), key=list(READERS).index)
+        lowered = {tower: module for tower, (release, module) in oldest.items() if release == target_tensorflow}
+    for tower in inputs.keys() - lowered.keys():
+        lowered[tower] = lower_for(*to_lower(tower), target_tensorflow=target_tensorflow)
     used = {name for names in takes.values() for name in names}
     variables = jax.tree.map(tf.Variable, {name: model.params[name] for name in used})
     # Before tf.Module wraps the dicts.

@@ -114,7 +114,8 @@ def lower_for(function: Callable[..., Any], *shapes: Any, target_tensorflow: str
 
 def lower_for_oldest(function: Callable[..., Any], *shapes: Any) -> tuple[str, StablehloModule]:
     """`function` for the oldest TensorFlow of READERS whose StableHLO has all its operations, and that release."""
-    *older, newest = READERS
+    oldest = {reader: release for release, reader in reversed(READERS.items())}  # of several that read alike
+    *older, newest = sorted(oldest.values())
     for release in older:
         with contextlib.suppress(UserError):
             return release, lower_for(function, *shapes, target_tensorflow=release)

@@ -16,7 +16,11 @@ from eval.comparison.by_attributes import rank_by_attributes
 from eval.comparison.choose_rankers import RankersToCompare
 from eval.comparison.items import read_split
 from eval.embeddings import write_store
-from eval.embeddings.sharded_writer import write_manifest, write_shard
+from eval.embeddings.dumps.item_facts import ItemFacts
+from eval.embeddings.dumps.vertex import restricts_of, write_vertex
+from eval.embeddings.store import write_manifest, write_shard
+from eval.embeddings.store_shards import ShardRows, write_rows
+from eval.embeddings.stored_rows import StoredRows
 from eval.logs.log_format import COLUMNS
 from eval.rankers import VectorRanker
 from eval.search import build_index, measure_recall
@@ -53,11 +57,24 @@ def test_embedding_store(tmp_path):
     about = {"model": {}, "preprocessing": {}, "dataset": {}}
     vectors = np.eye(2, 3, dtype=np.float32)
     written = write_store(tmp_path / "whole", [(["a", "b"], vectors)], manifest=about)
-    assert written.keys() == documented("Embedding store") - {"skipped"}
+    keys = documented("Embedding store", table=1)
+    assert written.keys() == keys - {"skipped", "pool"}
     shards = [write_shard(tmp_path, 0, ["a", "b"], vectors)]
     skipped = [{"row": 2, "id": "c", "reason": "no image"}]
-    assert write_manifest(tmp_path, shards, manifest=about, skipped=skipped).keys() == documented("Embedding store")
+    about["pool"] = {}
+    assert write_manifest(tmp_path, shards, manifest=about, skipped=skipped).keys() == keys
     assert set(pq.read_schema(tmp_path / "shard-00000.parquet").names) == {"id", "embedding"}
+    rows = ShardRows.of(["a", "b"], vectors, dtype="int8", inputs=[b"\1" * 32, None])
+    columns = pq.read_schema(tmp_path / write_rows(tmp_path, 1, rows)["file"]).names
+    assert set(columns) == documented("Embedding store")
+
+
+def test_dumps_of_a_store(tmp_path):
+    write_store(tmp_path / "store", [(["a"], np.ones((1, 2), np.float32))], manifest={})
+    facts = ItemFacts({"a": 0}, ["A"], {"colour": ["red"], "price": ["3"], "product": ["p"]})
+    restricts = restricts_of(facts, names=[], numeric=["price"], crowding="product")
+    write_vertex(StoredRows(tmp_path / "store"), tmp_path / "batch", restricts=restricts)
+    assert read(tmp_path / "batch" / "part-00000.json").keys() == documented("Dumps of a store")
 
 
 @pytest.mark.parametrize("missing", [[], [{"row": 2, "id": "c", "reason": "no image"}]])

@@ -10,6 +10,7 @@ import siglip_jax
 from eval.embeddings import read_store
 from eval.embeddings.sharded_writer import EmbeddingPlan
 from eval.embeddings.store import read_manifest
+from eval.embeddings.store_shards import ShardRows
 from siglip_jax import cli
 from siglip_jax.errors import UserError
 from tools.workflow.embedding import embed, load_encoder
@@ -136,11 +137,12 @@ def test_a_folder_that_processes_do_not_share_is_said(tmp_path):
     assert plan.shards() == [range(4), range(4, 8), range(8, 10)]
     assert not plan.claim()
     for number in (0, 2):
-        plan.write(number, [str(row) for row in plan.shards()[number]], np.ones((len(plan.shards()[number]), 2)))
+        rows = plan.shards()[number]
+        plan.write(number, ShardRows.of([str(row) for row in rows], np.ones((len(rows), 2)), dtype="float32"))
     assert [plan.is_finished(number) for number in range(3)] == [True, False, True]
     with pytest.raises(UserError, match="1 of 3 shards are missing, the first of them 1; all processes must write to"):
         plan.complete()
-    plan.write(1, [str(row) for row in plan.shards()[1]], np.full((4, 2), 2.0))
+    plan.write(1, ShardRows.of([str(row) for row in plan.shards()[1]], np.full((4, 2), 2.0), dtype="float32"))
     assert plan.complete()["count"] == 10
     assert read_store(tmp_path / "store").ids == [str(row) for row in range(10)]
     assert sorted(path.name for path in (tmp_path / "store").iterdir())[0] == "manifest.json"

@@ -17,15 +17,21 @@ from etils import epath
 from eval.embeddings import EmbeddingStore, read_store, write_store
 from eval.embeddings.embedding_files import EmbeddingFile, read_embeddings
 from eval.embeddings.encoders.encoder_table import open_network
+from eval.embeddings.entries import Entries, joined_inputs, mean_vectors, picture_input, vector_inputs
 from eval.embeddings.sharded_writer import EmbeddingPlan
+from eval.embeddings.store import MANIFEST
+from eval.embeddings.store_shards import ShardRows
+from eval.embeddings.stored_rows import StoredRows, check_update
 from input_pipeline.dataset import attributes, dataset_fingerprint, item_table, open_split
+from input_pipeline.dataset.reader import READ_ROWS
 from input_pipeline.loader import iterate_split
 from input_pipeline.loader.bad_rows import BadRow
 from input_pipeline.loader.evaluation_pass import Pass
+from input_pipeline.loader.item_vectors import MISSING, ItemVectors
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
-from tools.workflow.item_vectors import Features
+from tools.workflow.item_vectors import Features, split_columns
 
 EMBED_BATCH = 256
 SHARD_ROWS = 32 * EMBED_BATCH  # 25 MB of 768 numbers
@@ -92,7 +98,26 @@ def load_encoder(path: str, *, features: Mapping[str, Sequence[epath.PathLike]] 
     return image_encoder(load(path), name=path, features=Features.open(features) if features else None)
 
 
-def embed(
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """How many items an update embedded, left as they were and dropped."""
+
+    new: int
+    changed: int
+    kept: int
+    dropped: int
+
+    def __str__(self) -> str:
+        return f"{self.new} new, {self.changed} changed, {self.kept} kept, {self.dropped} dropped"
+
+
+def embed(encoder: ImageEncoder, *, output: epath.PathLike, **options: Any) -> EmbeddingStore:
+    """`embed_split`, and the whole store in memory."""
+    embed_split(encoder, output=output, **options)
+    return read_store(output)
+
+
+def embed_split(
     encoder: ImageEncoder,
     *,
     dataset: epath.PathLike,
@@ -102,19 +127,31 @@ def embed(
     rows_per_shard: int = SHARD_ROWS,
     on_error: str = "error",
     overwrite: bool = False,
-) -> EmbeddingStore:
+    update: bool = False,
+    dtype: str | None = None,
+    pool_by: str | None = None,
+) -> Changes | None:
     """Embeds the pictures of a split into a store; continues one that was stopped, and keeps one that is complete.
 
-    Each of several processes embeds a stretch of the shards; all see the same folder, and all return the whole store.
+    Each of several processes embeds a stretch of the shards; all see the same folder.
 
     Args:
       most: at most so many items, spread evenly over the split; all of them when absent.
       rows_per_shard: what a stop loses at most; a multiple of EMBED_BATCH, or a smaller batch itself.
       on_error: of a row that cannot be read, as for `iterate_split`; one that is skipped is recorded in the store.
       overwrite: replace a store of another model or other data.
+      update: embed what is new or was changed since the store was made, and drop what is gone; readers see the old
+        store until the new one is whole. A store that is not there is made.
+      dtype: of the stored numbers: float32 (or what an updated store has), float16 or int8.
+      pool_by: an attribute: items of equal values become one row, the mean of their unit vectors made a unit vector
+        again, under the id of the first of them. Items without a value stay single.
+
+    Returns:
+      What an update changed; None where it is none.
 
     Raises:
-      UserError: `output` holds such a store, or no store; a row that cannot be read, unless it is to be skipped.
+      UserError: `output` holds such a store, or no store; for an update, one of another model or preprocessing; a row
+        that cannot be read, unless it is to be skipped.
     """
     from siglip_jax.training.parallel.distributed import first_process_first, is_first_process
 
@@ -123,32 +160,51 @@ def embed(
     batch_size = min(EMBED_BATCH, rows_per_shard)
     if rows_per_shard < 1 or rows_per_shard % batch_size:
         raise UserError(f"rows_per_shard={rows_per_shard}; expected a multiple of {EMBED_BATCH}, or 1 to {EMBED_BATCH}")
-    manifest = {
+    manifest: dict[str, Any] = {
         "model": encoder.description,
         "preprocessing": encoder.preprocessing.to_json(),
         "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
     }
     if chosen.step > 1:
         manifest["dataset"]["every"] = chosen.step
+    if pool_by:
+        manifest["pool"] = {"how": "mean", "by": pool_by}
+    features = encoder.features.of_split(dataset, split) if encoder.features else {}
+    stored = StoredRows(output) if update and (epath.Path(output) / MANIFEST).exists() else None
+    if stored is not None:
+        check_update(stored, manifest, dtype=dtype, folder=output)
+    entries = Entries.one_by_one(chosen)
+    if pool_by:
+        values = split_columns(dataset, split, names=[f"attributes.{pool_by}"])[f"attributes.{pool_by}"]
+        entries = Entries.grouped(chosen, values)
     plan = EmbeddingPlan(
         folder=epath.Path(output),
         manifest=manifest,
-        rows=len(chosen),
+        rows=len(entries),
         rows_per_shard=rows_per_shard,
         may_skip=on_error == "skip" or encoder.features is not None,
+        dtype=dtype or (stored.dtype if stored else "float32"),
+        updates=stored.manifest if stored else None,
     )
+    work = _Work(encoder, plan, entries, features, stored, np.full(len(entries), -1, np.int64))
+    if stored is not None:
+        work.kept[:] = _unchanged(work, dataset=dataset, split=split)
+        if not stored.knows_inputs:
+            print(f"{output} does not say what its vectors were made of: all are embedded, this once")
     with first_process_first("the store is claimed"):
         complete = plan.claim(overwrite=overwrite)
     if not complete:
-        _embed_shards(
-            encoder, plan, dataset=dataset, split=split, chosen=chosen, batch_size=batch_size, on_error=on_error
-        )
+        _embed_shards(work, dataset=dataset, split=split, batch_size=batch_size, on_error=on_error)
         with first_process_first("every shard is written"):
             pass
         with first_process_first("the store is complete"):
             if is_first_process():
                 plan.complete()
-    return read_store(output)
+    if not update:
+        return None
+    before, after = stored.places.keys() if stored else set(), StoredRows(output).places.keys()
+    kept = int((work.kept >= 0).sum())
+    return Changes(len(after - before), len(after & before) - kept, kept, len(before - after))
 
 
 def import_embeddings(
@@ -158,12 +214,14 @@ def import_embeddings(
     split: str,
     output: epath.PathLike,
     on_error: str = "error",
+    dtype: str | None = None,
 ) -> EmbeddingStore:
     """Writes embeddings that somebody brings as a file to an embedding store, in the order of the split.
 
     Args:
       source: the file, or what was read of it.
       on_error: of items that the file lacks: "skip" leaves them out, and the store records them.
+      dtype: as of `embed_split`.
 
     Raises:
       UserError: an item that the file lacks, or with "skip" all of them; NaN, infinite or zero vectors.
@@ -187,60 +245,124 @@ def import_embeddings(
         "preprocessing": None,
         "dataset": {"fingerprint": dataset_fingerprint(dataset), "split": split},
     }
-    write_store(output, [(kept, vectors)], manifest=manifest, skipped=skipped)
+    write_store(output, [(kept, vectors)], manifest=manifest, skipped=skipped, dtype=dtype or "float32")
     return read_store(output)
 
 
-def _embed_shards(
-    encoder: ImageEncoder,
-    plan: EmbeddingPlan,
-    *,
-    dataset: epath.PathLike,
-    split: str,
-    chosen: range,
-    batch_size: int,
-    on_error: str,
-) -> None:
-    """Those of this process's stretch that are not finished; `chosen` are the rows of the split that are embedded."""
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """A pass that fills a store.
+
+    Attributes:
+      features: of an adapter, for the rows of the split; else none.
+      stored: the store that is updated.
+      kept: int64 [entries], the row of `stored` that an entry takes its vector from; -1 of one that is embedded.
+    """
+
+    encoder: ImageEncoder
+    plan: EmbeddingPlan
+    entries: Entries
+    features: Mapping[str, ItemVectors]
+    stored: StoredRows | None
+    kept: np.ndarray
+
+    def new(self, number: int) -> np.ndarray:
+        """ShardRows of the split to embed for a shard."""
+        span = self.plan.shards()[number]
+        return self.entries.rows(np.flatnonzero(self.kept[span.start : span.stop] < 0) + span.start)
+
+    def shard(self, number: int, embedded: Sequence[tuple[dict[str, Any], np.ndarray]]) -> ShardRows | None:
+        """The rows of a shard in their order, those that are kept among them; None where all were skipped.
+
+        Args:
+          embedded: (batch, its vectors) of `new`.
+        """
+        parts: list[ShardRows] = []
+        places: list[np.ndarray] = []
+        if embedded:
+            batches = [batch for batch, _ in embedded]
+            entry_of = self.entries.of_rows(np.concatenate([batch["index"] for batch in batches]))
+            ids = [item for batch in batches for item in batch["id"]]
+            vectors = np.concatenate([vectors for _, vectors in embedded])
+            inputs = [each for batch in batches for each in batch["input"]]
+            if "pool" in self.plan.manifest:
+                starts = np.flatnonzero(np.diff(entry_of, prepend=-1))
+                ids, entry_of = [ids[k] for k in starts], entry_of[starts]
+                vectors = mean_vectors(vectors, starts, ids=ids)
+                inputs = joined_inputs(inputs, starts)
+            parts.append(ShardRows.of(ids, vectors, dtype=self.plan.dtype, inputs=inputs))
+            places.append(entry_of)
+        span = self.plan.shards()[number]
+        reused = np.flatnonzero(self.kept[span.start : span.stop] >= 0) + span.start
+        if len(reused):
+            assert self.stored is not None
+            parts.append(self.stored.take(self.kept[reused]))
+            places.append(reused)
+        return ShardRows.joined(parts).at(np.argsort(np.concatenate(places), kind="stable")) if parts else None
+
+
+def _unchanged(work: _Work, *, dataset: epath.PathLike, split: str) -> np.ndarray:
+    """`_Work.kept` for an update: entries whose id is stored, made of the same bytes."""
+    assert work.stored is not None
+    columns = split_columns(dataset, split, names=["image_sha256"])
+    order, starts = work.entries.order, work.entries.starts[:-1]
+    inputs: list[bytes | None] = []
+    for low in range(0, len(order), READ_ROWS):
+        rows = order[low : low + READ_ROWS]
+        if not work.features:
+            inputs += map(picture_input, (columns["image_sha256"][row] for row in rows))
+            continue
+        complete = np.all([each.rows[rows] != MISSING for each in work.features.values()], axis=0)
+        some = iter(vector_inputs({name: each.take(rows[complete]) for name, each in work.features.items()}))
+        inputs += [next(some) if there else None for there in complete]
+    ids = [columns["id"][row] for row in order[starts]]
+    return work.stored.unchanged(ids, joined_inputs(inputs, starts))
+
+
+def _embed_shards(work: _Work, *, dataset: epath.PathLike, split: str, batch_size: int, on_error: str) -> None:
+    """Those of this process's stretch that are not finished."""
     import jax
 
-    shards = plan.shards()
-    low, high = (len(shards) * (jax.process_index() + k) // jax.process_count() for k in (0, 1))
-    missing = [number for number in range(low, high) if not plan.is_finished(number)]
+    plan, encoder = work.plan, work.encoder
+    shards = len(plan.shards())
+    low, high = (shards * (jax.process_index() + k) // jax.process_count() for k in (0, 1))
+    missing = {number: work.new(number) for number in range(low, high) if not plan.is_finished(number)}
     options: dict[str, Any] = dict(
         split=split,
         preprocessing=encoder.preprocessing,
         batch_size=batch_size,
         on_error=on_error,
-        features=encoder.features and encoder.features.of_split(dataset, split),
+        features=work.features or None,
     )
 
     def batches() -> Iterator[tuple[int, Pass, dict[str, Any] | None]]:
-        for number in missing:
-            found = iterate_split(dataset, rows=_part(chosen, shards[number]), **options)
-            yield number, found, next(found, None)  # None where every row is skipped
-            yield from ((number, found, batch) for batch in found)
+        for number, rows in missing.items():
+            if len(rows):
+                found = iterate_split(dataset, rows=rows, **options)
+                yield number, found, next(found, None)  # None where every row is skipped
+                yield from ((number, found, batch) for batch in found)
 
     watched = progress(
         batches(),
-        total=sum(len(shards[number]) for number in missing),
+        total=sum(map(len, missing.values())),
         label=f"embedding ({encoder.description['name']})",
         unit="images",
         step=batch_size,
         show=jax.process_index() == 0,
     )
+    for number, rows in missing.items():
+        if not len(rows):
+            plan.write(number, work.shard(number, []))
     for number, group in itertools.groupby(watched, key=operator.itemgetter(0)):
-        pairs, skipped = [], []
+        embedded, skipped = [], []
         for _, found, batch in group:
             if batch is not None:
-                pairs.append((batch["id"], encoder.encode(batch["image"])))
+                read = batch["image"]
+                made_of = vector_inputs(read) if work.features else list(map(picture_input, batch["image_sha256"]))
+                known = {"index": batch["index"], "id": batch["id"], "input": made_of}
+                embedded.append((known, encoder.encode(read)))
             skipped = found.skipped  # the pass's own list, whole once the group has ended
-        plan.write(
-            number,
-            [item for ids, _ in pairs for item in ids],
-            np.concatenate([rows for _, rows in pairs]) if pairs else None,
-            skipped=_named(skipped, dataset, split),
-        )
+        plan.write(number, work.shard(number, embedded), skipped=_named(skipped, dataset, split))
 
 
 def _named(skipped: Sequence[BadRow], dataset: epath.PathLike, split: str) -> list[dict[str, Any]]:
@@ -253,10 +375,6 @@ def _named(skipped: Sequence[BadRow], dataset: epath.PathLike, split: str) -> li
         dataclasses.asdict(each) | {"id": each.id or (known[each.row] if each.row < len(known) else "")}
         for each in skipped
     ]
-
-
-def _part(rows: range, stretch: range) -> range:
-    return rows[stretch.start : stretch.stop]
 
 
 def params_checksum(params: Any) -> str:

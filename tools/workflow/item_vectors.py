@@ -15,7 +15,8 @@ from etils import epath
 
 from eval.embeddings.embedding_files import embedding_paths
 from eval.embeddings.stored_vectors import StoredVectors, open_vectors
-from input_pipeline.dataset import attributes, item_table, open_split
+from input_pipeline.dataset import item_table, open_split
+from input_pipeline.dataset.reader import READ_ROWS
 from input_pipeline.loader.item_vectors import IDS_SHOWN, MISSING, ItemVectors, align
 from siglip_jax.errors import UserError
 
@@ -167,14 +168,40 @@ def open_item_vectors(
 
 
 def split_ids(dataset: epath.PathLike, split: str) -> list[str]:
-    """The ids of a split in row order; from the table of the build where there is one, since that is fast."""
+    """The ids of a split in row order."""
+    return split_columns(dataset, split)["id"]
+
+
+def split_columns(dataset: epath.PathLike, split: str, *, names: Sequence[str] = ()) -> dict[str, list[str]]:
+    """ "id" and other columns of a split in row order: "title", "image_sha256", "attributes.colour" ("" for null).
+
+    From the table of the build where there is one, since that is fast; else record by record.
+
+    Raises:
+      UserError: no such attribute, a record that cannot be read.
+    """
     rows = open_split(dataset, split)
+    wanted = {name: name.partition(".")[::2] for name in dict.fromkeys(("id", *names))}
+    for column, attribute in wanted.values():
+        if column == "attributes" and attribute not in rows.attribute_names:
+            known = ", ".join(rows.attribute_names) or "none"
+            raise UserError(f"{dataset}: no attribute {attribute!r}; it has {known}")
     if (epath.Path(dataset) / item_table.FILE).exists():
-        table = item_table.item_table(dataset, columns=("id", "split"))
-        ids = table.filter(pc.equal(table["split"], pa.scalar(split)))["id"].to_pylist()
-        if len(ids) == len(rows) and all(ids[row] == rows[row]["id"] for row in {0, len(rows) - 1}):
-            return ids
-    return attributes(dataset, split)[0]
+        columns = dict.fromkeys(column for column, _ in wanted.values())
+        table = item_table.item_table(dataset, columns=("split", *columns))
+        table = table.filter(pc.equal(table["split"], pa.scalar(split)))
+        if len(table) == len(rows) and all(table["id"][row].as_py() == rows[row]["id"] for row in {0, len(rows) - 1}):
+            found = {
+                name: pc.struct_field(table[column], attribute) if attribute else table[column]
+                for name, (column, attribute) in wanted.items()
+            }
+            return {name: pc.fill_null(values, "").to_pylist() for name, values in found.items()}
+    read: dict[str, list[str]] = {name: [] for name in wanted}
+    for start in range(0, len(rows), READ_ROWS):
+        for record in rows[start : start + READ_ROWS]:
+            for name, (column, attribute) in wanted.items():
+                read[name].append(record[column][attribute] if attribute else record[column])
+    return read
 
 
 def _stretches(rows: np.ndarray, dimension: int) -> Iterable[np.ndarray]:

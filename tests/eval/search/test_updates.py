@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from eval.search import build_index, load_index, measure_recall
 from eval.search.answers import Answers
 from eval.search.live_index import LiveIndex
-from eval.search.selection import Selection
 from eval.search.updates import check_same_encoder, compacted, deleted, share_changed, upserted, with_missing
 from siglip_jax.errors import UserError
 
 needs_scann = pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="ScaNN is not installed")
-BACKENDS = ["exact", pytest.param("scann", marks=needs_scann)]
+BACKENDS = ["exact", "reduced", pytest.param("scann", marks=needs_scann)]
 
 
 def vectors(n, d=3, seed=0):
@@ -151,7 +150,7 @@ def test_an_index_of_which_all_is_deleted_finds_nothing_and_takes_items_again(tm
     index = load_index(tmp_path)
     assert (len(index), compacted(index)) == (0, index)
     assert index.search(vectors(2), k=3).ids == [[], []]
-    assert Answers(index).of_vector(vectors(1), Selection(k=3))["items"] == []
+    assert Answers(index).of_vector(vectors(1))["items"] == []
     with pytest.raises(UserError, match="'item-1' is not in the index of 0 items"):
         index.vectors_of(["item-1"])
     assert upserted(index, vectors(1), ["new"]).index.search(vectors(2), k=3).ids == [["new"], ["new"]]
@@ -173,6 +172,15 @@ def test_missing_stays_true():
     assert with_missing(index, skipped, earlier=False).missing == [skipped[1], lost[1]]
     assert with_missing(index, [], earlier=False).missing == []
     assert compacted(found).missing == lost[1:]
+
+
+def test_bytes_of_a_search_are_those_of_base_and_delta():
+    index = build_index(vectors(20), names(20), backend="reduced")
+    measure_recall(index, vectors(20))
+    index.measured["bytes"] = index.bytes_in_memory
+    changed = upserted(index, vectors(5, seed=1), names(5)).index
+    assert changed.bytes_in_memory == index.bytes_in_memory + 5 * 3 * 4
+    assert compacted(changed).measured["bytes"] == index.bytes_in_memory == 20 * (3 + 4)
 
 
 def test_share_of_changes():

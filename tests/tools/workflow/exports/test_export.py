@@ -12,8 +12,9 @@ from siglip_jax.errors import UserError
 from siglip_jax.export import savedmodel
 from siglip_jax.models.architecture import Architecture, FeatureSize, TowerSize
 from siglip_jax.models.towers import TwoTowers
-from tools.workflow import export as workflow
-from tools.workflow.export import export, verify
+from tools.workflow.embedding import embed, image_encoder, load_encoder
+from tools.workflow.exports import export as workflow
+from tools.workflow.exports.export import export, verify
 from tools.workflow.item_vectors import Features
 
 
@@ -141,3 +142,31 @@ def test_fewer_bits_excuse_no_other_weights(tiny_model, shop_dataset, tmp_path, 
     with pytest.raises(UserError, match=r"bfloat16 on cpu itself rounds by .*: it is not kept"):
         export(model, tmp_path / "a", dataset=shop_dataset, split="test")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_towers_as_onnx(tiny_model, tower, shop_dataset, tmp_path, capsys):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / f"{tower}.onnx"
+    export(tiny_model, path, dataset=shop_dataset, split="test", tower=tower)
+    files = {path.name, f"{path.name}.golden"} | ({f"{path.name}.json"} if tower == "image" else set())
+    assert {each.name for each in tmp_path.iterdir()} == files
+    verify(path)
+    assert "largest error from" in capsys.readouterr().out
+    export(tiny_model, tmp_path / "int8.onnx", dataset=shop_dataset, split="test", tower=tower, precision="int8")
+    assert "smallest cosine from" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--tower and --precision are of \.onnx files"):
+        export(tiny_model, tmp_path / "b", dataset=shop_dataset, split="test", precision="int8")
+
+
+def test_an_image_tower_in_onnx_embeds_as_the_model(tiny_model, shop_dataset, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    export(tiny_model, tmp_path / "image.onnx", dataset=shop_dataset, split="test")
+    own = embed(image_encoder(tiny_model, name="own"), dataset=shop_dataset, split="test", output=tmp_path / "own")
+    found = embed(
+        load_encoder(str(tmp_path / "image.onnx")), dataset=shop_dataset, split="test", output=tmp_path / "found"
+    )
+    assert found.ids == own.ids
+    np.testing.assert_allclose(found.vectors, own.vectors, atol=1e-5)

@@ -1,0 +1,102 @@
+"""Towers as ONNX, run by onnxruntime, beside the model itself."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from siglip_jax import model as models
+from siglip_jax.errors import UserError
+from siglip_jax.export.onnx_graph import METADATA
+from siglip_jax.export.onnx_towers import INPUTS, PRECISIONS, TOWERS, export_tower
+from siglip_jax.models.architecture import Architecture, TowerSize
+from siglip_jax.models.towers import TwoTowers
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+LEAST = {"float32": 1 - 1e-6, "float16": 0.9999, "int8": 0.99}
+
+
+def run(path, rows):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["embedding"], {session.get_inputs()[0].name: rows})[0]
+
+
+def a_model(**changes):
+    """Of random weights, none of which is zero or one; 34 pixels are not a multiple of 8."""
+    sizes = {
+        "image_size": (34, 32),
+        "patch_size": 8,
+        "image": TowerSize(width=32, depth=2, mlp_dim=48, heads=4),
+        "text": TowerSize(width=16, depth=3, mlp_dim=32, heads=2),
+        "vocab_size": 50,
+        "text_length": 8,
+    }
+    model, rng = models.init(TwoTowers(Architecture(**sizes | changes)), None, seed=0), np.random.default_rng(0)
+    add = lambda x: np.asarray(x + 0.2 * rng.normal(size=x.shape), np.float32)  # noqa: E731
+    return model.replace(params=jax.tree.map(add, model.params))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return a_model()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("tower", TOWERS)
+def test_equals_the_model(model, tower, precision, tmp_path):
+    rng = np.random.default_rng(1)
+    rows = {
+        "image": rng.uniform(-1, 1, (65, 34, 32, 3)).astype(np.float32),
+        "text": rng.integers(0, 50, (65, 8)).astype(np.int32),
+    }[tower]
+    expected = model.encode_image(rows) if tower == "image" else model.encode_text(rows)
+    path = tmp_path / "tower.onnx"
+    export_tower(model, path, tower=tower, precision=precision)
+    for count in (1, 65):
+        z = run(path, rows[:count])
+        assert (z.dtype, z.shape) == (np.float32, expected[:count].shape)
+        assert (z * expected[:count]).sum(axis=1).min() >= LEAST[precision]
+        if precision == "float32":
+            np.testing.assert_allclose(z, expected[:count], atol=2e-6)
+    written = onnx.load(path)
+    assert (written.opset_import[0].version, written.graph.input[0].name) == (17, INPUTS[tower])
+    (entry,) = (each for each in written.metadata_props if each.key == METADATA)
+    assert json.loads(entry.value)["precision"] == precision
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UserError, match="exists already"):
+        export_tower(model, path, tower=tower)
+
+
+def test_fewer_bits_are_fewer_bytes(model, tmp_path):
+    sizes = []
+    for precision in ("float32", "float16"):
+        export_tower(model, tmp_path / precision, precision=precision)
+        sizes.append((tmp_path / precision).stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_without_a_text_head(tmp_path):
+    model = a_model(text_head=False, text=TowerSize(width=32, depth=1, mlp_dim=16, heads=2))
+    export_tower(model, tmp_path / "text.onnx", tower="text")
+    ids = np.arange(24, dtype=np.int32).reshape(3, 8)
+    np.testing.assert_allclose(run(tmp_path / "text.onnx", ids), model.encode_text(ids), atol=2e-6)
+
+
+def test_titles_of_an_adapter(adapter, tmp_path):
+    export_tower(adapter.model, tmp_path / "text.onnx", tower="text")
+    ids = np.arange(9, dtype=np.int32).reshape(3, 3)
+    np.testing.assert_allclose(run(tmp_path / "text.onnx", ids), adapter.model.encode_text(ids), atol=2e-6)
+    with pytest.raises(UserError, match="this model is an adapter; expected a model of pictures"):
+        export_tower(adapter.model, tmp_path / "image.onnx")
+
+
+def test_what_is_not_written(model, tmp_path, monkeypatch):
+    for option in ({"tower": "both"}, {"precision": "int4"}):
+        with pytest.raises(UserError, match=f"--{next(iter(option))}="):
+            export_tower(model, tmp_path / "a.onnx", **option)
+    monkeypatch.setattr("siglip_jax.export.onnx_graph.MAX_BYTES", 1000)
+    with pytest.raises(UserError, match="one ONNX file holds 1000: choose --precision=float16"):
+        export_tower(model, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())

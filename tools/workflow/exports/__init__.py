@@ -1,0 +1,1 @@
+"""What leaves the library: models, with the questions that each is asked before it is kept."""

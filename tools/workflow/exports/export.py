@@ -1,0 +1,213 @@
+"""A trained model leaves the library, checked in a process without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from etils import epath
+
+from siglip_jax.errors import UserError
+from siglip_jax.export.golden import Call, check_golden, golden_folder, write_golden
+from siglip_jax.export.limits import Limits, limits_of
+from tools.workflow.adapters.export_encoders import open_encoders, stacked
+from tools.workflow.exports.golden_calls import (
+    GoldenSource,
+    by_cosine,
+    by_error,
+    of_features,
+    of_joined,
+    of_pictures,
+    of_scores,
+    of_titles,
+)
+from tools.workflow.item_vectors import Features
+
+# Of an ONNX tower in fewer bits; float32 is held to float32's own limits.
+LEAST_COSINE = {"float16": 0.999, "int8": 0.98}
+ONNX = ".onnx"
+
+
+def export(
+    model: Any,
+    output: epath.PathLike,
+    *,
+    dataset: epath.PathLike | None,
+    split: str,
+    features: Features | None = None,
+    encoders: Mapping[str, str] | None = None,
+    target_tensorflow: str = "",
+    text: str = "ids",
+    tower: str = "image",
+    precision: str = "float32",
+) -> None:
+    """Writes a SavedModel, or an .onnx file, with golden inputs and answers, and checks it with these.
+
+    Args:
+      output: a name that ends in .onnx means ONNX.
+      dataset, split: whose pictures and titles check the export, or whose stored vectors.
+      features: of an adapter; without them its export is checked with vectors that are made up.
+      encoders: {feature: network} to join with an adapter, one for each of its features.
+      text: what the text tower of a SavedModel takes, see `export_saved_model`.
+      tower, precision: of an .onnx file, see `export_tower`; of an adapter of stored vectors "float32".
+
+    Raises:
+      UserError: an answer differs from the model's by more than its limits, or the export cannot be made or run.
+        Nothing is left of it then.
+    """
+    output = pathlib.Path(output)
+    if output.exists():
+        raise UserError(f"{output} exists already; choose another --output or remove it")
+    wanted = model.architecture.features
+    if features is not None:
+        features.check(wanted, model="export")
+    if encoders and encoders.keys() != wanted.keys():
+        flags = ", ".join(f"--encoder={name}=NETWORK" for name in wanted)
+        raise UserError(
+            f"export: --encoder for {', '.join(encoders)}; expected "
+            + (f"{flags}, or none" if wanted else "none, since this model takes pictures")
+        )
+    onnx = output.suffix == ONNX
+    if not onnx and (tower != "image" or precision != "float32"):
+        raise UserError("--tower and --precision are of .onnx files; leave them out for a SavedModel")
+    if dataset is None and (features is not None or encoders or not wanted):
+        raise UserError(f"--dataset is missing: its {'items' if features else 'pictures'} check the export")
+    source = GoldenSource(dataset=dataset, split=split, features=features)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
+        path = pathlib.Path(temporary) / output.name
+        if onnx:
+            if target_tensorflow:
+                raise UserError("--target_tensorflow is of SavedModels; leave it out for .onnx")
+            if wanted and tower == "image":
+                calls, limits = _write_onnx_adapter(model, path, source, encoders=encoders, precision=precision)
+            else:
+                calls, limits = _write_onnx_tower(model, path, source, tower=tower, precision=precision)
+        else:
+            calls, limits = _write_saved_model(
+                model, path, source, encoders=encoders, target_tensorflow=target_tensorflow, text=text
+            )
+        golden = golden_folder(path)
+        runtime = "onnx" if onnx else "savedmodel"
+        write_golden(golden, calls, model=f"../{path.name}" if onnx else "..", runtime=runtime)
+        kind = "ONNX file" if onnx else "SavedModel"
+        said = f"{kind} {output}, run without JAX: {_said(check_golden(golden), limits)}"
+        beside = [each for each in path.parent.iterdir() if each != path]
+        for each in beside:
+            if (taken := output.parent / each.name).exists():
+                raise UserError(f"{taken} exists already; choose another --output or remove it")
+        for each in [*beside, path]:  # the model last
+            shutil.move(each, output.parent / each.name)
+    print(said + (f"\nof {model.source}" if model.source else ""))
+
+
+def verify(export: epath.PathLike) -> None:
+    """Replays the golden inputs of an export, and prints what was found.
+
+    Raises:
+      UserError: no export with golden files, one that cannot be run, or an answer beyond its limits.
+    """
+    path = pathlib.Path(export)
+    golden = golden_folder(path)
+    if not (golden / "golden.json").exists():
+        raise UserError(f"{path}: no golden.json in {golden}; expected what siglip-jax export wrote")
+    print(f"{path}, run without JAX: {_said(check_golden(golden), [])}")
+
+
+def _said(results: list[dict[str, Any]], limits: Iterable[Limits]) -> str:
+    """One line of all answers; a UserError where one is beyond its limits, NaN included."""
+    parts, beyond = [], []
+    for each in results:
+        cosine, allowed = each["min_cosine"], each["limits"]
+        of, found = f"{each['rows']} {each['of']}", f"largest error from {each['signature']} {each['max_error']:.1e}"
+        expected = f"at most {allowed.get('max_error', 0):.1e}"
+        if cosine is not None:
+            found = f"smallest cosine from {each['signature']} {cosine:.6f}"
+            expected = f"at least {allowed['min_cosine']:.6f}"
+        parts.append(f"{of}: {found}")
+        if not each["within"]:
+            beyond.append(f"{of}: {found}; expected {expected}")
+    rounds = "".join(sorted({str(each) for each in limits}))
+    if beyond:
+        raise UserError(f"export: {'. '.join(beyond)}{rounds}: it is not kept")
+    return "; ".join(parts) + rounds
+
+
+def _write_saved_model(
+    model: Any,
+    path: pathlib.Path,
+    source: GoldenSource,
+    *,
+    encoders: Mapping[str, str] | None,
+    target_tensorflow: str,
+    text: str,
+) -> tuple[list[Call], list[Limits]]:
+    from siglip_jax.export import savedmodel
+
+    opened = open_encoders(encoders, savedmodel=True) if encoders else None
+    if opened:
+        calls, limits = of_joined(model, source, opened)
+    elif model.architecture.features:
+        calls, limits = of_features(model, source)
+    else:
+        calls, limits = of_pictures(model, source)
+    all_limits = [limits]
+    if text != "none":
+        texts, limits = of_titles(model, source, strings=text == "strings")
+        calls, all_limits = calls + texts, [*all_limits, limits]
+        by_bytes = [call for call in calls if call.signature == "serving_default"]
+        if by_bytes:
+            calls.append(of_scores(model, by_bytes[0], texts[-1]))
+    savedmodel.export_saved_model(model, path, target_tensorflow=target_tensorflow, encoders=opened, text=text)
+    return calls, all_limits
+
+
+def _write_onnx_tower(
+    model: Any, path: pathlib.Path, source: GoldenSource, *, tower: str, precision: str
+) -> tuple[list[Call], list[Limits]]:
+    from siglip_jax.export import onnx_towers
+
+    if tower == "image":
+        calls, limits = of_pictures(model, source)
+        calls = [call for call in calls if call.signature == "pixels"]
+        # What `siglip-jax embed --model=FILE.onnx` reads, so that `rank` can compare the export with the model.
+        own = model.preprocessing.to_json()
+        settings = {name: own[name] for name in ("resize", "fill", "value_range") if name in own}
+        path.with_name(path.name + ".json").write_text(json.dumps(settings) + "\n")
+    else:
+        calls, limits = of_titles(model, source, strings=False)
+    if precision in LEAST_COSINE:
+        least = LEAST_COSINE[precision]
+        calls = [dataclasses.replace(call, max_error=None, min_cosine=least) for call in calls]
+    onnx_towers.export_tower(model, path, tower=tower, precision=precision)
+    return calls, [limits]
+
+
+def _write_onnx_adapter(
+    model: Any, path: pathlib.Path, source: GoldenSource, *, encoders: Mapping[str, str] | None, precision: str
+) -> tuple[list[Call], list[Limits]]:
+    from siglip_jax.export import onnx_adapter
+
+    if precision != "float32":
+        raise UserError(f"--precision={precision} is of towers; an adapter is written in float32: leave it out")
+    if not encoders:
+        calls, limits = of_features(model, source)
+        onnx_adapter.export_onnx(model, path)
+        return calls, [limits]
+    opened = open_encoders(encoders, savedmodel=False)
+    pictures, stored = source.pictures()
+    pixels = stacked(opened, pictures)
+    given = {name: opened[name].network_input(pixels[name]) for name in opened}
+    vectors = {name: opened[name].encode_image(pixels[name]) for name in opened}
+    limits = limits_of(model, vectors)
+    calls = [by_error("pixels", given, model.encode_image(vectors), limits, of="pictures")]
+    if stored:
+        expected, of = model.encode_image(stored), "pictures, against stored vectors"
+        calls.append(by_cosine("pixels", given, expected, limits, of=of))
+    onnx_adapter.export_onnx(model, path, encoders={name: each.network for name, each in opened.items()})
+    return calls, [limits]
