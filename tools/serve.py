@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import logging
+import os
 
 from absl import flags
 
@@ -69,6 +70,10 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(f"{', '.join(missing)} not installed; pip install 'siglip-jax[serve]'")
     if values.candidate_model is not None and values.candidate is None:
         raise UserError("--candidate_model needs --candidate, the index that it made")
+    # Before numpy is loaded, which reads it then. Queries run side by side; threads that a single one would be divided
+    # among wait for each other: with 8 clients on 2 busy cores, 74 queries/s instead of 700.
+    for library in ("OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     from tools.serving.access import read_token
     from tools.serving.app import make_app
     from tools.serving.generations import Generations

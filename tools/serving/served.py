@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import anyio.to_thread
 import numpy as np
 from etils import epath
 
@@ -26,6 +28,8 @@ from tools.workflow.query_encoder import QueryEncoder
 
 MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
 MOST_CHOICES = 40  # values of an attribute that the page offers as a filter
+# Each search keeps a core busy, or more: with more at once than cores, all wait for each other.
+_SEARCHERS = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="search")
 _READ_AGAIN = 3  # times, where an index is replaced while it is read
 
 
@@ -243,5 +247,5 @@ def _index_stamp(folder: epath.Path) -> str:
 
 
 async def _in_thread(run: Any, *arguments: Any) -> Any:
-    """In a thread, which goes on by itself where its task is cancelled."""
-    return await anyio.to_thread.run_sync(run, *arguments, abandon_on_cancel=True)
+    """In one of the threads that search; not at all where its task is cancelled before its turn."""
+    return await asyncio.wrap_future(_SEARCHERS.submit(run, *arguments))
