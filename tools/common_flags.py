@@ -144,6 +144,13 @@ def define_scann(values: flags.FlagValues) -> None:
     )
 
 
+def define_allow_low_recall(values: flags.FlagValues) -> None:
+    flags.DEFINE_boolean(
+        "allow_low_recall", False, "Search an index though it finds less than its target, or than 0.98.",
+        flag_values=values,
+    )  # fmt: skip
+
+
 def scann_options(mode: str) -> dict[str, str] | None:
     return None if mode == "none" else {"mode": mode}
 

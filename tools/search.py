@@ -41,6 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "shown.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_float("diversity", 0.0, "0 shows the nearest, 1 the least alike of the near ones.", flag_values=values)
+    common_flags.define_allow_low_recall(values)
     flags.DEFINE_boolean("json", False, "One JSON object in the place of the table.", flag_values=values)
 
 
@@ -50,7 +51,7 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(f"{len(asked)} of --item, --image, --text given; expected exactly one")
     if asked[0] != "item" and values.model is None:
         raise UserError(f"--{asked[0]} needs --model, the encoder that the index was embedded with")
-    from eval.search import load_index
+    from eval.search import check_recall, load_index
     from eval.search.answers import Answers, read_known
     from eval.search.selection import Selection
 
@@ -66,6 +67,7 @@ def main(values: flags.FlagValues) -> None:
         if values[flag].value and values.dataset is None:
             raise UserError(f"--{flag} needs --dataset, which has the attributes")
     index = load_index(values.index)
+    check_recall(index, allow=values.allow_low_recall)
     answers = Answers(index, None if values.dataset is None else read_known(values.dataset))
     if values.item is not None:
         found = answers.of_item(values.item, selection)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import logging
 
 from absl import flags
 
@@ -60,6 +61,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "compare", 0.1, "Share of the queries that --candidate answers too, for /compare.", lower_bound=0,
         upper_bound=1, flag_values=values,
     )  # fmt: skip
+    common_flags.define_allow_low_recall(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -71,14 +73,17 @@ def main(values: flags.FlagValues) -> None:
     from tools.serving.app import make_app
     from tools.serving.generations import Generations
     from tools.serving.run_server import run_server
-    from tools.serving.served import Catalogue, Source
+    from tools.serving.served import GenerationSource, ServedItems
 
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("tools.serving").setLevel(logging.INFO)  # which generation answers
     token = None if values.token_file is None else read_token(values.token_file)
-    options = {"catalogue": Catalogue(values.dataset), "batch": values.batch, "waiting": values.waiting}
-    source = Source("index", values.index, model=values.model, **options)
+    options = {"items": ServedItems(values.dataset), "batch": values.batch, "waiting": values.waiting}
+    options["allow_low_recall"] = values.allow_low_recall
+    source = GenerationSource("index", values.index, model=values.model, **options)
     candidate = None
     if values.candidate is not None:
-        candidate = Source("candidate", values.candidate, model=values.candidate_model, **options)
+        candidate = GenerationSource("candidate", values.candidate, model=values.candidate_model, **options)
     generations = Generations(source, candidate)
     active = generations.standing.active
     app = make_app(

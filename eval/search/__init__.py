@@ -1,5 +1,6 @@
-"""Nearest neighbours by cosine. `index` is the interface, `exact_index` and `scann_index` are the backends,
-`index_builder` builds and loads either, `recall` says what an approximate one misses, `answers` what a search answers.
+"""Nearest neighbours by cosine. `index` is the interface, `exact_index`, `reduced_index` and `scann_index` are the
+backends, `index_builder` builds and loads each, `recall` says what an approximate one misses, `tuning` picks the
+fastest that misses little, `answers` what a search answers.
 """
 
 import lazy_loader

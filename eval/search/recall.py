@@ -16,6 +16,19 @@ LEAST_RECALL = 0.98  # under this the index moves the metric more than most enco
 _TOLERANCE = 1e-3  # of a cosine that ScaNN reordered exactly; hashed scores are off by more
 
 
+def check_recall(index: Index, *, allow: bool = False) -> None:
+    """Raises a UserError where an index is known to find too little: less than the target that it was tuned for, or
+    than `LEAST_RECALL` where it is approximate and has none; not if that is allowed.
+    """
+    measured = index.measured
+    least = measured.get("target", 0.0 if index.backend == "exact" else LEAST_RECALL)
+    if not allow and measured.get("recall", 1.0) < least:
+        raise UserError(
+            f"the index finds {measured['recall']:.4f} of the {measured['k']} nearest, less than {least}; build it "
+            "with --target_recall, or give --allow_low_recall"
+        )
+
+
 def search_allowed(index: Index, vectors: np.ndarray, mask: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The first k allowed neighbours of each query: rows int64 and scores float32 [q, k], padded with -1 and -inf.
 
@@ -112,7 +125,7 @@ def measure_recall(
             f"recall@{k} over {sample} queries of vectors {list(vectors.shape)}: expected k and sample >= 1 and the "
             f"vectors of the index, [{len(index)}, {index.dimension}]"
         )
-    truth = Truth.of(vectors, k=k, sample=sample, seed=seed)
+    truth = Truth.of(unit_rows(vectors, what="vector"), k=k, sample=sample, seed=seed)
     index.measured = {"recall": truth.recall(index), "k": truth.k, "queries": len(truth.rows), "seed": seed}
     return dict(index.measured)
 
@@ -133,10 +146,10 @@ class Truth:
     k: int
 
     @classmethod
-    def of(cls, vectors: np.ndarray, *, k: int, sample: int, seed: int) -> Truth:
-        """vectors: real [n, dimension], normalised here; k at most n - 1."""
-        unit, k = unit_rows(vectors, what="vector"), min(k, len(vectors) - 1)
-        rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:sample])
+    def of(cls, unit: np.ndarray, *, k: int, sample: int, seed: int) -> Truth:
+        """unit: float32 [n, dimension] of unit norm, 2 or more; k is n - 1 at most."""
+        k = min(k, len(unit) - 1)
+        rows = np.sort(np.random.default_rng(seed).permutation(len(unit))[:sample])
         nearest, scores = exact_best(Scan(unit), unit, unit[rows], k=k + 1)
         found = without_self(Neighbours(nearest, scores, ()), rows)
         return cls(unit, rows, found.scores[:, -1], k)

@@ -10,6 +10,8 @@ and distance NaN (dropped); there is no cosine (unit vectors in); tree builds di
 refused).
 """
 
+from __future__ import annotations
+
 import importlib
 import math
 import os
@@ -41,6 +43,16 @@ class ScannIndex(Index):
         self._searcher = searcher
         self._unit = vectors  # float32 [n, dimension]
 
+    def asking(self, **options: int) -> ScannIndex:
+        """The same searcher, asked otherwise: leaves_to_search, reorder."""
+        return ScannIndex(self._searcher, self._unit, self.ids, {**self.options, **options}, {})
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Of vectors, codes and centres."""
+        codes = 0 if self.options["mode"] == "brute_force" else len(self) * math.ceil(self.dimension / 2) // 2
+        return self._unit.nbytes + codes + self.options.get("leaves", 0) * self.dimension * 4
+
     def vectors_at(self, rows: np.ndarray) -> np.ndarray:
         return np.array(self._unit[rows])
 
@@ -49,7 +61,10 @@ class ScannIndex(Index):
         reorder = self.options.get("reorder")
         pre = None if reorder is None else min(len(self), max(reorder, 4 * k))
         rows, scores = self._searcher.search_batched_parallel(
-            queries, final_num_neighbors=k, pre_reorder_num_neighbors=pre
+            queries,
+            final_num_neighbors=k,
+            pre_reorder_num_neighbors=pre,
+            leaves_to_search=self.options.get("leaves_to_search"),
         )
         padding = np.isnan(scores)
         return np.where(padding, -1, rows.astype(np.int64)), np.where(padding, np.float32(-np.inf), scores)

@@ -25,6 +25,7 @@ from eval.logs.log_format import COLUMNS
 from eval.rankers import VectorRanker
 from eval.search import build_index, measure_recall
 from eval.search.answers import Answers
+from eval.search.selection import Selection
 from eval.search.updates import deleted
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
@@ -90,7 +91,7 @@ def test_search_index(tmp_path, missing):
     assert changed.keys() - manifest.keys() == {"delta"}
     assert changed["delta"] == {"items": 0, "dead": 1}
     assert all(f"`{name}`" in PAGE for name in changed["files"])
-    answered = Answers(index).of_item("a", k=1)
+    answered = Answers(index).of_item("a", Selection(k=1, collapse=0.99))
     assert answered.keys() == documented("Search answer")
     assert all(f"`{key}`" in PAGE for key in answered["items"][0])
     assert measured.keys() == {"recall", "k", "queries", "seed"}

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import pathlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import anyio
 import anyio.to_thread
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -46,8 +46,8 @@ from tools.serving.read_request import body_of, json_of, query_of, selection_of
 from tools.serving.served import Generation, Query
 from tools.serving.server_metrics import ServerMetrics
 
+_log = logging.getLogger(__name__)
 PAGE = pathlib.Path(__file__).parent / "page"
-OTHER_THREADS = 16  # for what needs no encoder
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; script-src 'self'; style-src 'self'; "
@@ -98,9 +98,6 @@ def make_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        queues = [each.queue for each in (generations.standing.active, generations.standing.candidate) if each]
-        waiting = sum(queue.waiting for queue in queues if queue is not None)
-        anyio.to_thread.current_default_thread_limiter().total_tokens = waiting + OTHER_THREADS
         watching = asyncio.create_task(_watch(generations, reload)) if reload > 0 else None
         yield
         if watching is not None:
@@ -115,7 +112,10 @@ def make_app(
 async def _watch(generations: Generations, seconds: float) -> None:
     while True:
         await asyncio.sleep(seconds)
-        await anyio.to_thread.run_sync(generations.poll, abandon_on_cancel=True)
+        try:
+            await anyio.to_thread.run_sync(generations.poll, abandon_on_cancel=True)
+        except Exception:  # such as a disk that is away for a while: the next look may succeed
+            _log.exception("looking for a new generation")
 
 
 class _Handlers:

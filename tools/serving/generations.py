@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 
 from siglip_jax.errors import UserError
-from tools.serving.served import Generation, Source
+from tools.serving.served import Generation, GenerationSource
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Generations:
       broken: {source: what is wrong with its newest generation}; the older one goes on.
     """
 
-    def __init__(self, source: Source, candidate: Source | None = None):
+    def __init__(self, source: GenerationSource, candidate: GenerationSource | None = None):
         self._sources = {each.name: each for each in (source, candidate) if each is not None}
         loaded = {name: each.load() for name, each in self._sources.items()}
         self.standing = Standing(active=loaded[source.name], candidate=loaded[candidate.name] if candidate else None)
@@ -102,7 +102,7 @@ class Generations:
             self.standing = dataclasses.replace(now, candidate=new)
         elif now.active.stamp != new.stamp:
             self.standing = dataclasses.replace(now, active=new, previous=now.active)
-            _log.warning("generation %s answers, of %d items", new.name, len(new.answers.index))
+            _log.info("generation %s answers, of %d items", new.name, len(new.answers.index))
 
     def _told(self, name: str, error: Exception) -> str:
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

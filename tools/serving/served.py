@@ -13,7 +13,7 @@ import anyio.to_thread
 import numpy as np
 from etils import epath
 
-from eval.search import Index, load_index
+from eval.search import Index, check_recall, load_index
 from eval.search.answers import Answers, read_known
 from eval.search.attribute_columns import AttributeColumns, Known
 from eval.search.index_folder import MANIFEST
@@ -75,7 +75,7 @@ class Generation:
     """All that one answer comes from. It never changes; another takes its place.
 
     Attributes:
-      source: name of the `Source` it was read from, and `stamp` what that had then.
+      source: name of the `GenerationSource` it was read from, and `stamp` what that had then.
       queue: None where there is no model.
     """
 
@@ -132,7 +132,7 @@ def _filters(columns: AttributeColumns) -> dict[str, Any]:
     return {"choices": choices, "ranges": ranges, "groups": groups}
 
 
-class Catalogue:
+class ServedItems:
     """Titles, attributes and pictures of a dataset; read again when it was built again. Threads may share one."""
 
     def __init__(self, dataset: epath.PathLike | None):
@@ -155,7 +155,7 @@ class Catalogue:
             return self._read[1], self._read[2]
 
 
-class Source:
+class GenerationSource:
     """Where generations of one encoder come from: a folder with an index, and a model that is loaded once.
 
     Args:
@@ -163,7 +163,7 @@ class Source:
       folder: of the index; another one may be given later.
 
     Raises:
-      UserError: a folder that is no index, or a model that did not make its vectors.
+      UserError: a folder that is no index, one that finds too little, or a model that did not make its vectors.
     """
 
     def __init__(
@@ -171,21 +171,23 @@ class Source:
         name: str,
         folder: epath.PathLike,
         *,
-        catalogue: Catalogue | None = None,
+        items: ServedItems | None = None,
         model: str | None = None,
         batch: int = 16,
         waiting: int = 32,
+        allow_low_recall: bool = False,
     ):
-        self.name, self.folder, self._catalogue = name, epath.Path(folder), catalogue or Catalogue(None)
+        self.name, self.folder, self._items = name, epath.Path(folder), items or ServedItems(None)
         self._queue: EncodeQueue | None = None
-        self._index: tuple[str, Index] = _index_stamp(self.folder), load_index(self.folder)
+        self._allow_low_recall = allow_low_recall
+        self._index: tuple[str, Index] = _index_stamp(self.folder), self._checked(self.folder)
         if model is not None:
             self._queue = EncodeQueue(QueryEncoder.load(model, index=self._index[1]), batch=batch, waiting=waiting)
             self._probe = self._queue.warm_up()
 
     def stamp(self, folder: epath.Path | None = None) -> str:
         """Another one whenever the index or the dataset is another one."""
-        return f"{_index_stamp(folder or self.folder)} {self._catalogue.stamp()}"
+        return f"{_index_stamp(folder or self.folder)} {self._items.stamp()}"
 
     def load(self, beside: str | None = None) -> Generation:
         """The newest, read aside and tried.
@@ -206,10 +208,15 @@ class Source:
                     raise
         raise AssertionError
 
+    def _checked(self, folder: epath.Path) -> Index:
+        index = load_index(folder)
+        check_recall(index, allow=self._allow_low_recall)
+        return index
+
     def _load(self, folder: epath.Path, stamp: str) -> Generation:
         read = _index_stamp(folder)
-        index = self._index[1] if read == self._index[0] else load_index(folder)
-        known, pictures = self._catalogue.read()
+        index = self._index[1] if read == self._index[0] else self._checked(folder)
+        known, pictures = self._items.read()
         answers = Answers(index, known)
         _ = answers.columns  # made here, so that no query waits for them
         if self._queue is not None:

@@ -19,7 +19,7 @@ _BYTES = numba.types.Array(numba.int8, 2, "C", readonly=True)
 _BYTE_ROW = numba.types.Array(numba.int8, 1, "C", readonly=True)
 _VALUES, _ROWS = numba.float32[::1], numba.int64[::1]
 _MANY_VALUES, _MANY_ROWS = numba.float32[:, ::1], numba.int64[:, ::1]
-_AT_ONCE = 64  # products whose largest is compared with the heap's least, before any is looked at alone
+_AT_ONCE = 64  # products that are counted where they are above the heap's least, before any is looked at alone
 _ANY_ORDER = {"reassoc", "contract", "nsz"}  # of a sum, so that it goes by vectors
 
 
@@ -63,23 +63,24 @@ def scan_bytes(items: Any, scales: Any, query: Any, low: Any, high: Any, values:
             replace_least(values, rows, value, row)
 
 
-@compiled(
-    numba.void(_FLOATS, numba.int64, numba.int64, numba.int64, _MANY_VALUES, _MANY_ROWS), fastmath={"nnan", "nsz"}
-)
+@compiled(numba.void(_FLOATS, numba.int64, numba.int64, numba.int64, _MANY_VALUES, _MANY_ROWS))
 def keep_best(products: Any, first: Any, low: Any, high: Any, values: Any, rows: Any) -> None:
     """Takes products [query, item] of queries `low` to `high` into their heaps; `first`: row of the first item."""
-    width = products.shape[1]
     for query in range(low, high):
-        for begin in range(0, width, _AT_ONCE):
-            end = min(begin + _AT_ONCE, width)
-            largest = products[query, begin]
-            for column in range(begin, end):
-                largest = max(largest, products[query, column])
-            if largest <= values[query, 0]:
-                continue
-            for column in range(begin, end):
-                if products[query, column] > values[query, 0]:
-                    replace_least(values[query], rows[query], products[query, column], first + column)
+        line, best, places = products[query], values[query], rows[query]
+        whole = len(line) // _AT_ONCE * _AT_ONCE
+        for begin in range(0, whole, _AT_ONCE):
+            part = line[begin : begin + _AT_ONCE]
+            least, above = best[0], np.int32(0)
+            for column in range(_AT_ONCE):
+                above += np.int32(part[column] > least)
+            if above:
+                for column in range(_AT_ONCE):
+                    if part[column] > best[0]:
+                        replace_least(best, places, part[column], first + begin + column)
+        for column in range(whole, len(line)):
+            if line[column] > best[0]:
+                replace_least(best, places, line[column], first + column)
 
 
 @compiled(numba.int64(numba.types.Array(numba.int64, 1, "C", readonly=True), numba.int64, numba.int64))

@@ -2,7 +2,7 @@
 
 Measured on two cores with AVX-512: one query is a matter of memory, which the loops of `kernels` read as fast as it
 goes, in four bytes a number or in one. A batch is a matter of products, where JAX takes half the time of numpy's BLAS
-or less; so JAX it is, where it is there and the batch is worth its import. On an accelerator it is JAX for both.
+or less; so JAX it is, where it is there and what was asked for is worth its import. On an accelerator JAX does both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SMALL = 1 << 21  # products and numbers of items up to which all lie in memory 
 _TILE = 1 << 22  # products held at once
 _ITEMS_AT_ONCE = 1 << 21  # numbers of them: JAX copies what it is given, and these stay in the cache
 _QUERIES_AT_ONCE = 256
-_WORTH_JAX = 4e11  # operations from which JAX is imported for them: about two seconds of a core
+_WORTH_JAX = 1e11  # operations after which JAX is imported, if it is not yet: a second of work, as long as that takes
 _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
 
 
@@ -40,6 +40,7 @@ class Scan:
 
     def __init__(self, items: np.ndarray, scales: np.ndarray | None = None, *, device: Any = None):
         self.items, self.scales = items, scales
+        self._operations = 0.0  # of batches so far
         self._device = None if device == "cpu" else device if device is not None else accelerator(items.size)
 
     def best(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +102,8 @@ class Scan:
     def _together(self, queries: np.ndarray, values: np.ndarray, rows: np.ndarray) -> None:
         from eval.search.scans import kernels
 
-        product = _product(2.0 * len(queries) * self.items.size)
+        self._operations += 2.0 * len(queries) * self.items.size
+        product = product_for(self._operations)
         for lo in range(0, len(queries), _QUERIES_AT_ONCE):
             block = slice(lo, min(lo + _QUERIES_AT_ONCE, len(queries)))
             asked = queries[block]
@@ -166,8 +168,8 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def _product(operations: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """float32 [q, d] times [d, n], on the CPU: JAX's, or numpy's where JAX is absent or not worth its import."""
+def product_for(operations: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """float32 [q, d] times [d, n] on the CPU: JAX's, or numpy's where JAX is absent or so many operations too few."""
     if "jax" in sys.modules or (operations >= _WORTH_JAX and _installed("jax")):
         return _jax_product
     return np.matmul

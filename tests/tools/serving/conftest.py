@@ -1,7 +1,14 @@
-"""A server without training: an encoder whose pictures are a few pixels and whose texts are numbers of their hash."""
+"""A server without training, whose encoder knows a few pixels of pictures and hashes of texts; and a browser."""
 
+import base64
 import hashlib
 import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import PIL.Image
@@ -65,3 +72,117 @@ def picture():
         return file.getvalue()
 
     return make
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Browser:
+    """Headless Chromium, by the DevTools protocol over a pipe: messages of JSON that end in a zero byte."""
+
+    def __init__(self, profile):
+        (ours_in, theirs_out), (theirs_in, ours_out) = os.pipe(), os.pipe()
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--remote-debugging-pipe",
+            "--no-first-run",
+        ]
+        line = [BROWSER, *flags, f"--user-data-dir={profile}", "about:blank"]
+        self._process = subprocess.Popen(
+            ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", *line],
+            pass_fds=(theirs_in, theirs_out),
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._in, self._out = os.fdopen(ours_in, "rb", buffering=0), os.fdopen(ours_out, "wb", buffering=0)
+        self._held, self._count, self._session = b"", 0, None
+        page = next(each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page")
+        self._session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+
+    def call(self, method, **parameters):
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        self._out.write(json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._held:
+                self._held += self._in.read(2**16)
+            line, _, self._held = self._held.partition(b"\0")
+            answer = json.loads(line)
+            if answer.get("id") == self._count:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def open(self, address, *, width=1280, height=900):
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 640
+        )
+        self.call("Page.navigate", url="about:blank")
+        self.call("Page.navigate", url=address)
+        self.until("document.readyState === 'complete' && typeof part === 'function'")
+
+    def value(self, script):
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def until(self, script, seconds=60):
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            if found := self.value(script):
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"{script}; the page says {self.value('document.body.innerText')!r}")
+
+    def press(self, key, text=""):
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, **({"text": text} if kind == "keyDown" else {}))
+
+    def type(self, text):
+        self.call("Input.insertText", text=text)
+
+    def choose_file(self, selector, path):
+        document = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def screenshot(self, path):
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def close(self):
+        self._process.kill()
+        self._process.wait()
+        self._in.close()
+        self._out.close()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    if BROWSER is None:
+        pytest.skip("no Chromium on the PATH")
+    browser = Browser(tmp_path / "profile")
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def serve(process_environment):
+    """serve(*flags) -> the address of a server in a process of its own."""
+    started = []
+
+    def start(*flags):
+        line = [sys.executable, "-m", "siglip_jax.cli", "serve", "--port=0", *map(str, flags)]
+        server = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=process_environment(1))
+        started.append(server)
+        return server.stdout.readline().split(" at ")[1].strip()
+
+    yield start
+    for server in started:
+        server.kill()
+        server.stdout.close()
+        server.wait()

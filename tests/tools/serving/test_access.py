@@ -7,7 +7,7 @@ from siglip_jax.errors import UserError
 from tools.serving.access import read_token
 from tools.serving.app import make_app
 from tools.serving.generations import Generations
-from tools.serving.served import Source
+from tools.serving.served import GenerationSource
 
 TOKEN = "0123456789abcdef"
 HERE, ELSEWHERE = ("127.0.0.1", 5000), ("192.0.2.1", 5000)
@@ -16,7 +16,7 @@ HERE, ELSEWHERE = ("127.0.0.1", 5000), ("192.0.2.1", 5000)
 @pytest.fixture
 def generations(tmp_path, save_index):
     save_index(tmp_path / "index", 0)
-    return Generations(Source("index", tmp_path / "index"))
+    return Generations(GenerationSource("index", tmp_path / "index"))
 
 
 @pytest.mark.parametrize(

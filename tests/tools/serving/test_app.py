@@ -20,7 +20,7 @@ from tools.serving import read_request
 from tools.serving.app import make_app
 from tools.serving.encode_queue import EncodeQueue
 from tools.serving.generations import Generations, Standing
-from tools.serving.served import Catalogue, Source
+from tools.serving.served import GenerationSource, ServedItems
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,9 @@ def index(trained_workdir, shop_dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generations(index, shop_dataset, trained_workdir):
-    return Generations(Source("index", index, catalogue=Catalogue(shop_dataset), model=str(trained_workdir), batch=4))
+    return Generations(
+        GenerationSource("index", index, items=ServedItems(shop_dataset), model=str(trained_workdir), batch=4)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,18 @@ def test_a_picture_and_a_text_are_encoded_by_the_model(client, index, trained_wo
         cosines = store.vectors.astype(np.float64) @ query.astype(np.float64)
         scores = [each["score"] for each in found.json()["items"]]
         np.testing.assert_allclose(scores, np.sort(cosines)[::-1][:3], atol=1e-5)
+
+
+def test_queries_that_wait_together_are_answered_as_alone(generations, trained_workdir, rows):
+    """In batches of up to 4, padded, of the model itself."""
+    model, queue = siglip_jax.load(trained_workdir), generations.standing.active.queue
+    some = list(rows.values())[:7]
+    before = queue.batches
+    asked = [queue.put(kind, row[key]) for row in some for kind, key in (("image", "image"), ("text", "title"))]
+    for row, picture, text in zip(some, asked[::2], asked[1::2], strict=True):
+        np.testing.assert_allclose(picture.result(60), model.encode_image([row["image"]]), atol=1e-5)
+        np.testing.assert_allclose(text.result(60), model.encode_text([row["title"]]), atol=1e-5)
+    assert queue.batches - before < len(asked)
 
 
 def test_items_pictures_filters_and_what_is_ready(client, generations, trained_workdir, rows):
@@ -164,7 +178,7 @@ def test_large_bodies_and_large_pictures_are_not_decoded(client, monkeypatch):
 
 
 def test_without_a_model_or_a_dataset_items_are_still_found(index, rows):
-    with TestClient(make_app(Generations(Source("index", index)))) as client:
+    with TestClient(make_app(Generations(GenerationSource("index", index)))) as client:
         item = next(iter(rows))
         found = client.get("/similar", params={"item": item, "k": 2}).json()["items"]
         assert [each["title"] for each in found] == ["", ""]
@@ -178,7 +192,7 @@ def test_without_a_model_or_a_dataset_items_are_still_found(index, rows):
 def test_an_adapter_takes_no_pictures(generations, index):
     active = generations.standing.active
     queue = EncodeQueue(dataclasses.replace(active.queue.encoder, images=None))
-    blind = Generations(Source("index", index))
+    blind = Generations(GenerationSource("index", index))
     blind.standing = Standing(active=dataclasses.replace(active, queue=queue))
     with TestClient(make_app(blind)) as client:
         found = client.post("/search", content=b"x", headers={"Content-Type": "image/png"})

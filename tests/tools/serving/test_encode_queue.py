@@ -1,13 +1,18 @@
 """What waits is encoded together, as if alone; what is too much is told so; nobody waits for what was given up."""
 
 import asyncio
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from siglip_jax.errors import UserError
+from tools.serving.app import make_app
 from tools.serving.encode_queue import Busy, EncodeQueue
+from tools.serving.generations import Generations, Standing
+from tools.serving.served import GenerationSource
 
 
 class Gate:
@@ -103,3 +108,40 @@ def test_all_sizes_are_compiled_before_the_first_query(make_encoder):
     sizes = []
     EncodeQueue(make_encoder(lambda rows: sizes.append(len(rows))), batch=5).warm_up()
     assert sizes == [1, 1, 4, 4, 5, 5]
+
+
+@pytest.fixture
+def held(make_encoder, save_index, tmp_path):
+    """An application whose encoder holds one query, with a place for one; and what lets it go on."""
+    gate = Gate()
+    save_index(tmp_path / "index", 0)
+    generations = Generations(GenerationSource("index", tmp_path / "index"))
+    queue = EncodeQueue(make_encoder(gate), waiting=1)
+    generations.standing = Standing(active=dataclasses.replace(generations.standing.active, queue=queue))
+    queue.put("text", "held")
+    assert gate.entered.wait(60)
+    yield generations, queue, gate
+    gate.open.set()
+
+
+def test_who_comes_when_it_is_full_is_told_to_come_again(held):
+    generations, queue, gate = held
+    with TestClient(make_app(generations)) as client:
+        refused = client.post("/search", json={"text": "red"})
+        item = client.get("/similar?item=i0")  # needs no encoder
+        gate.open.set()
+        while queue._here:
+            threading.Event().wait(0.01)
+        later = client.post("/search", json={"text": "red"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert (item.status_code, later.status_code) == (200, 200)
+
+
+def test_an_answer_that_takes_too_long_is_not_waited_for(held):
+    generations, queue, _ = held
+    queue.waiting = 2
+    with TestClient(make_app(generations, timeout=0.05)) as client:
+        late = client.post("/search", json={"text": "red"})
+        assert client.get("/ready").status_code == 200
+    assert late.status_code == 504
+    assert "0.05 seconds" in late.json()["error"]

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from tools.serving.app import make_app
 from tools.serving.generations import Generations
 from tools.serving.live_comparison import overlap, rank_biased_overlap
-from tools.serving.served import Source
+from tools.serving.served import GenerationSource
 
 LISTS = st.lists(st.sampled_from("abcdefgh"), unique=True)
 
@@ -40,7 +40,8 @@ def test_overlap():
 def test_live_queries_are_answered_by_both(tmp_path, save_index, picture):
     made = save_index(tmp_path / "a", 0), save_index(tmp_path / "b", 1, dimension=6, encoder="pixels:2x1")
     generations = Generations(
-        Source("index", tmp_path / "a", model="pixels:2x2"), Source("candidate", tmp_path / "b", model="pixels:2x1")
+        GenerationSource("index", tmp_path / "a", model="pixels:2x2"),
+        GenerationSource("candidate", tmp_path / "b", model="pixels:2x1"),
     )
     with TestClient(make_app(generations, compare=1.0), client=("127.0.0.1", 1)) as client:
 

@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from tools.serving.app import make_app
 from tools.serving.generations import Generations
 from tools.serving.openapi import DESCRIPTION
-from tools.serving.served import Catalogue, Source
+from tools.serving.served import GenerationSource, ServedItems
 
 WRONG = schemathesis.GenerationMode.NEGATIVE
 CHECKS = [not_a_server_error, response_schema_conformance, content_type_conformance]
@@ -24,8 +24,8 @@ def app(tmp_path, save_index):
     save_index(tmp_path / "a", 0)
     save_index(tmp_path / "b", 1)
     generations = Generations(
-        Source("index", tmp_path / "a", catalogue=Catalogue(None), model="pixels:2x2"),
-        Source("candidate", tmp_path / "b", model="pixels:2x2"),
+        GenerationSource("index", tmp_path / "a", items=ServedItems(None), model="pixels:2x2"),
+        GenerationSource("candidate", tmp_path / "b", model="pixels:2x2"),
     )
     return make_app(generations, compare=0.5)
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,11 +12,8 @@ import numpy as np
 import pytest
 
 from eval.search import build_index
-from input_pipeline.dataset import open_split
 from siglip_jax import cli
 from tools import serve
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def test_it_says_where_it_is_answers_and_stops_when_told(tmp_path, process_environment):
@@ -66,40 +61,3 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, capsys
 )
 def test_only_a_loopback_address_has_a_list_of_names(host, known):
     assert (serve._names(host) is not None) == known
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")
-def test_the_page_shows_an_item_and_its_neighbours(shop_dataset, tmp_path, process_environment, capsys):
-    store, index = tmp_path / "store", tmp_path / "index"
-    assert cli.main(["embed", "--model=pixels:4x4", f"--dataset={shop_dataset}", f"--output={store}"]) == 0
-    assert cli.main(["index", f"--store={store}", f"--output={index}"]) == 0
-    line = [
-        sys.executable,
-        "-m",
-        "siglip_jax.cli",
-        "serve",
-        f"--index={index}",
-        f"--dataset={shop_dataset}",
-        "--port=0",
-    ]
-    server = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=process_environment(1))
-    try:
-        address = server.stdout.readline().split(" at ")[1].strip()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom"]
-        asked = [BROWSER, *flags, f"{address}#{_first_id(capsys, index)}"]
-        page = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=True).stdout
-    finally:
-        server.kill()
-        server.stdout.close()
-        server.wait()
-    others = min(24, len(open_split(shop_dataset, "test")) - 1)
-    assert page.count('class="card"') == others
-    assert 'class="shared"' in page
-    assert f"{others} items, nearest first" in page
-
-
-def _first_id(capsys, index):
-    capsys.readouterr()
-    assert cli.main(["search", f"--index={index}", "--item=no such item"]) == 2
-    return re.search(r"such as '(.*)'", capsys.readouterr().err)[1]

@@ -18,7 +18,7 @@ def way_of(name, monkeypatch):
     monkeypatch.setattr(scan, "_ITEMS_AT_ONCE", 300)  # several tiles, the last one short
     monkeypatch.setattr(scan, "_QUERIES_AT_ONCE", 5)
     product = scan._jax_product if name == "jax" else np.matmul
-    monkeypatch.setattr(scan, "_product", lambda operations: product)
+    monkeypatch.setattr(scan, "product_for", lambda operations: product)
     return jax.devices("cpu")[0] if name == "device" else "cpu"
 
 

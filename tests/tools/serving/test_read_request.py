@@ -10,13 +10,13 @@ from starlette.testclient import TestClient
 from tools.serving import read_request
 from tools.serving.app import make_app
 from tools.serving.generations import Generations
-from tools.serving.served import Source
+from tools.serving.served import GenerationSource
 
 
 @pytest.fixture
 def client(tmp_path, save_index):
     save_index(tmp_path / "index", 0)
-    generations = Generations(Source("index", tmp_path / "index", model="pixels:2x2"))
+    generations = Generations(GenerationSource("index", tmp_path / "index", model="pixels:2x2"))
     with TestClient(make_app(generations)) as client:
         yield client
 
