@@ -24,8 +24,8 @@ from siglip_jax.errors import UserError
 LEAST_ITEMS = 1000  # exact search of fewer is faster than anything
 SAMPLE = 1000  # queries that choose, and as many that confirm
 LEAVES = (1.0, 2.0, 4.0)  # times sqrt(n)
-SHARES = (0.002, 0.004, 0.007, 0.012, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3, 0.5, 1.0)  # of the leaves that are read
-REORDER = (40, 80, 160, 320, 640)  # candidates scored exactly
+SHARES = tuple(1.3**-step for step in range(26, -1, -1))  # of the leaves, that are read: a thousandth to all
+REORDER = (40, 60, 90, 140, 220, 350, 640)  # candidates scored exactly
 _TIMED = 3  # searches, the fastest of which counts
 
 
