@@ -14,8 +14,8 @@ A row that cannot be read is an error; with --on_error=skip it is left out, name
 ranking and search know that the item is missing.
 
 --update embeds what is new in the dataset or was changed, keeps the rest and drops what is gone; who reads the store
-reads the old one until the new one is whole. --dtype=float16 or int8 stores smaller numbers. --pool=mean
---pool_by=product makes one vector of all items of a product.
+reads the old one until the new one is whole. --dtype=float16 or int8 stores smaller numbers. --pool=mean makes
+one vector of all pictures of an item, with --pool_by=product of all items of a product.
 
 Started again after a stop it continues, finished shards kept. Several processes share out the shards
 (docs/guide/launch.md).
@@ -61,10 +61,13 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_enum(
-        "pool", None, ["mean"], "Several items as one: the mean of their unit vectors, made a unit vector again.",
+        "pool", None, ["mean"],
+        "All pictures of an item as one vector: the mean of unit vectors, made a unit vector again.",
         flag_values=values,
     )  # fmt: skip
-    flags.DEFINE_string("pool_by", None, "Attribute that says which items are one.", flag_values=values)
+    flags.DEFINE_string(
+        "pool_by", None, "With --pool: items that are equal in this attribute are one.", flag_values=values
+    )
     common_flags.define_distributed(values)
 
 
@@ -76,8 +79,10 @@ def main(values: flags.FlagValues) -> None:
     if (values.model is None) == (values.embeddings is None):
         raise UserError("expected either --model to embed with, or --embeddings that are made already")
     where = {"dataset": values.dataset, "split": values.split, "output": values.output}
-    if (values.pool is None) != (values.pool_by is None):
-        raise UserError("--pool=mean and --pool_by=ATTRIBUTE go together: give both, or none")
+    if values.pool_by and not values.pool:
+        raise UserError("--pool_by says which items are one; say how they become one, --pool=mean")
+    if values.pool and values.features and not values.pool_by:
+        raise UserError("--pool=mean: an adapter has one vector of an item; give --pool_by, or leave --pool out")
     if values.update and values.overwrite:
         raise UserError("--update keeps what is unchanged, --overwrite nothing: give one of them")
     changes = None
@@ -96,6 +101,7 @@ def main(values: flags.FlagValues) -> None:
             overwrite=values.overwrite,
             update=values.update,
             dtype=values.dtype,
+            pool=values.pool is not None,
             pool_by=values.pool_by,
         )
     manifest = read_manifest(values.output)

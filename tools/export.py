@@ -29,7 +29,7 @@ from siglip_jax.export.stablehlo import READERS
 from tools import common_flags
 
 FORMATS = ("vertex", "parquet", "npy", "faiss")
-OF_TOWERS = ("text", "tower", "precision")
+OF_TOWERS = ("text", "tower", "precision", "serving_version")
 OF_VERTEX = ("since", "restrict", "numeric", "crowding", "rows_per_file")
 
 
@@ -48,6 +48,13 @@ def define_flags(values: flags.FlagValues) -> None:
         ["ids", "strings", "none"],
         "What the text tower of a SavedModel takes: token ids; strings as well, which need tensorflow-text wherever "
         "it is loaded; none leaves the tower out.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "serving_version",
+        None,
+        "Writes the SavedModel to OUTPUT/NUMBER, where TensorFlow Serving looks for versions.",
+        lower_bound=1,
         flag_values=values,
     )
     flags.DEFINE_enum("tower", "image", ["image", "text"], "Which one an .onnx file holds.", flag_values=values)
@@ -162,4 +169,5 @@ def _export_model(values: flags.FlagValues) -> None:
         text=values.text,
         tower=values.tower,
         precision=values.precision,
+        serving_version=values.serving_version,
     )

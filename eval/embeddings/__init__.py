@@ -1,7 +1,8 @@
 """Vectors of items on disk and in memory: the store (`store`; its shards, `store_shards`; how one is written shard by
-shard, `sharded_writer`, and updated, `stored_rows`; what its rows are of a split, `entries`), files that somebody
-brings (`embedding_files`), both left on the disk (`stored_vectors`, by way of `mapped_files`), smaller vectors
-(`reduction`), cosines (`vectors`), and other people's image networks (`encoders`).
+shard, `sharded_writer`, and updated, `stored_rows`; what its rows are of a split, `entries`, and its shards made of,
+`store_work`), files that somebody brings (`embedding_files`), both left on the disk (`stored_vectors`, by way of
+`mapped_files`), smaller vectors (`reduction`), cosines (`vectors`), other people's image networks (`encoders`), and
+stores for others (`dumps`).
 """
 
 import lazy_loader

@@ -110,7 +110,10 @@ def vector_inputs(features: Mapping[str, np.ndarray]) -> list[bytes | None]:
 
 
 def joined_inputs(inputs: Sequence[bytes | None], starts: np.ndarray) -> list[bytes | None]:
-    """Of groups as of `mean_vectors`: a single one as it is, several as the sha256 of all; None where one is None."""
+    """Of groups as of `mean_vectors`: a single one as it is, several as the sha256 of all; None where one is None.
+
+    In whatever order those of a group come: their mean is the same.
+    """
     if len(starts) == len(inputs):
         return list(inputs)
     joined: list[bytes | None] = []
@@ -120,5 +123,5 @@ def joined_inputs(inputs: Sequence[bytes | None], starts: np.ndarray) -> list[by
         if len(known) < len(some):
             joined.append(None)
         else:
-            joined.append(known[0] if len(known) == 1 else hashlib.sha256(b"".join(known)).digest())
+            joined.append(known[0] if len(known) == 1 else hashlib.sha256(b"".join(sorted(known))).digest())
     return joined

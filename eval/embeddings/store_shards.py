@@ -35,7 +35,7 @@ _LISTED = {"float32": pa.float32(), "float16": pa.float16()}
 
 @dataclass(frozen=True)
 class ShardRows:
-    """ShardRows of a store, as they lie on disk.
+    """Rows of a store, as they lie on disk.
 
     Attributes:
       ids: n of them.

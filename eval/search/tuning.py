@@ -24,8 +24,9 @@ from siglip_jax.errors import UserError
 LEAST_ITEMS = 1000  # exact search of fewer is faster than anything
 SAMPLE = 1000  # queries that choose, and as many that confirm
 LEAVES = (1.0, 2.0, 4.0)  # times sqrt(n)
-SHARES = (0.002, 0.004, 0.007, 0.012, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3, 0.5, 1.0)  # of the leaves that are read
-REORDER = (40, 80, 160, 320, 640)  # candidates scored exactly
+SHARES = tuple(1.3**-step for step in range(26, -1, -1))  # of the leaves, that are read: a thousandth to all
+REORDER = (40, 60, 90, 140, 220, 350, 640)  # candidates scored exactly
+_CLEARLY = 0.8  # of the fastest so far: what is slower ends a sweep
 _TIMED = 3  # searches, the fastest of which counts
 
 
@@ -93,21 +94,23 @@ def tuned_index(
 
 
 def _sweep(built: ScannIndex, truth: Truth, *, target: float) -> list[dict[str, Any]]:
-    """Lines of the curve: more and more leaves, until the target is reached with the fewest candidates."""
-    leaves, lines = built.options["leaves"], []
+    """Lines of the curve: more and more leaves, until more of them are clearly slower than what reached the target."""
+    leaves, lines, fastest = built.options["leaves"], [], 0.0
     for read in sorted({max(1, math.ceil(share * leaves)) for share in SHARES}):
-        recall = 0.0
+        reached = [0.0]
         for reorder in reversed(REORDER):  # where many candidates do not reach it, fewer will not
             index = built.asking(leaves_to_search=read, reorder=reorder)
             seconds, found = _timed(index, truth)
-            recall = truth.recall_of(found)
-            line = {"leaves": leaves, "leaves_to_search": read, "reorder": reorder, "recall": round(recall, 5)}
-            line |= {"queries_per_second": round(len(truth.rows) / seconds, 1), "bytes": index.bytes_in_memory}
+            line = {"leaves": leaves, "leaves_to_search": read, "reorder": reorder}
+            line |= {"recall": round(truth.recall_of(found), 5), "bytes": index.bytes_in_memory}
+            line |= {"queries_per_second": round(len(truth.rows) / seconds, 1)}
             lines.append(line)
-            if recall < target:
+            if line["recall"] < target:
                 break
-        if recall >= target:
+            reached.append(line["queries_per_second"])
+        if max(reached) < _CLEARLY * fastest:
             break
+        fastest = max(fastest, *reached)
     return lines
 
 

@@ -54,6 +54,11 @@ class Split(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._source)
 
+    @property
+    def has_more_images(self) -> bool:
+        """Whether an item may have pictures besides the first."""
+        return "more_images" in self._several
+
     @overload
     def __getitem__(self, row: int) -> dict[str, Any]: ...
 

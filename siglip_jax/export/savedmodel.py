@@ -32,6 +32,7 @@ from siglip_jax.export.signatures import (
 )
 from siglip_jax.export.stablehlo import PLATFORMS, READERS, StablehloModule, lower_for, lower_for_oldest
 from siglip_jax.export.text_graph import TextGraph
+from siglip_jax.export.warmup import Requests, write_warmup
 
 if TYPE_CHECKING:  # a process that only serves has no JAX
     from siglip_jax.model import Model
@@ -47,6 +48,7 @@ def export_saved_model(
     target_tensorflow: str = "",
     encoders: Mapping[str, GraphEncoder] | None = None,
     text: str = "ids",
+    warmup: Requests = (),
 ) -> None:
     """Writes the encoders to `folder`, complete or not at all.
 
@@ -60,6 +62,7 @@ def export_saved_model(
       encoders: of an adapter, what made its stored vectors, one for each name.
       text: of `TEXTS`, what the text tower takes: "ids"; "strings" as well, which need tensorflow-text wherever the
         SavedModel is loaded; "none" leaves the tower out.
+      warmup: what TensorFlow Serving asks the model before others may.
 
     Raises:
       UserError: TensorFlow is not installed, the folder exists, other encoders than the model takes, a tokenizer that
@@ -105,6 +108,7 @@ def export_saved_model(
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         path = pathlib.Path(temporary) / "export"
         tf.saved_model.save(exported, str(path), signatures=signatures)
+        write_warmup(tf, path, warmup)
         manifest = {
             "signatures": described(signatures, wanted, encoders, text_length=model.architecture.text_length),
             "output": f"embedding: float32 [n, {model.architecture.embedding_dim}], unit norm",

@@ -28,15 +28,18 @@ AFTER = {"l": ("l", ""), **{k: v for k, v in BEFORE.items() if k != "b"}, "c": (
 
 
 def build(folder, items):
-    """A dataset of {id: (seed of its picture, product)} with one split, test."""
+    """A dataset of {id: (seeds of its pictures, product)} with one split, test; "c|another c" are two pictures."""
     (folder / "shop").mkdir(parents=True)
     with open(folder / "shop" / "items.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "title", "image", "product"])
         for item, (seed, product) in items.items():
-            pixels = np.random.default_rng(list(seed.encode())).integers(0, 256, (9, 9, 3), np.uint8)
-            PIL.Image.fromarray(pixels).save(folder / "shop" / f"{item}.png")
-            writer.writerow([item, f"title {seed}", f"{item}.png", product])
+            names = []
+            for number, one in enumerate(seed.split("|")):
+                pixels = np.random.default_rng(list(one.encode())).integers(0, 256, (9, 9, 3), np.uint8)
+                names.append(f"{item}.{number}.png")
+                PIL.Image.fromarray(pixels).save(folder / "shop" / names[-1])
+            writer.writerow([item, f"title {seed}", "|".join(names), product])
     build_dataset(read_catalogue(folder / "shop"), folder / "data", fractions={"test": 1.0}, progress=False)
     return folder / "data"
 
@@ -209,6 +212,35 @@ def test_a_product_is_the_mean_of_its_unit_vectors(before, tmp_path):
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-7)
 
 
+def test_all_pictures_of_an_item_are_one_vector(tmp_path):
+    """Alone, and with those of the product's other items; an update sees a change of any of them."""
+    seeds = {"a": ("a|x|y", "p"), "b": ("b", "p"), "c": ("c|z", ""), "d": ("d", "")}
+    old, new = build(tmp_path / "old", seeds), build(tmp_path / "new", seeds | {"a": ("a|x|w", "p")})
+    flat = {seed: (seed, "") for seed in "axyzbcdw"}
+    single = embed(load_encoder(ENCODER), dataset=build(tmp_path / "flat", flat), split="test", output=tmp_path / "one")
+    of = dict(zip(single.ids, single.vectors.astype(np.float64), strict=True))
+    encoder, counts = watched(load_encoder(ENCODER))
+    for name, pool_by, expected, embedded in (
+        ("item", None, {"a": "axy", "b": "b", "c": "cz", "d": "d"}, 3),
+        ("product", "product", {"a": "axyb", "c": "cz", "d": "d"}, 4),
+    ):
+        options = dict(split="test", output=tmp_path / name, pool=True, pool_by=pool_by, rows_per_shard=2, update=True)
+        embed_split(encoder, dataset=old, **options)
+        for dataset, letters in ((old, expected), (new, expected | {"a": expected["a"].replace("y", "w")})):
+            said, count = embedded_by(counts, encoder, dataset=dataset, **options)
+            assert (said.split(", ")[:2], count) == (
+                (["0 new", "0 changed"], 0) if dataset == old else (["0 new", "1 changed"], embedded)
+            )
+            store = read_store(tmp_path / name)
+            assert store.ids == list(letters)
+            means = np.array(
+                [np.mean([of[k] / np.linalg.norm(of[k]) for k in some], axis=0) for some in letters.values()]
+            )
+            np.testing.assert_allclose(store.vectors, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-7)
+    plain = embed(encoder, dataset=old, split="test", output=tmp_path / "plain")  # the first picture alone
+    np.testing.assert_array_equal(plain.vectors[0], np.float32(of["a"]))
+
+
 def test_products_are_ranked_beside_single_items(before, tmp_path):
     """Where a store has one row a product, all rankers rank these rows."""
     options = dict(dataset=before, split="test")
@@ -234,7 +266,7 @@ def test_the_command(before, after, tmp_path, capsys):
     assert "2 new, 1 changed, 8 kept, 1 dropped\n11 embeddings of 48 numbers" in capsys.readouterr().out
     assert json.loads((tmp_path / "store" / "manifest.json").read_text())["dtype"] == "float16"
     for more, said in (
-        (["--pool=mean"], "--pool=mean and --pool_by=ATTRIBUTE go together"),
+        (["--pool_by=product"], "say how they become one, --pool=mean"),
         (["--update", "--overwrite"], "give one of them"),
         (["--pool=mean", "--pool_by=colour", "--overwrite"], "no attribute 'colour'; it has product"),
     ):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from eval.embeddings.sharded_writer import write_manifest, write_shard
+from eval.embeddings.store import write_manifest, write_shard
 from eval.search import load_index
 from eval.search.index_folder import lock_index
 from siglip_jax import cli

@@ -17,12 +17,12 @@ from etils import epath
 from eval.embeddings import EmbeddingStore, read_store, write_store
 from eval.embeddings.embedding_files import EmbeddingFile, read_embeddings
 from eval.embeddings.encoders.encoder_table import open_network
-from eval.embeddings.entries import Entries, joined_inputs, mean_vectors, picture_input, vector_inputs
+from eval.embeddings.entries import Entries, joined_inputs, picture_input, vector_inputs
 from eval.embeddings.sharded_writer import EmbeddingPlan
 from eval.embeddings.store import MANIFEST
-from eval.embeddings.store_shards import ShardRows
+from eval.embeddings.store_work import EmbeddedRows, StoreWork
 from eval.embeddings.stored_rows import StoredRows, check_update
-from input_pipeline.dataset import attributes, dataset_fingerprint, item_table, open_split
+from input_pipeline.dataset import Split, attributes, dataset_fingerprint, item_table, open_split
 from input_pipeline.dataset.reader import READ_ROWS
 from input_pipeline.loader import iterate_split
 from input_pipeline.loader.bad_rows import BadRow
@@ -129,6 +129,7 @@ def embed_split(
     overwrite: bool = False,
     update: bool = False,
     dtype: str | None = None,
+    pool: bool = False,
     pool_by: str | None = None,
 ) -> Changes | None:
     """Embeds the pictures of a split into a store; continues one that was stopped, and keeps one that is complete.
@@ -143,8 +144,10 @@ def embed_split(
       update: embed what is new or was changed since the store was made, and drop what is gone; readers see the old
         store until the new one is whole. A store that is not there is made.
       dtype: of the stored numbers: float32 (or what an updated store has), float16 or int8.
-      pool_by: an attribute: items of equal values become one row, the mean of their unit vectors made a unit vector
-        again, under the id of the first of them. Items without a value stay single.
+      pool: one vector of all pictures of an item, the mean of their unit vectors made a unit vector again; by default
+        that of the first picture.
+      pool_by: an attribute: items of equal values are pooled too, into one row under the id of the first of them. Items
+        without a value stay single.
 
     Returns:
       What an update changed; None where it is none.
@@ -155,7 +158,8 @@ def embed_split(
     """
     from siglip_jax.training.parallel.distributed import first_process_first, is_first_process
 
-    count = len(open_split(dataset, split))
+    rows_of_split = open_split(dataset, split)
+    count, pool = len(rows_of_split), pool or bool(pool_by)
     chosen = range(0, count, 1 if most is None else math.ceil(count / most))
     batch_size = min(EMBED_BATCH, rows_per_shard)
     if rows_per_shard < 1 or rows_per_shard % batch_size:
@@ -167,7 +171,7 @@ def embed_split(
     }
     if chosen.step > 1:
         manifest["dataset"]["every"] = chosen.step
-    if pool_by:
+    if pool:
         manifest["pool"] = {"how": "mean", "by": pool_by}
     features = encoder.features.of_split(dataset, split) if encoder.features else {}
     stored = StoredRows(output) if update and (epath.Path(output) / MANIFEST).exists() else None
@@ -186,15 +190,16 @@ def embed_split(
         dtype=dtype or (stored.dtype if stored else "float32"),
         updates=stored.manifest if stored else None,
     )
-    work = _Work(encoder, plan, entries, features, stored, np.full(len(entries), -1, np.int64))
+    kept = np.full(len(entries), -1, np.int64)
     if stored is not None:
-        work.kept[:] = _unchanged(work, dataset=dataset, split=split)
+        kept = _unchanged(stored, entries, features, dataset=dataset, split=rows_of_split, pool=pool)
         if not stored.knows_inputs:
             print(f"{output} does not say what its vectors were made of: all are embedded, this once")
     with first_process_first("the store is claimed"):
         complete = plan.claim(overwrite=overwrite)
     if not complete:
-        _embed_shards(work, dataset=dataset, split=split, batch_size=batch_size, on_error=on_error)
+        work = StoreWork(plan, entries, stored, kept)
+        _embed_shards(encoder, work, features, rows_of_split, batch_size=batch_size, on_error=on_error)
         with first_process_first("every shard is written"):
             pass
         with first_process_first("the store is complete"):
@@ -203,8 +208,8 @@ def embed_split(
     if not update:
         return None
     before, after = stored.places.keys() if stored else set(), StoredRows(output).places.keys()
-    kept = int((work.kept >= 0).sum())
-    return Changes(len(after - before), len(after & before) - kept, kept, len(before - after))
+    same = int((kept >= 0).sum())
+    return Changes(len(after - before), len(after & before) - same, same, len(before - after))
 
 
 def import_embeddings(
@@ -249,90 +254,83 @@ def import_embeddings(
     return read_store(output)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """A pass that fills a store.
-
-    Attributes:
-      features: of an adapter, for the rows of the split; else none.
-      stored: the store that is updated.
-      kept: int64 [entries], the row of `stored` that an entry takes its vector from; -1 of one that is embedded.
-    """
-
-    encoder: ImageEncoder
-    plan: EmbeddingPlan
-    entries: Entries
-    features: Mapping[str, ItemVectors]
-    stored: StoredRows | None
-    kept: np.ndarray
-
-    def new(self, number: int) -> np.ndarray:
-        """ShardRows of the split to embed for a shard."""
-        span = self.plan.shards()[number]
-        return self.entries.rows(np.flatnonzero(self.kept[span.start : span.stop] < 0) + span.start)
-
-    def shard(self, number: int, embedded: Sequence[tuple[dict[str, Any], np.ndarray]]) -> ShardRows | None:
-        """The rows of a shard in their order, those that are kept among them; None where all were skipped.
-
-        Args:
-          embedded: (batch, its vectors) of `new`.
-        """
-        parts: list[ShardRows] = []
-        places: list[np.ndarray] = []
-        if embedded:
-            batches = [batch for batch, _ in embedded]
-            entry_of = self.entries.of_rows(np.concatenate([batch["index"] for batch in batches]))
-            ids = [item for batch in batches for item in batch["id"]]
-            vectors = np.concatenate([vectors for _, vectors in embedded])
-            inputs = [each for batch in batches for each in batch["input"]]
-            if "pool" in self.plan.manifest:
-                starts = np.flatnonzero(np.diff(entry_of, prepend=-1))
-                ids, entry_of = [ids[k] for k in starts], entry_of[starts]
-                vectors = mean_vectors(vectors, starts, ids=ids)
-                inputs = joined_inputs(inputs, starts)
-            parts.append(ShardRows.of(ids, vectors, dtype=self.plan.dtype, inputs=inputs))
-            places.append(entry_of)
-        span = self.plan.shards()[number]
-        reused = np.flatnonzero(self.kept[span.start : span.stop] >= 0) + span.start
-        if len(reused):
-            assert self.stored is not None
-            parts.append(self.stored.take(self.kept[reused]))
-            places.append(reused)
-        return ShardRows.joined(parts).at(np.argsort(np.concatenate(places), kind="stable")) if parts else None
-
-
-def _unchanged(work: _Work, *, dataset: epath.PathLike, split: str) -> np.ndarray:
-    """`_Work.kept` for an update: entries whose id is stored, made of the same bytes."""
-    assert work.stored is not None
-    columns = split_columns(dataset, split, names=["image_sha256"])
-    order, starts = work.entries.order, work.entries.starts[:-1]
-    inputs: list[bytes | None] = []
-    for low in range(0, len(order), READ_ROWS):
-        rows = order[low : low + READ_ROWS]
-        if not work.features:
-            inputs += map(picture_input, (columns["image_sha256"][row] for row in rows))
+def _unchanged(
+    stored: StoredRows,
+    entries: Entries,
+    features: Mapping[str, ItemVectors],
+    *,
+    dataset: epath.PathLike,
+    split: Split,
+    pool: bool,
+) -> np.ndarray:
+    """`StoreWork.kept` for an update: entries whose id is stored, made of the same bytes."""
+    columns = split_columns(dataset, split.name, names=["image_sha256"])
+    inputs: list[list[bytes | None]] = []  # of each row in order
+    for low in range(0, len(entries.order), READ_ROWS):
+        rows = entries.order[low : low + READ_ROWS]
+        if features:
+            complete = np.all([each.rows[rows] != MISSING for each in features.values()], axis=0)
+            some = iter(vector_inputs({name: each.take(rows[complete]) for name, each in features.items()}))
+            inputs += [[next(some) if there else None] for there in complete]
             continue
-        complete = np.all([each.rows[rows] != MISSING for each in work.features.values()], axis=0)
-        some = iter(vector_inputs({name: each.take(rows[complete]) for name, each in work.features.items()}))
-        inputs += [next(some) if there else None for there in complete]
-    ids = [columns["id"][row] for row in order[starts]]
-    return work.stored.unchanged(ids, joined_inputs(inputs, starts))
+        first = [picture_input(columns["image_sha256"][row]) for row in rows]
+        more = (
+            [record["more_images"] for record in split.__getitems__(rows)]
+            if pool and split.has_more_images
+            else [()] * len(rows)
+        )
+        inputs += [[one, *map(_sha256, others)] for one, others in zip(first, more, strict=True)]
+    starts = entries.starts[:-1]
+    joined = joined_inputs(list(itertools.chain(*inputs)), np.cumsum([0, *map(len, inputs)])[starts])
+    return stored.unchanged([columns["id"][row] for row in entries.order[starts]], joined)
 
 
-def _embed_shards(work: _Work, *, dataset: epath.PathLike, split: str, batch_size: int, on_error: str) -> None:
+def _further_pictures(encoder: ImageEncoder, split: Split, batch: Mapping[str, Any]) -> Iterator[EmbeddedRows]:
+    """Of a batch, what its items have besides the first picture."""
+    pictures = [
+        (row, record["id"], picture)
+        for row, record in zip(batch["index"], split.__getitems__(batch["index"]), strict=True)
+        for picture in record["more_images"]
+    ]
+    for low in range(0, len(pictures), EMBED_BATCH):
+        rows, ids, some = zip(*pictures[low : low + EMBED_BATCH], strict=True)
+        images = []
+        for item, picture in zip(ids, some, strict=True):
+            try:
+                images.append(encoder.preprocessing.image(picture))
+            except UserError as error:
+                raise UserError(f"a further picture of item {item!r}: {error}; build the dataset again") from error
+        vectors = encoder.encode(encoder.preprocessing.batch(images))
+        yield EmbeddedRows(np.array(rows), ids, vectors, list(map(_sha256, some)))
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _embed_shards(
+    encoder: ImageEncoder,
+    work: StoreWork,
+    features: Mapping[str, ItemVectors],
+    split: Split,
+    *,
+    batch_size: int,
+    on_error: str,
+) -> None:
     """Those of this process's stretch that are not finished."""
     import jax
 
-    plan, encoder = work.plan, work.encoder
+    plan, dataset = work.plan, split.dataset_dir
+    pooled = "pool" in plan.manifest and split.has_more_images and not features
     shards = len(plan.shards())
     low, high = (shards * (jax.process_index() + k) // jax.process_count() for k in (0, 1))
     missing = {number: work.new(number) for number in range(low, high) if not plan.is_finished(number)}
     options: dict[str, Any] = dict(
-        split=split,
+        split=split.name,
         preprocessing=encoder.preprocessing,
         batch_size=batch_size,
         on_error=on_error,
-        features=work.features or None,
+        features=features or None,
     )
 
     def batches() -> Iterator[tuple[int, Pass, dict[str, Any] | None]]:
@@ -354,15 +352,16 @@ def _embed_shards(work: _Work, *, dataset: epath.PathLike, split: str, batch_siz
         if not len(rows):
             plan.write(number, work.shard(number, []))
     for number, group in itertools.groupby(watched, key=operator.itemgetter(0)):
-        embedded, skipped = [], []
+        embedded: list[EmbeddedRows] = []
+        skipped: list[BadRow] = []
         for _, found, batch in group:
             if batch is not None:
                 read = batch["image"]
-                made_of = vector_inputs(read) if work.features else list(map(picture_input, batch["image_sha256"]))
-                known = {"index": batch["index"], "id": batch["id"], "input": made_of}
-                embedded.append((known, encoder.encode(read)))
+                inputs = vector_inputs(read) if features else list(map(picture_input, batch["image_sha256"]))
+                embedded.append(EmbeddedRows(batch["index"], batch["id"], encoder.encode(read), inputs))
+                embedded += _further_pictures(encoder, split, batch) if pooled else ()
             skipped = found.skipped  # the pass's own list, whole once the group has ended
-        plan.write(number, work.shard(number, embedded), skipped=_named(skipped, dataset, split))
+        plan.write(number, work.shard(number, embedded), skipped=_named(skipped, dataset, split.name))
 
 
 def _named(skipped: Sequence[BadRow], dataset: epath.PathLike, split: str) -> list[dict[str, Any]]:

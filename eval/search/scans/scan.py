@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 ALONE = 4  # queries up to which each reads the items by itself
 _SMALL = 1 << 21  # products and numbers of items up to which all lie in memory at once, in plain numpy
-_TILE = 1 << 22  # products held at once
-_ITEMS_AT_ONCE = 1 << 21  # numbers of them: JAX copies what it is given, and these stay in the cache
+_TILE = 1 << 21  # products held at once: more, and the allocator asks the system for each tile anew
+_ITEMS_AT_ONCE = 1 << 20  # numbers of them: JAX copies what it is given, and these stay in the cache
 _QUERIES_AT_ONCE = 256
 _WORTH_JAX = 1e11  # operations after which JAX is imported, if it is not yet: a second of work, as long as that takes
 _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")

@@ -65,7 +65,7 @@ class Lossy(ExactIndex):
     """Forgets every third item."""
 
     def _search(self, queries, k):
-        scores = self.scorer.scores(queries)
+        scores = queries @ self.vectors_at(np.arange(len(self))).T
         scores[:, ::3] = -np.inf
         order = np.argsort(-scores, axis=1)[:, :k]
         values = np.take_along_axis(scores, order, axis=1)

@@ -13,7 +13,7 @@ from eval.search.exact_index import ExactIndex
 Setting = Mapping[str, int]
 Ask = Callable[[np.ndarray], np.ndarray]  # queries float32 [q, d] -> rows [q, k]
 CANDIDATES = (1, 2, 4, 8, 16)
-READ = (0.001, 0.002, 0.004, 0.006, 0.008, 0.012, 0.016, 0.024, 0.032, 0.05, 0.08, 0.15, 0.3, 1.0)  # of the leaves
+AROUND = (1 / 8, 1 / 5, 1 / 3, 1 / 2, 2 / 3, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 8)  # times what was chosen
 
 
 class Exact:
@@ -60,10 +60,10 @@ class Tree(Exact):
         index = tuned_index(items, ids, target=self._target, k=self._k, leaves=leaves, say=print)
         self._index = index
         self.about = {"tuned": index.options, "curve": index.measured["curve"]}
-        there = index.options["leaves_to_search"]
-        shares = {max(1, round(share * index.options["leaves"])) for share in READ}
-        reorder = {"reorder": index.options["reorder"]}
-        self.sweeps = [[{"leaves_to_search": read, **reorder} for read in sorted({there, *shares})]]
+        there, all_of_them = index.options["leaves_to_search"], index.options["leaves"]
+        around = {round(there * factor) for factor in AROUND}
+        read = sorted(each for each in around if 1 <= each <= all_of_them)
+        self.sweeps = [[{"leaves_to_search": each, "reorder": index.options["reorder"]} for each in read]]
 
     def ask(self, setting: Setting, k: int) -> Ask:
         index = self._index.asking(**setting)  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ Ask = Callable[[np.ndarray], np.ndarray]
 EF = tuple({"ef": ef} for ef in (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
 PROBES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 TRAINED_ON = 100_000  # items, as many as ScaNN takes
-FACTORS = (16, 64)  # candidates scored in full for each neighbour
+FACTORS = (8, 16, 32)  # candidates scored in full for each neighbour
 
 
 class Faiss:
@@ -63,13 +63,14 @@ class FaissHnsw(Faiss):
 
 
 class FaissIvfPq(Faiss):
-    """Inverted lists, 4-bit codes of two numbers each read by fast scan, and the full vectors for re-scoring."""
+    """Inverted lists, 4-bit codes of two numbers each, read by fast scan, and the full vectors for re-scoring. The
+    codes are of residuals (fsr), which find far more than those of plain fs."""
 
     sweeps = tuple(tuple({"nprobe": probes, "k_factor": factor} for probes in PROBES) for factor in FACTORS)
 
     def _make(self, faiss: Any, items: np.ndarray) -> Any:
         lists = max(4, round(2 * len(items) ** 0.5))
-        kind = f"IVF{lists},PQ{items.shape[1] // 2}x4fs,RFlat"
+        kind = f"IVF{lists},PQ{items.shape[1] // 2}x4fsr,RFlat"
         index = faiss.index_factory(items.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         some = np.random.default_rng(0).permutation(len(items))[:TRAINED_ON]
         index.train(np.ascontiguousarray(items[np.sort(some)]))

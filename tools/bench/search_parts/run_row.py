@@ -32,6 +32,7 @@ PEERS: dict[str, Any] = {
 }
 ROWS = [*OURS, *PEERS]
 BEYOND = 0.993  # recall from which a sweep ends
+GAIN = 0.0005  # of recall from one setting to the next, under which a sweep ends too
 _SECONDS = 1.0  # that a measurement lasts, where it has enough queries
 _REPEATED = 7  # readings of memory beside exact queries
 
@@ -56,6 +57,7 @@ def main(name: str, folder: str, file: str, text: str) -> None:
     write()
     row["chosen"] = None
     for sweep in subject.sweeps:
+        before = -1.0
         for setting in sweep:
             found = measure(subject.ask(setting, k), items, queries, worst)
             row["settings"].append({"setting": dict(setting), **found})
@@ -63,8 +65,9 @@ def main(name: str, folder: str, file: str, text: str) -> None:
             row["chosen"] = max(reached, key=lambda place: row["settings"][place]["batched"], default=None)
             print(row["settings"][-1], flush=True)
             write()
-            if found["recall"] >= BEYOND:
+            if found["recall"] >= BEYOND or found["recall"] < before + GAIN:
                 break
+            before = found["recall"]
     if name == "exact":
         row["bounds"] = bounds(subject.ask({}, k), items, queries)
     write()

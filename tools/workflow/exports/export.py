@@ -45,6 +45,7 @@ def export(
     text: str = "ids",
     tower: str = "image",
     precision: str = "float32",
+    serving_version: int | None = None,
 ) -> None:
     """Writes a SavedModel, or an .onnx file, with golden inputs and answers, and checks it with these.
 
@@ -54,6 +55,7 @@ def export(
       features: of an adapter; without them its export is checked with vectors that are made up.
       encoders: {feature: network} to join with an adapter, one for each of its features.
       text: what the text tower of a SavedModel takes, see `export_saved_model`.
+      serving_version: of a SavedModel: it is written to that number in `output`, as TensorFlow Serving wants it.
       tower, precision: of an .onnx file, see `export_tower`; of an adapter of stored vectors "float32".
 
     Raises:
@@ -61,6 +63,11 @@ def export(
         Nothing is left of it then.
     """
     output = pathlib.Path(output)
+    onnx = output.suffix == ONNX
+    if serving_version is not None:
+        if onnx:
+            raise UserError("--serving_version is of SavedModels; leave it out for .onnx")
+        output /= str(serving_version)
     if output.exists():
         raise UserError(f"{output} exists already; choose another --output or remove it")
     wanted = model.architecture.features
@@ -72,7 +79,6 @@ def export(
             f"export: --encoder for {', '.join(encoders)}; expected "
             + (f"{flags}, or none" if wanted else "none, since this model takes pictures")
         )
-    onnx = output.suffix == ONNX
     if not onnx and (tower != "image" or precision != "float32"):
         raise UserError("--tower and --precision are of .onnx files; leave them out for a SavedModel")
     if dataset is None and (features is not None or encoders or not wanted):
@@ -163,8 +169,20 @@ def _write_saved_model(
         by_bytes = [call for call in calls if call.signature == "serving_default"]
         if by_bytes:
             calls.append(of_scores(model, by_bytes[0], texts[-1]))
-    savedmodel.export_saved_model(model, path, target_tensorflow=target_tensorflow, encoders=opened, text=text)
+    savedmodel.export_saved_model(
+        model, path, target_tensorflow=target_tensorflow, encoders=opened, text=text, warmup=_warmup(calls)
+    )
     return calls, all_limits
+
+
+def _warmup(calls: Iterable[Call]) -> list[tuple[str, dict[str, Any]]]:
+    """Of each signature a request of one row and one of eight, each of which compiles a program."""
+    first = {call.signature: call for call in calls if call.signature not in ("pixels", "scores")}
+    return [
+        (signature, {name: values[:rows] for name, values in call.inputs.items()})
+        for signature, call in first.items()
+        for rows in (1, 8)
+    ]
 
 
 def _write_onnx_tower(

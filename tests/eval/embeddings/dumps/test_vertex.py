@@ -168,7 +168,7 @@ def test_the_command(shop_dataset, tmp_path, capsys):
     np.testing.assert_array_equal(np.float32([item["embedding"] for item in items.values()]), vectors)
     for flags, said in (
         (["--format=vertex"], "--store is missing"),
-        (["--format=vertex", "--model=m"], "expected either --model"),
+        (["--format=vertex", "--model=m"], "expected --model, to write a model, or --format"),
         (["--store=s", "--model=m"], "--store is of --format; leave it out"),
         (["--format=npy", "--store=s", "--since=t"], "--since is of --format=vertex"),
         (["--format=vertex", f"--store={tmp_path / 'store'}", "--numeric=price"], "give --dataset"),

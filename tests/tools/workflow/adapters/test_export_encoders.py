@@ -61,9 +61,9 @@ def test_a_saved_model_of_all_kinds(shop_dataset, tiny_model, tmp_path, python, 
     assert main(["export", f"--model={model}", f"--dataset={shop_dataset}", f"--output={output}", *flags]) == 0
     said = capsys.readouterr().out
     assert "pictures: largest error from pixels" in said  # which are within the limits, or it would not be there
-    assert "smallest cosine from bytes" in said
+    assert "smallest cosine from serving_default" in said
     manifest = json.loads((output / "siglip_jax.json").read_text())
-    assert manifest["signatures"].keys() == {"serving_default", "pixels", "features"}
+    assert manifest["signatures"].keys() == {"serving_default", "pixels", "features", "text_ids", "scores"}
     assert {name: each["name"] for name, each in manifest["encoders"].items()} == {
         name: str(network).rsplit("/", 1)[-1] for name, network in networks.items()
     }
@@ -77,7 +77,7 @@ def test_one_onnx_file(shop_dataset, golden, tmp_path, capsys):
     model, network = make_adapter({"cnn": 4}, tmp_path / "model"), tmp_path / "mean_colour_nhwc.onnx"
     flags = [f"--model={model}", f"--dataset={shop_dataset}", f"--encoder=cnn={network}"]
     assert main(["export", *flags, f"--output={tmp_path / 'joined.onnx'}"]) == 0
-    assert "run by onnxruntime" in capsys.readouterr().out
+    assert f"ONNX file {tmp_path / 'joined.onnx'}, run without JAX" in capsys.readouterr().out
     assert main(["export", *flags, f"--output={tmp_path / 'joined'}"]) == 2
     assert "cannot be a part of a SavedModel; pass the SavedModel that it was made from" in capsys.readouterr().err
     assert not (tmp_path / "joined").exists()

@@ -119,15 +119,17 @@ def test_pictures_need_a_dataset(tiny_model, tmp_path):
 def test_a_model_of_fewer_bits_is_held_to_its_own_rounding(tiny_model, dtype, shop_dataset, tmp_path, capsys):
     pytest.importorskip("tensorflow")
     model = tiny_model.replace(module=tiny_model.module.clone(dtype=dtype))
-    export(model, tmp_path / "a", dataset=shop_dataset, split="test")
+    export(model, tmp_path / "a", dataset=shop_dataset, split="test", serving_version=3)
     assert f"({dtype} on cpu itself rounds by " in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
-    verify(tmp_path / "a")
-    assert capsys.readouterr().out.startswith(f"{tmp_path / 'a'}, run without JAX: ")
-    arrays = dict(np.load(tmp_path / "a" / "assets.extra" / "golden.npz"))
-    np.savez(tmp_path / "a" / "assets.extra" / "golden.npz", **arrays | {"1/expected": -arrays["1/expected"]})
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["3"]
+    folder = tmp_path / "a" / "3" / "assets.extra"
+    assert {path.name for path in folder.iterdir()} == {
+        "golden.json", "golden.npz", "verify.py", "tf_serving_warmup_requests",
+    }  # fmt: skip
+    arrays = dict(np.load(folder / "golden.npz"))
+    np.savez(folder / "golden.npz", **arrays | {"1/expected": -arrays["1/expected"]})
     with pytest.raises(UserError, match=r"largest error from pixels .*; expected at most"):
-        verify(tmp_path / "a")
+        verify(tmp_path / "a" / "3")
     with pytest.raises(UserError, match=r"no golden\.json"):
         verify(tmp_path)
 
