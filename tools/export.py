@@ -7,6 +7,7 @@ siglip-jax export --model=runs/adapter --output=runs/adapter/savedmodel
 siglip-jax export --model=runs/adapter --output=runs/adapter.onnx
 siglip-jax export --model=runs/adapter --encoder=cnn=SAVEDMODEL --encoder=pixels=pixels:16x12 --output=runs/joined \\
   --dataset=data/fashion
+siglip-jax export --model=runs/fashion --output=runs/fashion.stablehlo --dataset=data/fashion
 siglip-jax export --verify=runs/fashion/savedmodel
 siglip-jax export --format=vertex --store=runs/embeddings --dataset=data/fashion --output=runs/batch
 siglip-jax export --format=faiss --store=runs/embeddings --output=runs/vectors.faiss
@@ -38,7 +39,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "output",
         None,
-        "Folder of the SavedModel or the batch; a name in .onnx, or in the suffix of --format.",
+        "Folder of the SavedModel or the batch; a name in .onnx or .stablehlo, or in the suffix of --format.",
         flag_values=values,
     )
     flags.DEFINE_string("verify", None, "An export whose golden inputs are replayed.", flag_values=values)

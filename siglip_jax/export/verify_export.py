@@ -1,7 +1,7 @@
 """Does an export give what its model gave? Runs it on golden pictures and titles and compares the answers.
 
 A program of its own, which travels beside every export: it needs numpy and what runs the model (TensorFlow, with
-tensorflow-text where titles go in as strings; or onnxruntime), and nothing of the project that wrote it.
+tensorflow-text where titles go in as strings; onnxruntime; or JAX), and nothing of the project that wrote it.
 
     python verify.py            # the export that it lies in
     python verify.py FOLDER     # the folder that holds golden.json; --json for one JSON object
@@ -37,7 +37,7 @@ def verify(folder: pathlib.Path) -> list[dict[str, Any]]:
     golden = json.loads((folder / GOLDEN).read_text())
     if golden.get("format") != FORMAT:
         raise ValueError(f"{folder / GOLDEN}: format {golden.get('format')!r}; expected {FORMAT!r}")
-    run = {"savedmodel": _saved_model, "onnx": _onnx}[golden["runtime"]](folder / golden["model"])
+    run = {"savedmodel": _saved_model, "onnx": _onnx, "jax": _programs}[golden["runtime"]](folder / golden["model"])
     results = []
     with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
         for number, call in enumerate(golden["calls"]):
@@ -89,6 +89,22 @@ def _onnx(file: pathlib.Path) -> Run:
 
     def run(signature: str, inputs: dict[str, Any], output: str) -> np.ndarray:
         return session.run([output], inputs)[0]
+
+    return run
+
+
+def _programs(folder: pathlib.Path) -> Run:
+    """As consume.py beside them does it, which is not imported: what lies in a folder is not run to check it."""
+    from jax import export
+    from safetensors.numpy import load_file
+
+    weights = load_file(folder / "weights.safetensors")
+
+    def run(signature: str, inputs: dict[str, Any], output: str) -> np.ndarray:
+        tower, part = ("text", "txt/") if signature == "text_ids" else ("image", "img/")
+        program = export.deserialize(bytearray((folder / f"{tower}.jax").read_bytes()))
+        given = dict(inputs) if signature == "features" else next(iter(inputs.values()))
+        return np.asarray(program.call({name: x for name, x in weights.items() if name.startswith(part)}, given))
 
     return run
 

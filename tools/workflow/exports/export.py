@@ -30,7 +30,9 @@ from tools.workflow.item_vectors import Features
 
 # Of an ONNX tower in fewer bits; float32 is held to float32's own limits.
 LEAST_COSINE = {"float16": 0.999, "int8": 0.98}
-ONNX = ".onnx"
+ONNX, PROGRAMS = ".onnx", ".stablehlo"
+_HOW = {"savedmodel": "run without JAX", "onnx": "run without JAX", "jax": "run without this library"}
+KINDS = {ONNX: ("onnx", "ONNX file"), PROGRAMS: ("jax", "StableHLO programs")}  # a SavedModel otherwise
 
 
 def export(
@@ -47,10 +49,10 @@ def export(
     precision: str = "float32",
     serving_version: int | None = None,
 ) -> None:
-    """Writes a SavedModel, or an .onnx file, with golden inputs and answers, and checks it with these.
+    """Writes a SavedModel, an .onnx file or StableHLO programs, with golden inputs and answers, which check it.
 
     Args:
-      output: a name that ends in .onnx means ONNX.
+      output: a name that ends in .onnx means ONNX, one in .stablehlo a folder of programs for JAX.
       dataset, split: whose pictures and titles check the export, or whose stored vectors.
       features: of an adapter; without them its export is checked with vectors that are made up.
       encoders: {feature: network} to join with an adapter, one for each of its features.
@@ -64,9 +66,12 @@ def export(
     """
     output = pathlib.Path(output)
     onnx = output.suffix == ONNX
+    runtime, kind = KINDS.get(output.suffix, ("savedmodel", "SavedModel"))
+    of_saved_model = {"serving_version": serving_version, "target_tensorflow": target_tensorflow}
+    for flag, value in of_saved_model.items():
+        if value and runtime != "savedmodel":
+            raise UserError(f"--{flag} is of SavedModels; leave it out for {output.suffix}")
     if serving_version is not None:
-        if onnx:
-            raise UserError("--serving_version is of SavedModels; leave it out for .onnx")
         output /= str(serving_version)
     if output.exists():
         raise UserError(f"{output} exists already; choose another --output or remove it")
@@ -80,7 +85,9 @@ def export(
             + (f"{flags}, or none" if wanted else "none, since this model takes pictures")
         )
     if not onnx and (tower != "image" or precision != "float32"):
-        raise UserError("--tower and --precision are of .onnx files; leave them out for a SavedModel")
+        raise UserError(f"--tower and --precision are of .onnx files; leave them out for {kind}")
+    if encoders and runtime == "jax":
+        raise UserError("--encoder is of SavedModels and .onnx files; leave it out for .stablehlo")
     if dataset is None and (features is not None or encoders or not wanted):
         raise UserError(f"--dataset is missing: its {'items' if features else 'pictures'} check the export")
     source = GoldenSource(dataset=dataset, split=split, features=features)
@@ -88,21 +95,19 @@ def export(
     with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
         path = pathlib.Path(temporary) / output.name
         if onnx:
-            if target_tensorflow:
-                raise UserError("--target_tensorflow is of SavedModels; leave it out for .onnx")
             if wanted and tower == "image":
                 calls, limits = _write_onnx_adapter(model, path, source, encoders=encoders, precision=precision)
             else:
                 calls, limits = _write_onnx_tower(model, path, source, tower=tower, precision=precision)
+        elif runtime == "jax":
+            calls, limits = _write_programs(model, path, source)
         else:
             calls, limits = _write_saved_model(
                 model, path, source, encoders=encoders, target_tensorflow=target_tensorflow, text=text
             )
         golden = golden_folder(path)
-        runtime = "onnx" if onnx else "savedmodel"
         write_golden(golden, calls, model=f"../{path.name}" if onnx else "..", runtime=runtime)
-        kind = "ONNX file" if onnx else "SavedModel"
-        said = f"{kind} {output}, run without JAX: {_said(check_golden(golden), limits)}"
+        said = f"{kind} {output}, {_HOW[runtime]}: {_said(check_golden(golden), limits)}"
         beside = [each for each in path.parent.iterdir() if each != path]
         for each in beside:
             if (taken := output.parent / each.name).exists():
@@ -122,7 +127,7 @@ def verify(export: epath.PathLike) -> None:
     golden = golden_folder(path)
     if not (golden / "golden.json").exists():
         raise UserError(f"{path}: no golden.json in {golden}; expected what siglip-jax export wrote")
-    print(f"{path}, run without JAX: {_said(check_golden(golden), [])}")
+    print(f"{path}, run by itself: {_said(check_golden(golden), [])}")
 
 
 def _said(results: list[dict[str, Any]], limits: Iterable[Limits]) -> str:
@@ -183,6 +188,15 @@ def _warmup(calls: Iterable[Call]) -> list[tuple[str, dict[str, Any]]]:
         for signature, call in first.items()
         for rows in (1, 8)
     ]
+
+
+def _write_programs(model: Any, path: pathlib.Path, source: GoldenSource) -> tuple[list[Call], list[Limits]]:
+    from siglip_jax.export import stablehlo_folder
+
+    calls, limits = (of_features if model.architecture.features else of_pictures)(model, source)
+    texts, limits_of_text = of_titles(model, source, strings=False)
+    stablehlo_folder.export_programs(model, path)
+    return [call for call in calls if call.signature != "serving_default"] + texts, [limits, limits_of_text]
 
 
 def _write_onnx_tower(

@@ -146,6 +146,34 @@ def test_fewer_bits_excuse_no_other_weights(tiny_model, shop_dataset, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_programs_for_jax(tiny_model, shop_dataset, tmp_path, capsys, python):
+    folder = tmp_path / "shop.stablehlo"
+    export(tiny_model, folder, dataset=shop_dataset, split="test")
+    assert "StableHLO programs" in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} == {
+        "image.jax", "text.jax", "weights.safetensors", "consume.py", "siglip_jax.json", "assets.extra",
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(-1, 1, (3, *tiny_model.architecture.image_size, 3)).astype(np.float32)
+    np.savez(tmp_path / "given.npz", pixels=pixels, ids=tiny_model.preprocessing.text(["red shirt", ""]))
+    code = """
+import sys
+sys.modules["siglip_jax"] = None
+sys.path.insert(0, sys.argv[1])
+import consume, numpy as np
+given = np.load(sys.argv[2])
+np.savez(sys.argv[3], image=consume.load("image")(given["pixels"]), text=consume.load("text")(given["ids"]))
+"""
+    done = python(code, folder, tmp_path / "given.npz", tmp_path / "found.npz")
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npz")
+    np.testing.assert_allclose(found["image"], tiny_model.encode_image(pixels), atol=1e-6)
+    np.testing.assert_allclose(found["text"], tiny_model.encode_text(["red shirt", ""]), atol=1e-6)
+    for option in ({"target_tensorflow": "2.16"}, {"serving_version": 1}, {"precision": "int8"}):
+        with pytest.raises(UserError, match=r"leave (it|them) out for"):
+            export(tiny_model, tmp_path / "b.stablehlo", dataset=shop_dataset, split="test", **option)
+
+
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_towers_as_onnx(tiny_model, tower, shop_dataset, tmp_path, capsys):
     pytest.importorskip("onnx")
