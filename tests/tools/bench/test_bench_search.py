@@ -79,3 +79,8 @@ def test_a_picture_has_a_line_for_each():
     tags = [element.tag.rpartition("}")[2] for element in root.iter()]
     assert (tags.count("polyline"), tags.count("circle")) == (2, 3)
     assert "a<b" in [element.text for element in root.iter()]
+
+
+def test_the_line_leaves_out_what_another_setting_beats():
+    points = [(0.9, 5.0), (0.95, 4.0), (0.92, 3.0), (0.99, 1.0), (0.95, 2.0)]
+    assert picture.best_of(points) == [(0.9, 5.0), (0.95, 4.0), (0.99, 1.0)]

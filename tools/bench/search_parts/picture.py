@@ -16,7 +16,9 @@ Curves = Mapping[str, Sequence[tuple[float, float]]]  # name -> (recall, queries
 
 
 def draw(curves: Curves, *, title: str, target: float) -> str:
-    """A line and points for each name; recall below 0.8 is left out. Speed goes by a logarithmic axis."""
+    """A point for each setting, and for each name a line through those that none of its others beats in both recall and
+    speed. Recall below 0.8 is left out. Speed goes by a logarithmic axis.
+    """
     kept = {name: sorted(p for p in points if p[0] >= LEAST and p[1] > 0) for name, points in curves.items()}
     kept = {name: points for name, points in kept.items() if points}
     speeds = [speed for points in kept.values() for _, speed in points] or [1.0]
@@ -46,10 +48,19 @@ def draw(curves: Curves, *, title: str, target: float) -> str:
     parts.append(f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_BOTTOM + 42}" text-anchor="middle">recall@10</text>')
     for place, (name, points) in enumerate(kept.items()):
         colour = COLOURS[place % len(COLOURS)]
-        line = " ".join(f"{x(recall)},{y(speed)}" for recall, speed in points)
+        line = " ".join(f"{x(recall)},{y(speed)}" for recall, speed in best_of(points))
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x(r)}" cy="{y(s)}" r="3.5" fill="{colour}"/>' for r, s in points]
         at = _TOP + 10 + 22 * place
         parts.append(f'<rect x="{_RIGHT + 20}" y="{at - 9}" width="12" height="12" fill="{colour}"/>')
         parts.append(f'<text x="{_RIGHT + 38}" y="{at + 2}">{html.escape(name)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def best_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other beats in both numbers, by the first one."""
+    found: list[tuple[float, float]] = []
+    for point in sorted(points, reverse=True):
+        if not found or point[1] > found[-1][1]:
+            found.append(point)
+    return found[::-1]
