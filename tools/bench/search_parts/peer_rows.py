@@ -113,7 +113,7 @@ class Usearch:
     def build(self, items: np.ndarray) -> None:
         from usearch.index import Index
 
-        self._index = Index(ndim=items.shape[1], metric="ip", dtype="f32")
+        self._index: Any = Index(ndim=items.shape[1], metric="ip", dtype="f32")
         self._index.add(np.arange(len(items)), items, threads=cores())
 
     @property
@@ -121,7 +121,7 @@ class Usearch:
         return self._index.serialized_length
 
     def ask(self, setting: Setting, k: int) -> Ask:
-        self._index.expansion_search = setting["ef"]  # type: ignore[misc]
+        self._index.expansion_search = setting["ef"]
 
         def asked(queries: np.ndarray) -> np.ndarray:
             keys = self._index.search(queries, k, threads=cores()).keys
