@@ -91,6 +91,7 @@ def main(values: flags.FlagValues) -> None:
 def _build(values: flags.FlagValues) -> None:
     from eval.embeddings import read_store
     from eval.search import build_index, measure_recall, tuned_index
+    from eval.search.updates import encoder_of
 
     store = read_store(values.store)
     chosen = {name: values[name].value for name in ("mode", "reduce", "candidates") if values[name].value}
@@ -103,7 +104,7 @@ def _build(values: flags.FlagValues) -> None:
         index = tuned_index(store.vectors, store.ids, target=values.target_recall, say=print)
         measured = index.measured
     index.missing = store.skipped
-    index.encoder = {key: store.manifest.get(key) for key in ("model", "preprocessing")}
+    index.encoder = encoder_of(store.manifest)
     if values.backend == "reduced":
         index.measured["bytes"] = index.bytes_in_memory
     index.save(values.output)

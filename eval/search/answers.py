@@ -82,7 +82,7 @@ class Answers:
         unit = self.index.check_query(query, k=selection.k)
         passing = self._rows_passing(_frozen(selection.where)) if selection.where else None
         name = selection.group_by
-        group = None if name is None else self.columns.column(name, what="group_by")
+        group = None if name is None or not len(self.index) else self.columns.column(name, what="group_by")
         most = len(self.index) if passing is None else len(passing)
         ask = selection.candidates + (without is not None)
         while True:

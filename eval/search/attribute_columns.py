@@ -106,6 +106,8 @@ class AttributeColumns:
     def rows_passing(self, where: Where) -> np.ndarray:
         """int32 [m]: rows that pass all the filters, ascending; UserError as `column` and `passing` raise it."""
         through = np.ones(self._count, bool)
+        if not self._count:  # nothing has any attribute, and nothing passes
+            return np.flatnonzero(through).astype(np.int32)
         for name, entries in where.items():
             through &= self.column(name, what="filter on").passing(entries)
         return np.flatnonzero(through).astype(np.int32)

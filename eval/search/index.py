@@ -10,6 +10,7 @@ import io
 import json
 import math
 import mmap
+import tokenize
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -188,5 +189,5 @@ def npy_array(content: bytes | mmap.mmap) -> np.ndarray:
         if fortran or dtype.hasobject:
             raise ValueError("order or objects")
         return np.frombuffer(content, dtype, math.prod(shape), head.tell()).reshape(shape)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:
         raise UserError(f"search index: an array cannot be read ({error}); build the index again") from None

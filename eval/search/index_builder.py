@@ -41,9 +41,7 @@ def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exac
         raise UserError(
             f"{len(ids)} ids with vectors of shape {list(vectors.shape)}: expected at least one, [n, dimension]"
         )
-    for item in ids:
-        if not isinstance(item, str):
-            raise UserError(f"id {item!r} is a {type(item).__name__}: ids are strings")
+    check_ids(ids)
     if len(set(ids)) != len(ids):
         raise UserError("ids of the index are not unique: each item is indexed once")
     check_choice("backend", backend, BACKENDS)
@@ -57,6 +55,17 @@ def build_index(vectors: np.ndarray, ids: Sequence[str], *, backend: str = "exac
         if name not in takes:
             raise UserError(f"unknown option {name!r}: the {backend} backend takes {', '.join([*takes][2:])}")
     return build(unit_rows(vectors, what="vector", ids=ids), ids, **options)
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Raises a UserError for an id that is no text, or none that can be written as UTF-8."""
+    for item in ids:
+        if not isinstance(item, str):
+            raise UserError(f"id {item!r} is a {type(item).__name__}: ids are strings")
+        try:
+            item.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"id {item!r} cannot be written as UTF-8: half a character") from None
 
 
 def _builder(backend: str) -> Callable[..., Index]:
@@ -80,6 +89,10 @@ def load_index(folder: epath.PathLike) -> Index:
         index = _index_of(manifest, contents)
     except UserError as error:
         raise UserError(f"search index {folder}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"search index {folder}: not what this library writes ({type(error).__name__}: {error}); build it again"
+        ) from None
     index.missing, index.encoder = manifest.get("missing", []), manifest.get("encoder", {})
     index.generation = generation_of(manifest)
     return index
@@ -91,6 +104,8 @@ def _index_of(manifest: Mapping[str, Any], contents: Mapping[str, Any]) -> Index
     if IDS not in own or not contents.keys() >= delta:
         raise UserError("the manifest lacks files; build the index again")
     ids = json.loads(bytes(own[IDS]))
+    if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids) or len(set(ids)) != len(ids):
+        raise UserError(f"{IDS} is no list of different ids; build the index again")
     base = _base_of(manifest, own, ids)
     base.digests = {name: manifest["files"][name] for name in own}
     index = LiveIndex.of_files(base, contents) if delta else base

@@ -28,7 +28,12 @@ MANIFEST = "manifest.json"
 PARTIAL = "manifest.json.partial"  # says whose files these are while a folder has no manifest yet
 _NOTE = json.dumps({"format": FORMAT}).encode()
 _SEAL = "manifest_sha256"
-_OWN_FILE = re.compile(r"[^/]+-[0-9a-f]{16}\.(json|npy|npz|pb|pbtxt)")
+# What a writer that was killed may have left: our names and ScaNN's, so that nothing else in the folder is touched.
+_STEMS = (
+    "manifest|ids|vectors|codes|scales|reduction|delta_ids|delta_vectors|dead_rows|scann_assets|scann_config|"
+    r"ah_codebook|serialized_partitioner|datapoint_to_token|dp_norms|\w*dataset\w*"
+)
+_OWN_FILE = re.compile(rf"({_STEMS})-[0-9a-f]{{16}}\.(json|npy|npz|pb|pbtxt)")
 
 
 def generation_of(manifest: Mapping[str, Any]) -> str:
@@ -180,7 +185,8 @@ def replace_manifest(folder: epath.Path, manifest: Mapping[str, Any]) -> None:
     _sync(folder)
     kept = {_stored_name(name, digest) for name, digest in whole["files"].items()} | {MANIFEST}
     for path in list(folder.iterdir()):
-        if path.name not in kept and (path.name in earlier | {PARTIAL} or _OWN_FILE.fullmatch(path.name)):
+        ours = path.name in earlier | {PARTIAL} or _OWN_FILE.fullmatch(path.name)
+        if ours and path.name not in kept and path.is_file():
             path.unlink(missing_ok=True)
 
 

@@ -147,12 +147,30 @@ def check_same_encoder(index: Index, manifest: Mapping[str, Any], *, store: str)
 
     Where the encoder lies and how it computes may differ; what it computes may not.
     """
-    ours, theirs = index.encoder, {key: manifest.get(key) for key in ("model", "preprocessing")}
+    ours, theirs = index.encoder, encoder_of(manifest)
+    if ours.get("pool") != theirs.get("pool"):
+        raise UserError(
+            f"store {store} has {_pooled(theirs)}, the index {_pooled(ours)}: embed with the same --pool and "
+            "--pool_by, or build another index with --store"
+        )
     if _identity(ours) != _identity(theirs):
         raise UserError(
             f"store {store} is of {_name(theirs)}, the index of {_name(ours)}, and vectors of two encoders cannot be "
             "compared; embed with that one, or build another index with --store"
         )
+
+
+def encoder_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What an index keeps of a store's manifest: "model", "preprocessing", and "pool" of a store that is pooled."""
+    pooled = {"pool": manifest["pool"]} if manifest.get("pool") else {}
+    return {key: manifest.get(key) for key in ("model", "preprocessing")} | pooled
+
+
+def _pooled(encoder: Mapping[str, Any]) -> str:
+    pool = encoder.get("pool")
+    if not pool:
+        return "a vector of each item"
+    return f"vectors pooled by {pool['by']}" if pool.get("by") else "vectors pooled over the pictures of an item"
 
 
 def _identity(encoder: Mapping[str, Any]) -> list[Any]:

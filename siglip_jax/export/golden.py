@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from etils import epath
 
+from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.export import verify_export
 
@@ -100,7 +102,7 @@ def check_golden(folder: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       UserError: the export cannot be run there.
     """
-    golden = json.loads((folder / verify_export.GOLDEN).read_text())
+    golden = files.read_json(epath.Path(folder) / verify_export.GOLDEN)
     without = "siglip_jax" if golden.get("runtime") == "jax" else "siglip_jax,jax"
     command = [sys.executable, "-c", _ALONE, without, verify_export.__file__, str(folder), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -37,6 +37,8 @@ def verify(folder: pathlib.Path) -> list[dict[str, Any]]:
     golden = json.loads((folder / GOLDEN).read_text())
     if golden.get("format") != FORMAT:
         raise ValueError(f"{folder / GOLDEN}: format {golden.get('format')!r}; expected {FORMAT!r}")
+    if not golden["calls"]:
+        raise ValueError(f"{folder / GOLDEN}: no calls, so nothing would be checked")
     run = {"savedmodel": _saved_model, "onnx": _onnx, "jax": _programs}[golden["runtime"]](folder / golden["model"])
     results = []
     with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
@@ -61,6 +63,8 @@ def _compared(call: dict[str, Any], found: np.ndarray, expected: np.ndarray) -> 
         if found.shape == expected.shape:
             norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
             cosine = float((np.sum(found.astype(np.float64) * expected, axis=-1) / norms).min())
+    if not limits.keys() & {"max_error", "min_cosine"}:
+        raise ValueError(f"signature {call['signature']}: no limits, so nothing would be checked")
     within = error <= limits.get("max_error", np.inf) and (cosine is None or cosine >= limits["min_cosine"])
     return {
         "signature": call["signature"], "of": call["of"], "rows": len(expected), "max_error": error,

@@ -162,3 +162,10 @@ def test_misuse_is_one_line_and_changes_nothing(index, tmp_path):
     for job in ("--health", "--compact", f"--update={tmp_path / 'first'}"):
         assert cli.main(["index", job, f"--output={tmp_path / 'no index'}"]) == 2
     assert not (tmp_path / "no index").exists()
+
+
+def test_pooled_and_single_vectors_do_not_mix(index, tmp_path):
+    pooled = write(tmp_path / "pooled", items(range(5)), encoder={**ENCODER, "pool": {"how": "mean", "by": "product"}})
+    code, _, said = index(f"--update={pooled}")
+    assert code == 2
+    assert "has vectors pooled by product, the index a vector of each item" in said

@@ -63,10 +63,17 @@ class TokenRequired:
 def check_may_change(request: Request, *, token: bool) -> None:
     """Raises status 403 unless a token was checked, or this machine asks, and not a web page of somebody else's."""
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if origin is not None and _netloc(origin) != request.headers.get("host"):
         raise HTTPException(403, "asked by a page of another address")
     if not token and not _loopback(request.client.host if request.client else ""):
         raise HTTPException(403, "only this machine may change what answers, or who has the token; see --token_file")
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # such as an address that is none
+        return None
 
 
 def _loopback(host: str) -> bool:

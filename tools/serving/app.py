@@ -32,7 +32,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -136,6 +136,8 @@ class _Handlers:
                 response = await _told(request, error)
             except UserError as error:
                 response = await _told(request, HTTPException(400, str(error)))
+            except ClientDisconnect:  # nobody is there to be told
+                response = await _told(request, HTTPException(400, "the client went away in the middle of the body"))
             except Busy:
                 response = await _told(request, HTTPException(503, "too many queries wait", {"Retry-After": "1"}))
             self._metrics.requests.labels(address, response.status_code).inc()

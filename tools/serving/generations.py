@@ -71,8 +71,9 @@ class Generations:
             try:
                 self._take(source.load(folder))
             except Exception as error:
-                if folder is None:
-                    self._seen[name] = source.stamp()
+                if folder is not None:  # what is served is whole, whatever is in the folder that was asked for
+                    raise UserError(_words(error)) from error
+                self._seen[name] = source.stamp()
                 raise UserError(self._told(name, error)) from error
 
     def switch(self) -> None:
@@ -105,7 +106,11 @@ class Generations:
             _log.info("generation %s answers, of %d items", new.name, len(new.answers.index))
 
     def _told(self, name: str, error: Exception) -> str:
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        self.broken[name] = " ".join(said.split())[:500]
+        self.broken[name] = _words(error)
         _log.error("%s: the newest generation is broken, the older one goes on: %s", name, self.broken[name])
         return self.broken[name]
+
+
+def _words(error: Exception) -> str:
+    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return " ".join(said.split())[:500]

@@ -47,6 +47,7 @@ class _Figures:
     asked: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     overlap: float = 0.0  # sums
     rbo: float = 0.0
+    empty: int = 0
     failed: int = 0
     left_out: int = 0
     seconds: dict[str, collections.deque[float]] = dataclasses.field(
@@ -103,6 +104,7 @@ class LiveComparison:
             "overlap": figures.overlap / count if count else None,
             "rank_biased_overlap": figures.rbo / count if count else None,
             "p": PERSISTENCE,
+            "empty": figures.empty,
             "failed": figures.failed,
             "left_out": figures.left_out,
         }
@@ -136,6 +138,9 @@ class LiveComparison:
             return
         took = time.perf_counter() - began
         ids = [[item["id"] for item in answer["items"][:DEPTH]] for answer in (found, other)]
+        if not any(ids):  # such as behind a filter that nothing passes: no encoder has a say
+            figures.empty += 1
+            return
         shared, ranked = overlap(*ids), rank_biased_overlap(*ids)
         figures.asked[query.kind] += 1
         figures.overlap += shared

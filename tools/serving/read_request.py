@@ -17,6 +17,7 @@ from tools.common_flags import filters
 from tools.serving.served import Query
 
 MOST_ITEMS = 1000  # of one answer
+PARAMETERS = ("item", "k", "min_score", "where", "group_by", "collapse", "diversity", "side")
 MAX_BODY_BYTES = 16 * 2**20
 MAX_READ_BYTES = 128 * 2**20  # of a body that is too large: read and forgotten, so that its sender hears why
 BODY_SECONDS = 30.0
@@ -27,6 +28,11 @@ _EXPECTED = "expected image/*, multipart/form-data with image or text, or applic
 def selection_of(request: Request) -> Selection:
     """k, min_score, where, group_by, collapse and diversity of the address."""
     values = request.query_params
+    for name in values:
+        if name not in PARAMETERS:
+            raise HTTPException(400, f"parameter {name[:60]!r} is unknown; known are {', '.join(PARAMETERS)}")
+        if name != "where" and len(values.getlist(name)) > 1:
+            raise HTTPException(400, f"parameter {name!r} is given more than once")
     try:
         k, least = int(values.get("k", "10")), float(values.get("min_score", "-inf"))
         collapse = float(values["collapse"]) if "collapse" in values else None

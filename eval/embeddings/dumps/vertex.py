@@ -116,7 +116,8 @@ def write_vertex(
                     written += 1
         if not written and not gone:
             raise UserError("--since: both stores hold the same, so there is nothing to bring up to date")
-    said = f"{written} items in {math.ceil(written / rows_per_file)} files of {output}"
+    count, numbers = math.ceil(written / rows_per_file), store.manifest["dimension"]
+    said = f"{written} items of {numbers} numbers in {count} file{'s' * (count != 1)} of {output}"
     if since is not None:
         said += f", {len(gone)} to delete"
     return said + (f"; {unknown}" if unknown else "")

@@ -268,3 +268,57 @@ def test_foreign_files_in_the_folder_of_an_index_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     build_index(vectors(2), names(2)).save(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_is_not_an_index_s_stays(tmp_path):
+    index = build_index(np.eye(3, dtype=np.float32), ["a", "b", "c"])
+    index.save(tmp_path)
+    (tmp_path / "notes-0123456789abcdef.json").write_text("mine")
+    (tmp_path / "ids-0123456789abcdef.json").mkdir()
+    build_index(np.eye(3, dtype=np.float32), ["a", "b", "d"]).save(tmp_path)
+    assert (tmp_path / "notes-0123456789abcdef.json").read_text() == "mine"
+    assert (tmp_path / "ids-0123456789abcdef.json").is_dir()
+    assert load_index(tmp_path).ids == ["a", "b", "d"]
+
+
+NONSENSE = {
+    "a number": ("ids.json", b"5"),
+    "numbers": ("ids.json", b"[1, 2, 3]"),
+    "one twice": ("ids.json", b'["a", "a", "b"]'),
+    "no UTF-8": ("ids.json", b"\xff"),
+    "cut off": ("ids.json", b"["),
+    "half a header": ("vectors.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4', "),
+    "a backend of another type": ("manifest.json", {"measured": None, "backend": 5}),
+}
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+def test_sealed_nonsense_is_one_line(case, tmp_path):
+    """Of format 1, which has no seal of its manifest: whoever wrote it, sums are right."""
+    name, content = NONSENSE[case]
+    vectors = io.BytesIO()
+    np.save(vectors, np.eye(3, dtype=np.float32))
+    files = {"ids.json": b'["a", "b", "c"]', "vectors.npy": vectors.getvalue()}
+    manifest = {
+        "format": "siglip-jax index 1",
+        "backend": "exact",
+        "count": 3,
+        "dimension": 3,
+        "options": {},
+        "measured": {},
+    }
+    if isinstance(content, dict):
+        manifest |= content
+    else:
+        files[name] = content
+    manifest["files"] = {each: hashlib.sha256(x).hexdigest() for each, x in files.items()}
+    for each, x in files.items():
+        (tmp_path / each).write_bytes(x)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=f"search index {tmp_path}: "):
+        load_index(tmp_path)
+
+
+def test_half_a_character_is_no_id():
+    with pytest.raises(UserError, match="half a character"):
+        build_index(np.eye(2, dtype=np.float32), ["a", "\ud800"])

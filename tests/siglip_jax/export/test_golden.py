@@ -67,6 +67,21 @@ def test_what_cannot_be_run_is_one_line(doubling, tmp_path):
         golden.check_golden(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", "5", '{"calls": []}', "no limits"])
+def test_nothing_checked_is_no_success(damage, doubling, tmp_path):
+    golden.write_golden(tmp_path, [call(X, TWICE, max_error=0.0)], model=f"{doubling}/doubling.onnx", runtime="onnx")
+    written = json.loads((tmp_path / "golden.json").read_text())
+    if damage == "no limits":
+        written["calls"][0]["limits"] = {}
+    if damage in ("no limits", '{"calls": []}'):
+        damage = json.dumps(written | ({} if damage == "no limits" else {"calls": []}))
+    (tmp_path / "golden.json").write_text(damage)
+    with pytest.raises(UserError):
+        golden.check_golden(tmp_path)
+    done = subprocess.run([sys.executable, tmp_path / golden.VERIFY], capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
 def test_odd_pictures_are_served_and_read(tiny_model):
     pictures = golden.odd_pictures()
     assert len(set(pictures.values())) == len(pictures)

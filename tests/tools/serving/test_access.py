@@ -61,8 +61,9 @@ def test_without_a_token_only_this_machine_changes_what_answers(generations):
 def test_pages_of_others_change_nothing(generations):
     app = make_app(generations)
     with TestClient(app, client=HERE, base_url="http://127.0.0.1:8000") as client:
-        for origin, status in (("http://127.0.0.1:8000", 200), ("http://evil.example", 403), ("null", 403)):
-            assert client.post("/reload", headers={"Origin": origin}).status_code == status
+        assert client.post("/reload", headers={"Origin": "http://127.0.0.1:8000"}).status_code == 200
+        for origin in ("http://evil.example", "null", "http://[", "http://a]b"):
+            assert client.post("/reload", headers={"Origin": origin}).status_code == 403
         assert client.post("/reload", json={"index": "../index"}).status_code == 409
         assert client.post("/reload", json={"index": 3}).status_code == 400
         assert client.post("/reload", content=b"[]").status_code == 400

@@ -77,7 +77,7 @@ def test_another_folder_takes_the_place(tmp_path, save_index):
     for wrong in ("none", "../a", "/etc", "", ".."):
         with pytest.raises(UserError):
             generations.reload(folder=wrong)
-        assert generations.standing.active.name == first.generation
+        assert (generations.standing.active.name, generations.broken) == (first.generation, {})
     generations.reload(folder="b")
     assert generations.standing.active.name == other.generation
     newer = save_index(tmp_path / "b", 2)

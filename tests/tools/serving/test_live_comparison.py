@@ -49,7 +49,7 @@ def test_live_queries_are_answered_by_both(tmp_path, save_index, picture):
             ends = time.monotonic() + 60
             while time.monotonic() < ends:
                 found = client.get("/compare").json()
-                if sum(found["queries"].values()) + found["failed"] + found["left_out"] >= count:
+                if sum(found["queries"].values()) + found["failed"] + found["left_out"] + found["empty"] >= count:
                     return found
                 time.sleep(0.02)
             raise AssertionError(found)
@@ -68,6 +68,10 @@ def test_live_queries_are_answered_by_both(tmp_path, save_index, picture):
         assert found["overlap"] == pytest.approx(sum(shares) / 5)
         assert found["rank_biased_overlap"] == pytest.approx(sum(orders) / 5)
         assert found["candidate"]["p99_ms"] > 0
+        assert client.get("/similar?item=i3&min_score=1.5").json()["items"] == []
+        found = compared(6)
+        assert (found["empty"], found["queries"]["item"]) == (1, 5)
+        assert found["overlap"] == pytest.approx(sum(shares) / 5)
         client.post("/search", content=picture(0), headers={"Content-Type": "image/png"})
         assert compared(6)["queries"]["image"] == 1
         assert "siglip_jax_compare_overlap_count 6.0" in client.get("/metrics").text

@@ -92,7 +92,10 @@ def export(
         raise UserError(f"--dataset is missing: its {'items' if features else 'pictures'} check the export")
     source = GoldenSource(dataset=dataset, split=split, features=features)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
+    partial = f".{output.name}.partial-"
+    for left in output.parent.glob(f"{partial}*"):  # of an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=partial, dir=output.parent) as temporary:
         path = pathlib.Path(temporary) / output.name
         if onnx:
             if wanted and tower == "image":

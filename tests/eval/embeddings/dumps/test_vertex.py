@@ -47,7 +47,7 @@ def test_every_field_and_every_bit(tmp_path):
     said = write_vertex(
         stored(tmp_path / "store", rows_per_shard=1), tmp_path / "batch", restricts=restricts, rows_per_file=2
     )
-    assert said == f"3 items in 2 files of {tmp_path / 'batch'}"
+    assert said == f"3 items of 5 numbers in 2 files of {tmp_path / 'batch'}"
     items, deleted, names = read(tmp_path / "batch")
     assert (deleted, names) == ([], ["part-00000.json", "part-00001.json"])
     for item, vector in zip(FACTS.rows, VECTORS, strict=True):
