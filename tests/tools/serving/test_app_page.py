@@ -1,7 +1,10 @@
 """The page, driven in headless Chromium: what a person sees who searches, compares and has no mouse."""
 
+import numpy as np
 import pytest
 
+import siglip_jax
+from eval.embeddings import read_store
 from input_pipeline.dataset import open_split
 from siglip_jax import cli
 
@@ -107,3 +110,23 @@ def test_without_a_mouse_and_with_a_token(browser, serve, flags, shop_dataset, t
     browser.until(f"document.querySelector('#asked .title').textContent === {title!r}")
     stored = browser.value("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])")
     assert TOKEN not in stored
+
+
+@pytest.mark.slow
+def test_words_find_what_their_embedding_is_near_to(browser, serve, trained_workdir, shop_dataset, tmp_path):
+    store, index = tmp_path / "store", tmp_path / "index"
+    flags = [f"--model={trained_workdir}", f"--dataset={shop_dataset}"]
+    assert cli.main(["embed", *flags, f"--output={store}"]) == 0
+    assert cli.main(["index", f"--store={store}", f"--output={index}"]) == 0
+    model, stored = siglip_jax.load(trained_workdir), read_store(store)
+    words = "blue striped shirt"
+    nearest = stored.ids[int(np.argmax(stored.vectors @ model.encode_text([words])[0]))]
+    browser.open(serve(*flags, f"--index={index}"))
+    browser.until("part('group').options.length > 1")
+    browser.press("/", "/")
+    browser.type(words)
+    browser.press("Enter", "\r")
+    browser.until(f"{CARDS} > 2")
+    assert words in browser.value("document.getElementById('asked').textContent")
+    titles = {row["id"]: row["title"] for row in open_split(shop_dataset, "test")[:]}
+    assert browser.value("document.querySelector('.card .title').textContent") == titles[nearest]
