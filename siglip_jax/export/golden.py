@@ -108,7 +108,7 @@ def check_golden(folder: pathlib.Path) -> list[dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not done.stdout.strip():
         reason = (done.stderr.strip() or "?").splitlines()[-1]
-        raise UserError(f"the export cannot be run without {without.replace(',', ' and ')}: {reason}")
+        raise UserError(f"the export cannot be checked, by itself without {without.replace(',', ' and ')}: {reason}")
     return json.loads(done.stdout.strip().splitlines()[-1])["calls"]
 
 

@@ -58,7 +58,7 @@ def test_beside_a_model_by_itself(case, doubling, tmp_path):
 
 def test_what_cannot_be_run_is_one_line(doubling, tmp_path):
     golden.write_golden(tmp_path, [call(X, TWICE, max_error=0.0)], model="gone.onnx", runtime="onnx")
-    with pytest.raises(UserError, match=r"cannot be run without siglip_jax and jax: .*gone\.onnx"):
+    with pytest.raises(UserError, match=r"cannot be checked, by itself without siglip_jax and jax: .*gone\.onnx"):
         golden.check_golden(tmp_path)
     done = subprocess.run([sys.executable, tmp_path / golden.VERIFY], capture_output=True, text=True, check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

@@ -110,7 +110,7 @@ def export(
             )
         golden = golden_folder(path)
         write_golden(golden, calls, model=f"../{path.name}" if onnx else "..", runtime=runtime)
-        said = f"{kind} {output}, {_HOW[runtime]}: {_said(check_golden(golden), limits)}"
+        said = f"{kind} {output}, {_HOW[runtime]}: {_said(check_golden(golden), limits, end=': it is not kept')}"
         beside = [each for each in path.parent.iterdir() if each != path]
         for each in beside:
             if (taken := output.parent / each.name).exists():
@@ -133,8 +133,8 @@ def verify(export: epath.PathLike) -> None:
     print(f"{path}, run by itself: {_said(check_golden(golden), [])}")
 
 
-def _said(results: list[dict[str, Any]], limits: Iterable[Limits]) -> str:
-    """One line of all answers; a UserError where one is beyond its limits, NaN included."""
+def _said(results: list[dict[str, Any]], limits: Iterable[Limits], *, end: str = "") -> str:
+    """One line of all answers; a UserError that ends so where one is beyond its limits, NaN included."""
     parts, beyond = [], []
     for each in results:
         cosine, allowed = each["min_cosine"], each["limits"]
@@ -148,7 +148,7 @@ def _said(results: list[dict[str, Any]], limits: Iterable[Limits]) -> str:
             beyond.append(f"{of}: {found}; expected {expected}")
     rounds = "".join(sorted({str(each) for each in limits}))
     if beyond:
-        raise UserError(f"export: {'. '.join(beyond)}{rounds}: it is not kept")
+        raise UserError(f"export: {'. '.join(beyond)}{rounds}{end}")
     return "; ".join(parts) + rounds
 
 
