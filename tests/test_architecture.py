@@ -200,7 +200,7 @@ ALONE = "siglip_jax/export/verify_export.py"  # travels with exports, where noth
     [
         ("tensorflow", "siglip_jax/export/savedmodel.py"),
         ("tensorflow_text", "siglip_jax/export/text_graph.py"),
-        ("onnx", "siglip_jax/export/onnx_graph.py"),
+        ("onnx", "siglip_jax/export/onnx/onnx_graph.py"),
         ("scann", "eval/search/scann_index.py"),
         ("orbax", "siglip_jax/checkpoints.py"),
         ("grain", "input_pipeline/loader/batches.py"),

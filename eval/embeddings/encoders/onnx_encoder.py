@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.embeddings.encoders.encoder_settings import Settings, describe
 from siglip_jax.errors import UserError
-from siglip_jax.export.onnx_adapter import OnnxNetwork
+from siglip_jax.export.onnx.onnx_adapter import OnnxNetwork
 
 
 class OnnxEncoder:

@@ -205,7 +205,7 @@ def _write_programs(model: Any, path: pathlib.Path, source: GoldenSource) -> tup
 def _write_onnx_tower(
     model: Any, path: pathlib.Path, source: GoldenSource, *, tower: str, precision: str
 ) -> tuple[list[Call], list[Limits]]:
-    from siglip_jax.export import onnx_towers
+    from siglip_jax.export.onnx import onnx_towers
 
     if tower == "image":
         calls, limits = of_pictures(model, source)
@@ -226,7 +226,7 @@ def _write_onnx_tower(
 def _write_onnx_adapter(
     model: Any, path: pathlib.Path, source: GoldenSource, *, encoders: Mapping[str, str] | None, precision: str
 ) -> tuple[list[Call], list[Limits]]:
-    from siglip_jax.export import onnx_adapter
+    from siglip_jax.export.onnx import onnx_adapter
 
     if precision != "float32":
         raise UserError(f"--precision={precision} is of towers; an adapter is written in float32: leave it out")

@@ -8,8 +8,8 @@ import pytest
 
 from siglip_jax import model as models
 from siglip_jax.errors import UserError
-from siglip_jax.export.onnx_graph import METADATA
-from siglip_jax.export.onnx_towers import INPUTS, PRECISIONS, TOWERS, export_tower
+from siglip_jax.export.onnx.onnx_graph import METADATA
+from siglip_jax.export.onnx.onnx_towers import INPUTS, PRECISIONS, TOWERS, export_tower
 from siglip_jax.models.architecture import Architecture, TowerSize
 from siglip_jax.models.towers import TwoTowers
 
@@ -96,7 +96,7 @@ def test_what_is_not_written(model, tmp_path, monkeypatch):
     for option in ({"tower": "both"}, {"precision": "int4"}):
         with pytest.raises(UserError, match=f"--{next(iter(option))}="):
             export_tower(model, tmp_path / "a.onnx", **option)
-    monkeypatch.setattr("siglip_jax.export.onnx_graph.MAX_BYTES", 1000)
+    monkeypatch.setattr("siglip_jax.export.onnx.onnx_graph.MAX_BYTES", 1000)
     with pytest.raises(UserError, match="one ONNX file holds 1000: choose --precision=float16"):
         export_tower(model, tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())

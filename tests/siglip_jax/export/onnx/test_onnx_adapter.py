@@ -8,8 +8,8 @@ import pytest
 
 from siglip_jax import model as models
 from siglip_jax.errors import UserError
-from siglip_jax.export.onnx_adapter import OnnxNetwork, export_onnx
-from siglip_jax.export.onnx_graph import METADATA
+from siglip_jax.export.onnx.onnx_adapter import OnnxNetwork, export_onnx
+from siglip_jax.export.onnx.onnx_graph import METADATA
 from siglip_jax.models.architecture import Architecture, FeatureSize, TowerSize
 from siglip_jax.models.towers import TwoTowers
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siglip_jax.errors import UserError, check_choice
-from siglip_jax.export.onnx_graph import OPSET, OnnxGraph, import_onnx, write_onnx
+from siglip_jax.export.onnx.onnx_graph import OPSET, OnnxGraph, import_onnx, write_onnx
 from siglip_jax.models.feature_tower import in_turns
 
 if TYPE_CHECKING:
