@@ -195,11 +195,16 @@ def read_vectors(
     from eval.comparison.items import places_in_store
     from eval.embeddings import read_store
     from eval.embeddings.embedding_files import read_embeddings
+    from eval.embeddings.pictures import first_pictures
     from input_pipeline.dataset import dataset_fingerprint
 
     ids = items.ids
     if paths.Path(path).is_dir():
-        store = read_store(path)
+        store, further = first_pictures(read_store(path))
+        if further:
+            print(
+                f"store {name!r}: {further} rows of further pictures left out; an item is ranked by its first picture"
+            )
         if dataset and not any_order:
             places = places_in_store(name, store, items, fingerprint=dataset_fingerprint(dataset))
             whole = len(places) == len(store.ids)

@@ -84,6 +84,7 @@ _SCHEMAS: dict[str, Any] = {
         "properties": {
             "id": _NAME,
             "score": {"type": "number"},
+            "picture": {"type": "integer", "minimum": 1},
             "collapsed": _COUNT,
             "title": {"type": "string"},
             "attributes": {"type": "object", "additionalProperties": {"type": "string"}},
