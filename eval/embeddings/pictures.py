@@ -40,6 +40,11 @@ def item_and_picture(row_id: str, ids: Container[str]) -> tuple[str, int]:
     return (found[1], int(found[2])) if found and found[1] in ids else (row_id, 1)
 
 
+def items_of(about: Mapping[str, Any], ids: Collection[str]) -> set[str]:
+    """The items of a store by its manifest and the ids of its rows."""
+    return {item_and_picture(row_id, ids)[0] for row_id in ids} if has_picture_rows(about) else set(ids)
+
+
 def check_tellable(ids: Collection[str]) -> None:
     """Raises a UserError where an item's id is that of another one's picture."""
     known = set(ids)

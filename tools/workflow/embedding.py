@@ -18,7 +18,7 @@ from eval.embeddings import EmbeddingStore, read_store, write_store
 from eval.embeddings.embedding_files import EmbeddingFile, read_embeddings
 from eval.embeddings.encoders.encoder_table import open_network
 from eval.embeddings.entries import Entries, joined_inputs, picture_input, vector_inputs
-from eval.embeddings.pictures import EACH, check_tellable, has_picture_rows, item_and_picture
+from eval.embeddings.pictures import EACH, check_tellable, items_of
 from eval.embeddings.sharded_writer import EmbeddingPlan
 from eval.embeddings.store import MANIFEST
 from eval.embeddings.store_work import EmbeddedRows, StoreWork
@@ -210,7 +210,10 @@ def embed_split(
                 plan.complete()
     if not update:
         return None
-    before, after = _items_of(stored) if stored else set(), _items_of(StoredRows(output))
+    before, after = (
+        items_of(stored.manifest, stored.places) if stored else set(),
+        items_of(manifest, StoredRows(output).places),
+    )
     same = int((kept >= 0).sum())
     return Changes(len(after - before), len(after & before) - same, same, len(before - after))
 
@@ -289,12 +292,6 @@ def _unchanged(
         return stored.unchanged_pictures(ids, inputs)
     joined = joined_inputs(list(itertools.chain(*inputs)), np.cumsum([0, *map(len, inputs)])[starts])
     return stored.unchanged(ids, joined), np.ones(len(ids), np.int64)
-
-
-def _items_of(stored: StoredRows) -> set[str]:
-    if not has_picture_rows(stored.manifest):
-        return set(stored.places)
-    return {item_and_picture(row_id, stored.places)[0] for row_id in stored.places}
 
 
 def _further_pictures(encoder: ImageEncoder, split: Split, batch: Mapping[str, Any]) -> Iterator[EmbeddedRows]:
