@@ -116,6 +116,7 @@ def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value (see --help)")
         values.validate_all_flags()
+        _check_numbers(values)
         for name in configs:
             if (config := getattr(values, name)) is not None:
                 config.lock()  # a file that is not there is only said at the first use
@@ -130,6 +131,13 @@ def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
         raise UserError(f"{given}: {type(error).__name__}: {error}; see the fields in the config file") from error
     module.main(values)
     return 0
+
+
+def _check_numbers(values: FlagValues) -> None:
+    """Raises a UserError for NaN, which absl's bounds let through."""
+    for name in values:
+        if isinstance(given := values[name].value, float) and given != given:
+            raise UserError(f"--{name}=nan: expected a number")
 
 
 def one_line(message: str) -> str:

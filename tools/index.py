@@ -91,6 +91,7 @@ def main(values: flags.FlagValues) -> None:
 def _build(values: flags.FlagValues) -> None:
     from eval.embeddings import read_store
     from eval.search import build_index, measure_recall, tuned_index
+    from eval.search.recall import shortfall
     from eval.search.updates import encoder_of
 
     store = read_store(values.store)
@@ -116,6 +117,8 @@ def _build(values: flags.FlagValues) -> None:
     if values.target_recall is not None:
         said = ", ".join(f"{name} {value}" for name, value in index.options.items() if name != "mode")
         print(f"target {values.target_recall} reached with {said}")
+    if short := shortfall(index):
+        print(f"rank and serve refuse this index, since it {short}")
     _say_missing(index)
 
 

@@ -4,7 +4,8 @@
     {"id": "4", "score": 0.93, "title": "Red shirt", "attributes": {"colour": "red"}}, ...]}
 
 Where the index has a row for each picture, an item is there once, and "picture" is the number of its nearest one.
-With `collapse` there is "collapsed", the near-duplicates that were left out, in all and of each item.
+With `collapse` there is "collapsed", the near-duplicates that were left out, in all and of each item. "unmatched" has
+the values of filters that no item has, by attribute, where there are any.
 """
 
 from __future__ import annotations
@@ -126,8 +127,10 @@ class Answers:
                 strict=True,
             )
         ]
-        counted = {} if selection.collapse is None else {"collapsed": int(chosen.alike.sum())}
-        return {"generation": self.index.generation, **counted, "items": items}
+        more: dict[str, Any] = {} if selection.collapse is None else {"collapsed": int(chosen.alike.sum())}
+        if len(self.index) and (unmatched := self.columns.unmatched(selection.where) if selection.where else {}):
+            more["unmatched"] = unmatched
+        return {"generation": self.index.generation, **more, "items": items}
 
     def _item(self, row: int, score: float, alike: int | None) -> dict[str, Any]:
         item, picture = self._shows[row] if self._shows else (self.index.ids[row], None)

@@ -185,6 +185,18 @@ def test_pictures_come_and_go_with_their_items(tmp_path, capsys):
     assert "the index a row of each picture" in capsys.readouterr().err
 
 
+def test_an_index_that_finds_too_little_is_told_when_it_is_built(tmp_path, capsys):
+    store = write(tmp_path / "store", items(range(60)))
+    flags = ["index", f"--store={store}", f"--output={tmp_path / 'index'}", "--backend=reduced"]
+    for more, told in (("--reduce=truncate:1", True), ("--reduce=int8", False)):
+        assert cli.main([*flags, more, "--candidates=1"]) == 0
+        said = capsys.readouterr().out
+        assert ("rank and serve refuse this index" in said) == told
+        assert ("build it with --candidates above 1 or a wider --reduce" in said) == told
+        code = cli.main(["search", f"--index={tmp_path / 'index'}", "--item=item-1"])
+        assert (code == 2) == ("--candidates above 1" in capsys.readouterr().err) == told
+
+
 def test_pooled_and_single_vectors_do_not_mix(index, tmp_path):
     pooled = write(tmp_path / "pooled", items(range(5)), encoder={**ENCODER, "pool": {"how": "mean", "by": "product"}})
     code, _, said = index(f"--update={pooled}")

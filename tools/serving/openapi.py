@@ -75,6 +75,7 @@ _SCHEMAS: dict[str, Any] = {
             "query": {"type": "object"},
             "generation": _NAME,
             "collapsed": _COUNT,
+            "unmatched": {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}},
             "items": {"type": "array", "items": _schema("Item")},
         },
     },

@@ -114,6 +114,13 @@ def test_an_item_is_found_once_by_its_nearest_picture(data, pictures):
     assert all((each["title"], each["attributes"]) == known[each["id"]] for each in found)
 
 
+def test_values_that_no_item_has_are_named():
+    answers = Answers(build_index(VECTORS, IDS), KNOWN)
+    found = answers.of_item("a", Selection(where={"colour": {"red", "purpel"}}))
+    assert ([each["id"] for each in found["items"]], found["unmatched"]) == (["b"], {"colour": ["purpel"]})
+    assert "unmatched" not in answers.of_item("a", Selection(where={"colour": {"red"}}))
+
+
 def test_a_filter_on_an_attribute_that_nothing_has_is_an_error():
     with pytest.raises(UserError, match="no item has this attribute; there are colour"):
         Answers(build_index(VECTORS, IDS), KNOWN).of_item("a", Selection(k=1, where={"taste": {"sour"}}))
