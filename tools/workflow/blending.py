@@ -26,7 +26,8 @@ from input_pipeline.progress import progress
 from siglip_jax.blending import average, check_blendable, interpolate
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
-from tools.workflow.embedding import embed, image_encoder, params_checksum
+from siglip_jax.training.param_rules import params_checksum
+from tools.workflow.embedding import embed, image_encoder
 from tools.workflow.item_vectors import Features
 
 NEW, LEARNED = "new", "learned"  # catalogues: tuned on, and known to the start

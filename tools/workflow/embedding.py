@@ -29,6 +29,7 @@ from input_pipeline.loader import iterate_split
 from input_pipeline.loader.bad_rows import BadRow
 from input_pipeline.loader.evaluation_pass import Pass
 from input_pipeline.loader.item_vectors import MISSING, ItemVectors
+from input_pipeline.one_ahead import one_ahead
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
@@ -44,16 +45,20 @@ class ImageEncoder:
 
     Attributes:
       features: what it reads in the place of pictures, an adapter's; batches are {name: float32 [n, d_name]} then.
+      devices: on how many it computes; each gets up to EMBED_BATCH rows of a batch.
     """
 
     encode: Callable[[Any], np.ndarray]
     preprocessing: Preprocessing
     description: dict[str, Any]
     features: Features | None = None
+    devices: int = 1
 
 
 def image_encoder(model: Any, *, name: str, features: Features | None = None) -> ImageEncoder:
     """The image tower of a `siglip_jax.Model`."""
+    from siglip_jax.model import encoding_devices
+
     preprocessing = model.preprocessing
     if preprocessing is None:
         raise UserError(f"{name}: the model has no known preprocessing; save it with preprocessing= first")
@@ -71,11 +76,13 @@ def image_encoder(model: Any, *, name: str, features: Features | None = None) ->
             f"{name}: takes stored vectors, not pictures; expected "
             + ", ".join(f"--features={each}=STORE of {size} numbers" for each, size in wanted.items())
         )
-    return ImageEncoder(encode, preprocessing, description, features)
+    return ImageEncoder(encode, preprocessing, description, features, len(encoding_devices()))
 
 
 def description_of(model: Any, *, name: str) -> dict[str, Any]:
     """What the manifest of a store says of a model's image tower, but for the features of an adapter."""
+    from siglip_jax.training.param_rules import params_checksum
+
     return {
         "name": name,
         "architecture": model.architecture.to_json(),
@@ -162,8 +169,8 @@ def embed_split(
     rows_of_split = open_split(dataset, split)
     count, pool = len(rows_of_split), pool or ("mean" if pool_by else None)
     chosen = range(0, count, 1 if most is None else math.ceil(count / most))
-    batch_size = min(EMBED_BATCH, rows_per_shard)
-    if rows_per_shard < 1 or rows_per_shard % batch_size:
+    batch_size = min(EMBED_BATCH * encoder.devices, rows_per_shard)
+    if rows_per_shard < 1 or rows_per_shard % min(EMBED_BATCH, rows_per_shard):
         raise UserError(f"rows_per_shard={rows_per_shard}; expected a multiple of {EMBED_BATCH}, or 1 to {EMBED_BATCH}")
     manifest: dict[str, Any] = {
         "model": encoder.description,
@@ -349,8 +356,11 @@ def _embed_shards(
                 yield number, found, next(found, None)  # None where every row is skipped
                 yield from ((number, found, batch) for batch in found)
 
+    def encoded(read: tuple[int, Pass, dict[str, Any] | None]) -> tuple[Any, ...]:
+        return *read, None if read[2] is None else encoder.encode(read[2]["image"])
+
     watched = progress(
-        batches(),
+        one_ahead(encoded, batches()),
         total=sum(map(len, missing.values())),
         label=f"embedding ({encoder.description['name']})",
         unit="images",
@@ -363,11 +373,10 @@ def _embed_shards(
     for number, group in itertools.groupby(watched, key=operator.itemgetter(0)):
         embedded: list[EmbeddedRows] = []
         skipped: list[BadRow] = []
-        for _, found, batch in group:
+        for _, found, batch, vectors in group:
             if batch is not None:
-                read = batch["image"]
-                inputs = vector_inputs(read) if features else list(map(picture_input, batch["image_sha256"]))
-                embedded.append(EmbeddedRows(batch["index"], batch["id"], encoder.encode(read), inputs))
+                made_of = vector_inputs(batch["image"]) if features else map(picture_input, batch["image_sha256"])
+                embedded.append(EmbeddedRows(batch["index"], batch["id"], vectors, list(made_of)))
                 embedded += _further_pictures(encoder, split, batch) if further else ()
             skipped = found.skipped  # the pass's own list, whole once the group has ended
         plan.write(number, work.shard(number, embedded), skipped=_named(skipped, dataset, split.name))
@@ -383,16 +392,3 @@ def _named(skipped: Sequence[BadRow], dataset: epath.PathLike, split: str) -> li
         dataclasses.asdict(each) | {"id": each.id or (known[each.row] if each.row < len(known) else "")}
         for each in skipped
     ]
-
-
-def params_checksum(params: Any) -> str:
-    """sha256 of parameters, by name."""
-    import jax
-
-    from siglip_jax.training.param_rules import path_name
-
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
-        digest.update(f"{path_name(path)} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return digest.hexdigest()
