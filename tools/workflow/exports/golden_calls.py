@@ -14,7 +14,7 @@ from input_pipeline.loader.item_vectors import complete_rows
 from siglip_jax.errors import UserError
 from siglip_jax.export.golden import ODD_TITLES, Call, odd_pictures
 from siglip_jax.export.limits import Limits, limits_of
-from siglip_jax.preprocessing import Patches
+from siglip_jax.preprocessing import Patches, decode_image
 from tools.workflow.adapters.export_encoders import stacked
 from tools.workflow.item_vectors import Features
 
@@ -131,6 +131,8 @@ def asked_of(
         expected = model.encode_image(by_encoders)
     else:
         pixels = model.preprocessing.images(pictures)
+        if signature == "images":  # decoded, and of many sizes, so that each is a batch
+            return items, {"images": [decode_image(each)[None].copy() for each in pictures]}, model.encode_image(pixels)
         inputs, expected = as_inputs(pixels)[1], model.encode_image(pixels)
     return items, {"image_bytes": pictures} if signature == "serving_default" else inputs, expected
 
