@@ -8,6 +8,7 @@ siglip-jax export --model=runs/adapter --output=runs/adapter.onnx
 siglip-jax export --model=runs/adapter --encoder=cnn=SAVEDMODEL --encoder=pixels=pixels:16x12 --output=runs/joined \\
   --dataset=data/fashion
 siglip-jax export --model=runs/fashion --output=runs/fashion.stablehlo --dataset=data/fashion
+siglip-jax export --model=runs/fashion --output=runs/fashion-hf --format=huggingface --report=runs/report.json
 siglip-jax export --verify=runs/fashion/savedmodel
 siglip-jax export --format=vertex --store=runs/embeddings --dataset=data/fashion --output=runs/batch
 siglip-jax export --format=faiss --store=runs/embeddings --output=runs/vectors.faiss
@@ -28,9 +29,11 @@ from absl import flags
 from siglip_jax.errors import UserError
 from siglip_jax.export.stablehlo import READERS
 from tools import common_flags
+from tools.workflow.exports.folders import FOLDERS
 
 FORMATS = ("vertex", "parquet", "npy", "faiss")
 OF_TOWERS = ("text", "tower", "precision", "serving_version")
+OF_EXPORTS = ("verify", "dataset", "split", "features", "encoder", "target_tensorflow", "store")  # but not of folders
 OF_VERTEX = ("since", "restrict", "numeric", "crowding", "rows_per_file")
 
 
@@ -82,7 +85,14 @@ def define_flags(values: flags.FlagValues) -> None:
         "Towers in bfloat16 need 2.20.",
         flag_values=values,
     )
-    flags.DEFINE_enum("format", None, list(FORMATS), "What a store is written as.", flag_values=values)
+    flags.DEFINE_enum(
+        "format",
+        None,
+        [*FORMATS, *FOLDERS],
+        "What a store is written as, or what folder a model becomes: huggingface, sentence_transformers, open_clip.",
+        flag_values=values,
+    )
+    common_flags.define_folders(values)
     flags.DEFINE_string("store", None, "Folder of an embedding store, with --format.", flag_values=values)
     flags.DEFINE_string(
         "since", None, "vertex: the store that the index has; what is gone is deleted.", flag_values=values
@@ -96,6 +106,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
+    if values.format in FOLDERS:
+        _export_folder(values)
+        return
+    if unused := [name for name in ("shard_size", "report") if values[name].present]:
+        raise UserError(f"--{unused[0]} is of --format={', '.join(FOLDERS)}; leave it out")
     jobs = [name for name in ("model", "format", "verify") if values[name].value is not None]
     if len(jobs) != 1:
         raise UserError(
@@ -122,6 +137,21 @@ def main(values: flags.FlagValues) -> None:
         _export_store(values)
     else:
         _export_model(values)
+
+
+def _export_folder(values: flags.FlagValues) -> None:
+    from siglip_jax.loading import load
+    from tools.workflow.exports.folders import write_folder
+
+    if values.model is None or values.output is None:
+        raise UserError(f"--format={values.format} writes a model; expected --model and --output")
+    if given := [name for name in (*OF_EXPORTS, *OF_TOWERS, *OF_VERTEX) if values[name].present]:
+        raise UserError(f"--{given[0]} is not of --format={values.format}; leave it out")
+    model = load(values.model, param_dtype="stored")
+    lost = write_folder(model, values.output, format=values.format, shard_size=values.shard_size, report=values.report)
+    for line in lost:
+        print(f"not in {values.output}: {line}")
+    print(f"{model.source or values.model} -> {values.output} ({values.format})")
 
 
 def _export_store(values: flags.FlagValues) -> None:
