@@ -8,7 +8,6 @@ siglip-jax export --model=runs/adapter --output=runs/adapter.onnx
 siglip-jax export --model=runs/adapter --encoder=cnn=SAVEDMODEL --encoder=pixels=pixels:16x12 --output=runs/joined \\
   --dataset=data/fashion
 siglip-jax export --model=runs/fashion --output=runs/fashion.stablehlo --dataset=data/fashion
-siglip-jax export --model=runs/fashion --output=runs/fashion-hf --format=huggingface --report=runs/report.json
 siglip-jax export --verify=runs/fashion/savedmodel
 siglip-jax export --format=vertex --store=runs/embeddings --dataset=data/fashion --output=runs/batch
 siglip-jax export --format=faiss --store=runs/embeddings --output=runs/vectors.faiss
@@ -20,6 +19,9 @@ An adapter is written alone, to take its stored vectors by name, unless --encode
 --dataset and --features its check uses those of a split, otherwise vectors that are made up (docs/guide/export.md).
 
 --format writes a store instead: a batch for Vertex AI Vector Search, or one file of all vectors (docs/guide/search.md).
+With --model it writes a folder for transformers, sentence-transformers or open_clip (docs/guide/models.md):
+
+siglip-jax export --model=runs/fashion --output=runs/fashion-hf --format=huggingface --report=runs/report.json
 """
 
 from __future__ import annotations
@@ -33,7 +35,6 @@ from tools.workflow.exports.folders import FOLDERS
 
 FORMATS = ("vertex", "parquet", "npy", "faiss")
 OF_TOWERS = ("text", "tower", "precision", "serving_version")
-OF_EXPORTS = ("verify", "dataset", "split", "features", "encoder", "target_tensorflow", "store")  # but not of folders
 OF_VERTEX = ("since", "restrict", "numeric", "crowding", "rows_per_file")
 
 
@@ -145,7 +146,8 @@ def _export_folder(values: flags.FlagValues) -> None:
 
     if values.model is None or values.output is None:
         raise UserError(f"--format={values.format} writes a model; expected --model and --output")
-    if given := [name for name in (*OF_EXPORTS, *OF_TOWERS, *OF_VERTEX) if values[name].present]:
+    others = ("verify", "dataset", "split", "features", "encoder", "target_tensorflow", "store", *OF_TOWERS, *OF_VERTEX)
+    if given := [name for name in others if values[name].present]:
         raise UserError(f"--{given[0]} is not of --format={values.format}; leave it out")
     model = load(values.model, param_dtype="stored")
     lost = write_folder(model, values.output, format=values.format, shard_size=values.shard_size, report=values.report)
