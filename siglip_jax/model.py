@@ -23,7 +23,7 @@ from siglip_jax.models.towers import TwoTowers, example_inputs
 from siglip_jax.preprocessing import Patches, Preprocessing
 from siglip_jax.weights import native
 from siglip_jax.weights.formats import FORMATS, written_formats
-from siglip_jax.weights.stored_model import LAYOUTS, StoredModel
+from siglip_jax.weights.stored_model import LAYOUTS, SHARD_BYTES, StoredModel, WriteOptions
 
 MAX_BATCH = 256
 _IN_FLIGHT = 2  # batches on their way while the host makes the next one
@@ -176,14 +176,22 @@ class Model:
             preprocessing=self.preprocessing,
         )
 
-    def save(self, path: epath.PathLike, *, format: str = "native", layout: str = "stacked") -> list[str]:
+    def save(
+        self,
+        path: epath.PathLike,
+        *,
+        format: str = "native",
+        layout: str = "stacked",
+        shard_bytes: int = SHARD_BYTES,
+    ) -> list[str]:
         """Writes the model so that `load` reads it, or that big_vision or transformers do.
 
         Args:
           path: a folder; of "big_vision" an .npz file.
-          format: "native" (safetensors and JSON), "huggingface" (config.json, safetensors, processor), "big_vision", or
-            another that `siglip_jax.weights.formats` has an entry for.
+          format: "native" (safetensors and JSON), "huggingface" (config.json, safetensors, processor), "big_vision",
+            "sentence_transformers", "open_clip", or another that `siglip_jax.weights.formats` has an entry for.
           layout: of the layers in an .npz, "stacked" or "layers".
+          shard_bytes: the most that one file of the tensors of a Hugging Face folder holds.
 
         Returns:
           What the format could not hold, a line each; the native one holds everything.
@@ -194,6 +202,8 @@ class Model:
         """
         for option, value, choices in (("format", format, written_formats()), ("layout", layout, LAYOUTS)):
             check_choice(f"save: {option}", value, choices)
+        if type(shard_bytes) is not int or shard_bytes < 1:
+            raise UserError(f"save: shard_bytes={shard_bytes!r}; expected a whole number of bytes")
         check_preprocessing(self)
         if not os.fspath(path):
             raise UserError("save: an empty path")
@@ -209,7 +219,7 @@ class Model:
             preprocessing=self.preprocessing,
             dtype=jax.numpy.dtype(self.module.dtype).name,
         )
-        return write(stored, path, layout)
+        return write(stored, path, WriteOptions(layout=layout, shard_bytes=shard_bytes))
 
     def _known_preprocessing(self, what: str) -> Preprocessing:
         if self.preprocessing is None:
