@@ -11,14 +11,15 @@ import numpy as np
 
 from eval.comparison import log_notes
 from eval.comparison.choose_rankers import RankersToCompare
-from eval.comparison.comparison_table import Bootstrap, compare_rows
+from eval.comparison.comparison_table import Certainty, compare_rows
 from eval.comparison.conclusions import beyond_table, conclude
 from eval.comparison.dimension_ladder import measure_ladder
 from eval.comparison.index_columns import IndexColumns, index_columns
 from eval.comparison.protocol_result import LISTED, ProtocolResult
 from eval.rankers import VectorRanker
 from eval.report.example_queries import ShownItems, example_queries, largest_changes
-from eval.statistics import measure_slices
+from eval.statistics import DecisionRules, measure_slices
+from eval.statistics.significance import FEW_CLUSTERS, plural
 from siglip_jax import __version__
 
 
@@ -32,6 +33,8 @@ def build_report(
     grid: int = 8,
     changes: int = 6,
     seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    rules: DecisionRules | None = None,
 ) -> dict[str, Any]:
     """The report, as `eval.report.report_page` describes it.
 
@@ -41,13 +44,19 @@ def build_report(
       provenance: more of where the numbers come from.
       grid: how many queries, drawn by `seed`, to show with what every ranker puts first.
       changes: how many of the largest gains, and of the largest losses, to show.
+      seed: also of the draws that correct for several comparisons.
+      options: "samples" and "confidence" of `Certainty`, where they are not its own.
+      rules: that decide, in report names of metrics.
     """
     protocol, new, against = result.protocol, compared.new, compared.against
-    bootstrap = Bootstrap(result.queries.clusters, seed=seed)
-    table = compare_rows(result.metrics, pairs=_pairs(result, compared), tied=result.tied, bootstrap=bootstrap)
-    conclusion = conclude(table, result.metrics, new=new, against=against, bootstrap=bootstrap)
+    rules = rules or DecisionRules()
+    certainty = Certainty(result.queries.clusters, seed=seed, **(options or {})).over(len(protocol))
+    table = compare_rows(
+        result.metrics, pairs=_pairs(result, compared), tied=result.tied, certainty=certainty, margin=rules.margin
+    )
+    conclusion = conclude(result.metrics, new=new, against=against, certainty=certainty, rules=rules)
     indexed = index_columns(
-        result.exact, result.indexed, allow_low_recall=result.search.allow_low_recall, bootstrap=bootstrap
+        result.exact, result.indexed, allow_low_recall=result.search.allow_low_recall, certainty=certainty
     )
     gains, losses = _largest_changes(result, compared, count=changes, seed=seed)
     report = {
@@ -59,12 +68,12 @@ def build_report(
         **conclusion,
         "new": new,
         "against": against,
-        "resampled": f"{result.queries.cluster}s",
+        "confidence": certainty.confidence,
         "rows": _rows(table, result, compared, indexed),
         "differences": table["differences"],
-        "ladders": _ladders(result, compared, bootstrap),
-        "slices": _slices(result, compared, bootstrap),
-        "beyond": _beyond(result, compared, bootstrap),
+        "ladders": _ladders(result, compared, certainty),
+        "slices": _slices(result, compared, certainty),
+        "beyond": _beyond(result, compared, certainty),
         "loss_curve": [{"step": line["step"], "loss": line["loss"]} for line in loss_curve if "loss" in line],
         "gains": gains,
         "losses": losses,
@@ -72,16 +81,28 @@ def build_report(
         **result.parts.tail,
         "provenance": {
             **result.parts.source,
-            "bootstrap": {
-                "samples": bootstrap.samples, "clusters": result.queries.cluster, "confidence": bootstrap.confidence
+            "intervals": {
+                "clusters": list(result.queries.clusters), "confidence": certainty.confidence,
+                "samples": certainty.samples, "seed": seed,
             },
             "ScaNN": "not run" if result.search.scann is None else dict(result.search.scann),
             **(provenance or {}),
         },
     }  # fmt: skip
     refused = log_notes.of_refused(indexed.refused, k=protocol.measures.deepest)
-    report["warnings"] = [*report["warnings"], *refused]
+    report["warnings"] = [*report["warnings"], *refused, *_few(conclusion["weights"])]
     return report
+
+
+def _few(weights: Mapping[str, float]) -> list[str]:
+    """Said first where the queries come from too few users or items."""
+    few = [f"{weight:.1f} {plural(way)}" for way, weight in weights.items() if weight < FEW_CLUSTERS]
+    if not few:
+        return []
+    weight = " and ".join(few)
+    return [
+        f"The queries weigh as {weight}, fewer than {FEW_CLUSTERS}: intervals are not reliable, nothing is concluded."
+    ]
 
 
 def _pairs(result: ProtocolResult, compared: RankersToCompare) -> list[tuple[str, str]]:
@@ -108,30 +129,28 @@ def _rows(
     ]
 
 
-def _ladders(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> list[dict[str, Any]]:
+def _ladders(result: ProtocolResult, compared: RankersToCompare, certainty: Certainty) -> list[dict[str, Any]]:
     primary = result.protocol.measures.primary
 
     def rank(vectors: np.ndarray) -> np.ndarray:
         return result.protocol.metrics_of(VectorRanker("", vectors))[primary]
 
     return [
-        measure_ladder(ladder, rank, ranker=name, metric=primary, full=result.values[name], bootstrap=bootstrap)
+        measure_ladder(ladder, rank, ranker=name, metric=primary, full=result.values[name], certainty=certainty)
         for name, ladder in compared.ladders.items()
     ]
 
 
-def _slices(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> dict[str, Any] | None:
+def _slices(result: ProtocolResult, compared: RankersToCompare, certainty: Certainty) -> dict[str, Any] | None:
     """`new` against `against` in parts of the queries; None where nothing tells the queries apart."""
     if not result.queries.slicings:
         return None
     new, against = (result.values[name] for name in (compared.new, compared.against))
-    sliced = measure_slices(
-        result.queries.slicings, new, against, clusters=bootstrap.clusters, confidence=bootstrap.confidence
-    )
+    sliced = measure_slices(result.queries.slicings, new, against, **certainty.of_means())
     return {**sliced, "new": compared.new, "base": compared.against, "metric": result.protocol.measures.primary}
 
 
-def _beyond(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> dict[str, Any] | None:
+def _beyond(result: ProtocolResult, compared: RankersToCompare, certainty: Certainty) -> dict[str, Any] | None:
     """What the first lists are like; None where candidates are given, since their variety is not the ranker's doing."""
     if not result.first_lists:
         return None
@@ -141,7 +160,7 @@ def _beyond(result: ProtocolResult, compared: RankersToCompare, bootstrap: Boots
         k=LISTED,
         attributes=result.attributes,
         popularity=result.popularity,
-        bootstrap=bootstrap,
+        certainty=certainty,
     )
 
 
@@ -156,7 +175,11 @@ def _largest_changes(
     return [
         example_queries(chosen, result.protocol, rankers, shown, values=values)
         for chosen in largest_changes(
-            values[compared.new], values[compared.against], groups=result.queries.clusters, count=count, seed=seed
+            values[compared.new],
+            values[compared.against],
+            groups=next(iter(result.queries.clusters.values())),
+            count=count,
+            seed=seed,
         )
     ]
 
