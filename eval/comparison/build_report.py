@@ -16,10 +16,12 @@ from eval.comparison.conclusions import beyond_table, conclude
 from eval.comparison.dimension_ladder import measure_ladder
 from eval.comparison.index_columns import IndexColumns, index_columns
 from eval.comparison.protocol_result import LISTED, ProtocolResult
+from eval.protocols.off_policy.estimators import ESTIMATORS, LEAST_EFFECTIVE
 from eval.rankers import VectorRanker
 from eval.report.example_queries import ShownItems, example_queries, largest_changes
-from eval.statistics import measure_slices
+from eval.statistics import Slicing, bootstrap_columns, measure_slices
 from siglip_jax import __version__
+from siglip_jax.errors import UserError
 
 
 def build_report(
@@ -41,8 +43,12 @@ def build_report(
       provenance: more of where the numbers come from.
       grid: how many queries, drawn by `seed`, to show with what every ranker puts first.
       changes: how many of the largest gains, and of the largest losses, to show.
+
+    Raises:
+      UserError: neither `compared.new` nor `compared.against` ever found anything.
     """
     protocol, new, against = result.protocol, compared.new, compared.against
+    _check_hits(result, new, against)
     bootstrap = Bootstrap(result.queries.clusters, seed=seed)
     table = compare_rows(result.metrics, pairs=_pairs(result, compared), tied=result.tied, bootstrap=bootstrap)
     conclusion = conclude(table, result.metrics, new=new, against=against, bootstrap=bootstrap)
@@ -59,12 +65,15 @@ def build_report(
         **conclusion,
         "new": new,
         "against": against,
+        "similarity": compared.similarity,
         "resampled": f"{result.queries.cluster}s",
         "rows": _rows(table, result, compared, indexed),
         "differences": table["differences"],
         "ladders": _ladders(result, compared, bootstrap),
-        "slices": _slices(result, compared, bootstrap),
+        "slices": _slices(result, compared, bootstrap, result.queries.slicings),
+        "trend": _trend(result, compared, bootstrap),
         "beyond": _beyond(result, compared, bootstrap),
+        "off_policy": _off_policy(result, compared, bootstrap),
         "loss_curve": [{"step": line["step"], "loss": line["loss"]} for line in loss_curve if "loss" in line],
         "gains": gains,
         "losses": losses,
@@ -80,8 +89,22 @@ def build_report(
         },
     }  # fmt: skip
     refused = log_notes.of_refused(indexed.refused, k=protocol.measures.deepest)
-    report["warnings"] = [*report["warnings"], *refused]
+    unmeasured = log_notes.of_unmeasured(result.metrics, relevant_from=protocol.measures.relevant_from)
+    report["warnings"] = [*report["warnings"], *refused, *unmeasured]
+    report["notes"] = [*report.get("notes", []), *compared.notes]
     return report
+
+
+def _check_hits(result: ProtocolResult, new: str, against: str) -> None:
+    """Refuses a comparison of two rankers that never found anything: their difference of 0 would be no finding."""
+    primary, values = result.protocol.measures.primary, result.values
+    known = ~np.isnan(values[new]) & ~np.isnan(values[against])
+    if known.any() and not values[new][known].any() and not values[against][known].any():
+        raise UserError(
+            f"{primary} of {new} and of {against} is 0 in all {int(known.sum()):,} queries: neither ever puts a "
+            "relevant item so far up, so nothing can be said of them; look deeper, with "
+            "--config.evaluation.metrics=\"('nDCG@100','recall@100')\", or give more queries"
+        )
 
 
 def _pairs(result: ProtocolResult, compared: RankersToCompare) -> list[tuple[str, str]]:
@@ -120,14 +143,25 @@ def _ladders(result: ProtocolResult, compared: RankersToCompare, bootstrap: Boot
     ]
 
 
-def _slices(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> dict[str, Any] | None:
+def _trend(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> dict[str, Any] | None:
+    """`new` against `against` in the order of time; None where all queries are of one day or week."""
+    trend = result.queries.trend
+    if trend is None or len(trend.labels) < 2:
+        return None
+    found = _slices(result, compared, bootstrap, [trend])
+    if found is not None:
+        found["slices"].sort(key=lambda row: trend.labels.index(row["label"]))
+    return found
+
+
+def _slices(
+    result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap, slicings: Sequence[Slicing]
+) -> dict[str, Any] | None:
     """`new` against `against` in parts of the queries; None where nothing tells the queries apart."""
-    if not result.queries.slicings:
+    if not slicings:
         return None
     new, against = (result.values[name] for name in (compared.new, compared.against))
-    sliced = measure_slices(
-        result.queries.slicings, new, against, clusters=bootstrap.clusters, confidence=bootstrap.confidence
-    )
+    sliced = measure_slices(slicings, new, against, clusters=bootstrap.clusters, confidence=bootstrap.confidence)
     return {**sliced, "new": compared.new, "base": compared.against, "metric": result.protocol.measures.primary}
 
 
@@ -143,6 +177,37 @@ def _beyond(result: ProtocolResult, compared: RankersToCompare, bootstrap: Boots
         popularity=result.popularity,
         bootstrap=bootstrap,
     )
+
+
+def _off_policy(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> dict[str, Any] | None:
+    """What each ranker would have earned; None where chance had no say in the lists."""
+    found = {name: ranked.off_policy for name, ranked in result.exact.items() if ranked.off_policy}
+    if not found:
+        return None
+    new, against = found.get(compared.new), found.get(compared.against)
+    columns: dict[tuple[str | None, str], np.ndarray]  # None for the difference
+    columns = {(name, key): values for name, each in found.items() for key, values in each["values"].items()}
+    if new and against:
+        columns |= {(None, key): new["values"][key] - against["values"][key] for key in ESTIMATORS}
+    intervals = bootstrap_columns(np.stack(list(columns.values()), axis=1), **bootstrap.options())
+    cells = {
+        place: {"mean": each.mean, "low": each.low, "high": each.high, "queries": each.queries}
+        for place, each in zip(columns, intervals, strict=True)
+    }
+    return {
+        "estimators": list(ESTIMATORS),
+        "depth": next(iter(found.values()))["depth"],
+        "lists": cells[next(iter(cells))]["queries"],
+        "rows": {
+            name: {
+                key: cells[name, key]
+                | {"effective": each["effective"][key], "enough": each["effective"][key] >= LEAST_EFFECTIVE}
+                for key in ESTIMATORS
+            }
+            for name, each in found.items()
+        },
+        "difference": {key: cells[None, key] for key in ESTIMATORS} if new and against else None,
+    }
 
 
 def _largest_changes(

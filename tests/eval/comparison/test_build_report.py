@@ -31,9 +31,9 @@ SHARED = {
     *("title", "protocol", "gain", "relevance", "relevant_from", "max_grade", "queries", "items", "left_out"),
     *("list_length", "primary_metric", "conclusion", "minimum_detectable", "new", "against", "resampled", "rows"),
     *("differences", "ladders", "slices", "beyond", "loss_curve", "gains", "losses", "grid", "warnings", "missing"),
-    "provenance",
+    *("provenance", "similarity", "notes", "off_policy", "trend"),
 }
-OF_LOGS = {"actions", "users", "notes", "log", "exposure"}
+OF_LOGS = {"actions", "users", "log", "exposure", "row_notes"}
 COLUMNS = {"query_id", "query_item", "query_item_row", "candidates"}
 
 
