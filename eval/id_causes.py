@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable
 
-_WRITINGS: dict[str, Callable[[str], str]] = {  # the first that joins most; each is applied to both sides
+_WRITINGS: dict[str, Callable[[str], str]] = {  # the first that joins most, applied to theirs, then to both
     "leading zeros": lambda text: text.lstrip("0") or "0",
     '".0" behind it': lambda text: re.sub(r"\.0+$", "", text),
     "blanks": lambda text: "".join(text.split()),
@@ -17,7 +17,7 @@ _WRITINGS: dict[str, Callable[[str], str]] = {  # the first that joins most; eac
     "letters round the number": lambda text: re.sub(r"\D", "", text),
 }
 _LEAST = 0.5  # share of the ids that a way of writing has to join, to be called the cause
-_LOOKED_AT = 20_000
+_THEIRS, _BOTH = 20_000, 200_000  # ids that are looked at; of ours, up to which both sides are rewritten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +33,22 @@ def likely_cause(theirs: Iterable[str], ours: Iterable[str]) -> Cause | None:
     """In what ids that do not join differ, where that would join at least half of the smaller side; None for unknown.
 
     Args:
-      theirs, ours: ids, of which none is in both; the first 20,000 of each are looked at.
+      theirs, ours: ids, of which none is in both. 20,000 of theirs are looked at; where there are more than 200,000 of
+        ours, only theirs are rewritten.
     """
-    left, right = list(theirs)[:_LOOKED_AT], list(ours)[:_LOOKED_AT]
+    left, right = list(theirs)[:_THEIRS], list(ours)
     best, most = None, _LEAST * max(1, min(len(left), len(right)))
-    for words, write in _WRITINGS.items():
-        known = {write(item): item for item in reversed(right)}
-        known.pop("", None)
-        joined = [item for item in left if write(item) in known]
-        if joined and len(joined) >= most and (best is None or len(joined) > most):
-            best, most = Cause(words, joined[0], known[write(joined[0])]), len(joined)
+    for rewritten in (False, True):
+        if best or (rewritten and len(right) > _BOTH):
+            break
+        known = {item: item for item in right}
+        for words, write in _WRITINGS.items():
+            if rewritten:
+                known = {write(item): item for item in reversed(right)}
+                known.pop("", None)
+            joined = [item for item in left if write(item) in known]
+            if joined and len(joined) >= most and (best is None or len(joined) > most):
+                best, most = Cause(words, joined[0], known[write(joined[0])]), len(joined)
     return best
 
 

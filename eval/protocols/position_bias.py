@@ -18,6 +18,7 @@ from eval.logs import Queries
 
 LEAST_SURE = 0.25  # the largest standard error of a measured power that is used
 _LARGEST = 8.0
+_MOST = 4_000_000  # showings that are looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,10 @@ def measure_position_bias(queries: Queries) -> PositionBias | None:
         queries.items[owner].astype(np.int64) * (int(queries.candidates.max(initial=0)) + 1) + queries.candidates[known]
     )
     place, acted = queries.positions[known], queries.gains[known] > 0
+    if len(pair) > _MOST:  # all showings of some pairs, drawn by a hash
+        drawn = (pair.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
+        mine = drawn < np.uint64((_MOST << 32) // len(pair))
+        pair, place, acted = pair[mine], place[mine], acted[mine]
     _, code, shown = np.unique(pair, return_inverse=True, return_counts=True)
     code = code.reshape(-1)
     first = np.full(len(shown), np.iinfo(np.int64).max)
