@@ -169,7 +169,7 @@ def test_the_command(shop_dataset, tmp_path, capsys):
     for flags, said in (
         (["--format=vertex"], "--store is missing"),
         (["--format=vertex", "--model=m"], "expected --model, to write a model, or --format"),
-        (["--store=s", "--model=m"], "--store is of --format; leave it out"),
+        (["--store=s", "--model=m"], "--store is of --reduce=pca:WIDTH"),
         (["--format=npy", "--store=s", "--since=t"], "--since is of --format=vertex"),
         (["--format=vertex", f"--store={tmp_path / 'store'}", "--numeric=price"], "give --dataset"),
     ):
