@@ -20,8 +20,8 @@ LAYOUT ?= catalog
 CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
 # `make help` shows the text behind ##.
-.PHONY: help demo finetune-start finetune-compare test test-newest test-newest-smoke test-slow test-tpu gpu-wheels \
-  docs lint lock clean
+.PHONY: help demo finetune-start finetune-compare test test-newest test-newest-smoke test-exports test-slow test-tpu \
+  gpu-wheels docs lint lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml uv.lock
@@ -88,6 +88,10 @@ test-newest-smoke:
 	$(if $(NEWEST_PYTHON),$(MAKE) --no-print-directory $(NEWEST)/ready,@echo "no Python 3.12 or 3.13, so not the newest jax")
 	$(if $(NEWEST_PYTHON),$(NEWEST)/bin/python -m pytest -q -n 2 -m "$(QUICK)" \
 	  $(addprefix tests/siglip_jax/,$(SMOKE)) tests/behaviour/test_newest_jax.py)
+
+# In one process: the exports are made once and asked in one process of each format.
+test-exports: $(READY)  ## every format, tower and precision of an export beside the model, with odd pictures and titles
+	.venv/bin/python -m pytest -q -rs tests/behaviour/test_export_matrix.py
 
 test-slow: $(READY)  ## runs that are killed and resumed many times
 	.venv/bin/python -m pytest -q -n 2 -m "slow"
