@@ -2,6 +2,7 @@
 
 siglip-jax export --model=runs/fashion --output=runs/fashion/savedmodel --dataset=data/fashion
 siglip-jax export --model=runs/fashion --output=runs/fashion/image.onnx --dataset=data/fashion
+siglip-jax export --model=runs/fashion --output=runs/fashion/photo.onnx --takes=images --dataset=data/fashion
 siglip-jax export --model=runs/fashion --output=runs/fashion/text.onnx --tower=text --dataset=data/fashion
 siglip-jax export --model=runs/adapter --output=runs/adapter/savedmodel
 siglip-jax export --model=runs/adapter --output=runs/adapter.onnx
@@ -30,7 +31,7 @@ from siglip_jax.export.stablehlo import READERS
 from tools import common_flags
 
 FORMATS = ("vertex", "parquet", "npy", "faiss")
-OF_TOWERS = ("text", "tower", "precision", "serving_version")
+OF_TOWERS = ("text", "tower", "precision", "takes", "serving_version")
 OF_VERTEX = ("since", "restrict", "numeric", "crowding", "rows_per_file")
 
 
@@ -61,6 +62,14 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("tower", "image", ["image", "text"], "Which one an .onnx file holds.", flag_values=values)
     flags.DEFINE_enum(
         "precision", "float32", ["float32", "float16", "int8"], "Of a tower in an .onnx file.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "takes",
+        None,
+        ["pixels", "images", "ids"],
+        "What an .onnx file takes: pixels, as the tower does; images, decoded, of any size, which the graph resizes; "
+        "ids of a text tower. By default pixels or ids.",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "dataset", None, "Dataset whose items check the export, or say what a stored item is.", flag_values=values
@@ -170,5 +179,6 @@ def _export_model(values: flags.FlagValues) -> None:
         text=values.text,
         tower=values.tower,
         precision=values.precision,
+        takes=values.takes or "",
         serving_version=values.serving_version,
     )

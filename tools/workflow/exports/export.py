@@ -20,6 +20,7 @@ from tools.workflow.exports.golden_calls import (
     GoldenSource,
     by_cosine,
     by_error,
+    of_decoded,
     of_features,
     of_joined,
     of_pictures,
@@ -47,6 +48,7 @@ def export(
     text: str = "ids",
     tower: str = "image",
     precision: str = "float32",
+    takes: str = "",
     serving_version: int | None = None,
 ) -> None:
     """Writes a SavedModel, an .onnx file or StableHLO programs, with golden inputs and answers, which check it.
@@ -58,7 +60,7 @@ def export(
       encoders: {feature: network} to join with an adapter, one for each of its features.
       text: what the text tower of a SavedModel takes, see `export_saved_model`.
       serving_version: of a SavedModel: it is written to that number in `output`, as TensorFlow Serving wants it.
-      tower, precision: of an .onnx file, see `export_tower`; of an adapter of stored vectors "float32".
+      tower, precision, takes: of an .onnx file, see `export_tower`; of an adapter of stored vectors the defaults.
 
     Raises:
       UserError: an answer differs from the model's by more than its limits, or the export cannot be made or run.
@@ -84,8 +86,8 @@ def export(
             f"export: --encoder for {', '.join(encoders)}; expected "
             + (f"{flags}, or none" if wanted else "none, since this model takes pictures")
         )
-    if not onnx and (tower != "image" or precision != "float32"):
-        raise UserError(f"--tower and --precision are of .onnx files; leave them out for {kind}")
+    if not onnx and (tower != "image" or precision != "float32" or takes):
+        raise UserError(f"--tower, --precision and --takes are of .onnx files; leave them out for {kind}")
     if encoders and runtime == "jax":
         raise UserError("--encoder is of SavedModels and .onnx files; leave it out for .stablehlo")
     if dataset is None and (features is not None or encoders or not wanted):
@@ -99,9 +101,11 @@ def export(
         path = pathlib.Path(temporary) / output.name
         if onnx:
             if wanted and tower == "image":
+                if takes:
+                    raise UserError(f"--takes={takes} is of towers; an adapter takes vectors or what its encoders do")
                 calls, limits = _write_onnx_adapter(model, path, source, encoders=encoders, precision=precision)
             else:
-                calls, limits = _write_onnx_tower(model, path, source, tower=tower, precision=precision)
+                calls, limits = _write_onnx_tower(model, path, source, tower=tower, precision=precision, takes=takes)
         elif runtime == "jax":
             calls, limits = _write_programs(model, path, source)
         else:
@@ -203,11 +207,14 @@ def _write_programs(model: Any, path: pathlib.Path, source: GoldenSource) -> tup
 
 
 def _write_onnx_tower(
-    model: Any, path: pathlib.Path, source: GoldenSource, *, tower: str, precision: str
+    model: Any, path: pathlib.Path, source: GoldenSource, *, tower: str, precision: str, takes: str
 ) -> tuple[list[Call], list[Limits]]:
     from siglip_jax.export.onnx import onnx_towers
 
-    if tower == "image":
+    if tower == "image" and takes == "images":
+        onnx_towers.check_resize(model)
+        calls, limits = of_decoded(model, source)
+    elif tower == "image":
         calls, limits = of_pictures(model, source)
         calls = [call for call in calls if call.signature == "pixels"]
         # What `siglip-jax embed --model=FILE.onnx` reads, so that `rank` can compare the export with the model.
@@ -219,7 +226,7 @@ def _write_onnx_tower(
     if precision in LEAST_COSINE:
         least = LEAST_COSINE[precision]
         calls = [dataclasses.replace(call, max_error=None, min_cosine=least) for call in calls]
-    onnx_towers.export_tower(model, path, tower=tower, precision=precision)
+    onnx_towers.export_tower(model, path, tower=tower, precision=precision, takes=takes)
     return calls, [limits]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from etils import epath
 
 from input_pipeline.dataset import open_split
@@ -13,11 +14,13 @@ from input_pipeline.loader.item_vectors import complete_rows
 from siglip_jax.errors import UserError
 from siglip_jax.export.golden import ODD_TITLES, Call, odd_pictures
 from siglip_jax.export.limits import Limits, limits_of
+from siglip_jax.preprocessing import decode_image
 from tools.workflow.adapters.export_encoders import stacked
 from tools.workflow.item_vectors import Features
 
 ITEMS_CHECKED = 64  # of an export
 GOLDEN_BYTES = 2**23  # of pictures, and of pixels: so many items are enough
+SIZES_CHECKED = 4  # of decoded pictures
 
 
 class GoldenSource:
@@ -75,6 +78,23 @@ def of_pictures(model: Any, source: GoldenSource) -> tuple[list[Call], Limits]:
         by_bytes("serving_default", pictures, expected, limits),
         by_error("pixels", {"pixels": pixels[:some]}, expected[:some], limits, of="pictures"),
     ], limits
+
+
+def of_decoded(model: Any, source: GoldenSource) -> tuple[list[Call], Limits]:
+    """Decoded pictures of equal sizes, a call for each of the commonest sizes."""
+    by_size: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for picture in source.pictures()[0] + list(odd_pictures().values()):
+        image = decode_image(picture)
+        by_size.setdefault(image.shape, []).append(image.copy())
+    limits = limits_of(model, model.preprocessing.images([PIL.Image.fromarray(x[0]) for x in by_size.values()]))
+    calls, left = [], GOLDEN_BYTES
+    for images in sorted(by_size.values(), key=len, reverse=True)[:SIZES_CHECKED]:
+        fitting = np.stack(images[: max(1, left // images[0].nbytes)])
+        left -= fitting.nbytes
+        expected = model.encode_image(model.preprocessing.images(map(PIL.Image.fromarray, fitting)))
+        of = f"pictures of {fitting.shape[1]}x{fitting.shape[2]}"
+        calls.append(by_cosine("images", {"images": fitting}, expected, limits, of=of))
+    return calls, limits
 
 
 def of_features(model: Any, source: GoldenSource) -> tuple[list[Call], Limits]:
