@@ -20,8 +20,8 @@ LAYOUT ?= catalog
 CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
 # `make help` shows the text behind ##.
-.PHONY: help demo finetune-start finetune-compare test test-newest test-newest-smoke test-slow test-tpu gpu-wheels \
-  docs lint lock clean
+.PHONY: help demo finetune-start finetune-compare test test-newest test-newest-smoke test-consumers test-slow test-tpu \
+  gpu-wheels docs lint lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml uv.lock
@@ -88,6 +88,18 @@ test-newest-smoke:
 	$(if $(NEWEST_PYTHON),$(MAKE) --no-print-directory $(NEWEST)/ready,@echo "no Python 3.12 or 3.13, so not the newest jax")
 	$(if $(NEWEST_PYTHON),$(NEWEST)/bin/python -m pytest -q -n 2 -m "$(QUICK)" \
 	  $(addprefix tests/siglip_jax/,$(SMOKE)) tests/behaviour/test_newest_jax.py)
+
+# Other languages' onnxruntime. Without npm's install scripts, which would fetch CUDA libraries. For C++ unpack a release
+# of onnxruntime, or give ONNXRUNTIME=folder with include/ and lib/; for Java put onnxruntime.jar into .consumers.
+CONSUMERS := .consumers
+ONNXRUNTIME ?= $(CONSUMERS)/onnxruntime
+
+$(CONSUMERS)/node_modules:
+	@npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(CONSUMERS) onnxruntime-node@1 sharp@0.35
+
+test-consumers: $(READY) $(CONSUMERS)/node_modules  ## Node embeds golden pictures as the model does, and C++ with ONNXRUNTIME=folder
+	SIGLIP_JAX_CONSUMERS=$(CONSUMERS) SIGLIP_JAX_ONNXRUNTIME=$(ONNXRUNTIME) \
+	  .venv/bin/python -m pytest -q -rPs tests/examples/test_consumers.py
 
 test-slow: $(READY)  ## runs that are killed and resumed many times
 	.venv/bin/python -m pytest -q -n 2 -m "slow"
