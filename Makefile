@@ -20,8 +20,8 @@ LAYOUT ?= catalog
 CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
 # `make help` shows the text behind ##.
-.PHONY: help demo finetune-start finetune-compare test test-newest test-newest-smoke test-consumers test-slow test-tpu \
-  gpu-wheels docs lint lock clean
+.PHONY: help demo finetune-start finetune-compare test test-newest test-newest-smoke test-tensorflows test-consumers \
+  test-slow test-tpu gpu-wheels docs lint lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml uv.lock
@@ -88,6 +88,19 @@ test-newest-smoke:
 	$(if $(NEWEST_PYTHON),$(MAKE) --no-print-directory $(NEWEST)/ready,@echo "no Python 3.12 or 3.13, so not the newest jax")
 	$(if $(NEWEST_PYTHON),$(NEWEST)/bin/python -m pytest -q -n 2 -m "$(QUICK)" \
 	  $(addprefix tests/siglip_jax/,$(SMOKE)) tests/behaviour/test_newest_jax.py)
+
+# What consumers have: an environment for each TensorFlow that reads our SavedModels, about 1 GB each.
+TENSORFLOWS := $(addprefix .venv-tensorflow/,2.16 2.17 2.18 2.19 2.20 2.21)
+TENSORFLOW := tensorflow$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),-cpu)
+
+.venv-tensorflow/%/ready: | $(READY)
+	@echo "setting up TensorFlow $*"
+	@$(UV) venv --quiet --clear --python .venv/bin/python .venv-tensorflow/$*
+	@$(UV) pip install --quiet --python .venv-tensorflow/$*/bin/python "$(TENSORFLOW)==$*.*" "setuptools<80"
+	@touch $@
+
+test-tensorflows: $(TENSORFLOWS:=/ready)  ## TensorFlow 2.16 to 2.21 read what the oldest jax writes, and the newest where .venv-newest is
+	.venv/bin/python -m pytest -q -rP tests/behaviour/test_tensorflow_releases.py
 
 # Other languages' onnxruntime. Without npm's install scripts, which would fetch CUDA libraries. For C++ unpack a release
 # of onnxruntime, or give ONNXRUNTIME=folder with include/ and lib/; for Java put onnxruntime.jar into .consumers.

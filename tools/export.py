@@ -9,11 +9,14 @@ siglip-jax export --model=runs/adapter --output=runs/adapter.onnx
 siglip-jax export --model=runs/adapter --encoder=cnn=SAVEDMODEL --encoder=pixels=pixels:16x12 --output=runs/joined \\
   --dataset=data/fashion
 siglip-jax export --model=runs/fashion --output=runs/fashion.stablehlo --dataset=data/fashion
+siglip-jax export --model=runs/fashion --output=runs/fashion/savedmodel64 --dataset=data/fashion --reduce=pca:64 \\
+  --store=runs/fashion/train-embeddings --output_dtype=int8
 siglip-jax export --verify=runs/fashion/savedmodel
 siglip-jax export --format=vertex --store=runs/embeddings --dataset=data/fashion --output=runs/batch
 siglip-jax export --format=faiss --store=runs/embeddings --output=runs/vectors.faiss
 
-Golden pictures and titles travel with every export of a model. --verify replays them, and so does the verify.py that
+With a dataset, a sample of its items is ranked with the model and with the export, and nDCG@5 is compared. Golden
+pictures and titles travel with every export of a model. --verify replays them, and so does the verify.py that
 travels with them and needs nothing of this library.
 
 An adapter is written alone, to take its stored vectors by name, unless --encoder gives what made each of them. With
@@ -31,7 +34,10 @@ from siglip_jax.export.stablehlo import READERS
 from tools import common_flags
 
 FORMATS = ("vertex", "parquet", "npy", "faiss")
-OF_TOWERS = ("text", "tower", "precision", "takes", "serving_version")
+OF_TOWERS = (
+    "text", "tower", "precision", "takes", "serving_version", "reduce", "output_dtype", "rank_sample", "max_change",
+    "config",
+)  # fmt: skip
 OF_VERTEX = ("since", "restrict", "numeric", "crowding", "rows_per_file")
 
 
@@ -72,6 +78,30 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
+        "reduce",
+        None,
+        "Of a SavedModel: fewer numbers, pca:WIDTH fitted on --store, or truncate:WIDTH; unit norm again.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "output_dtype",
+        "float32",
+        ["float32", "int8"],
+        "Of a SavedModel: int8 has a scale for each embedding, as a store's int8.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "rank_sample",
+        256,
+        "Items of --dataset that are ranked with the model and with the export; 0 leaves the comparison out.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "max_change", 0.01, "How far nDCG@5 of that sample may differ.", lower_bound=0.0, flag_values=values
+    )
+    common_flags.define_config(values, default=None, text="Config whose evaluation.relevance ranks the sample")
+    flags.DEFINE_string(
         "dataset", None, "Dataset whose items check the export, or say what a stored item is.", flag_values=values
     )
     flags.DEFINE_string("split", "test", "Split that the items are from.", flag_values=values)
@@ -92,7 +122,12 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_enum("format", None, list(FORMATS), "What a store is written as.", flag_values=values)
-    flags.DEFINE_string("store", None, "Folder of an embedding store, with --format.", flag_values=values)
+    flags.DEFINE_string(
+        "store",
+        None,
+        "Folder of an embedding store, with --format; of training items, with --reduce=pca.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "since", None, "vertex: the store that the index has; what is gone is deleted.", flag_values=values
     )
@@ -114,7 +149,7 @@ def main(values: flags.FlagValues) -> None:
     if values.verify is None and values.output is None:
         raise UserError("--output is missing: where to write")
     of_model, of_store = ("features", "encoder", "target_tensorflow", *OF_TOWERS), ("store", *OF_VERTEX)
-    allowed: tuple[str, ...] = {"model": of_model, "format": ("store",), "verify": ()}[jobs[0]]
+    allowed: tuple[str, ...] = {"model": (*of_model, "store"), "format": ("store",), "verify": ()}[jobs[0]]
     allowed += OF_VERTEX if values.format == "vertex" else ()
     for name in (*of_model, *of_store):
         given = values[name].present if name in OF_TOWERS else getattr(values, name)
@@ -163,22 +198,35 @@ def _export_store(values: flags.FlagValues) -> None:
 
 
 def _export_model(values: flags.FlagValues) -> None:
-    from siglip_jax.loading import load
-    from tools.workflow.exports import export
-    from tools.workflow.item_vectors import Features
+    from tools.workflow.exports.export_target import check_target
+    from tools.workflow.termination import terminable
 
-    paths = common_flags.features_of(values)
-    export.export(
-        load(values.model),
-        values.output,
-        dataset=values.dataset,
-        split=values.split,
-        features=Features.open(paths) if paths else None,
-        encoders=common_flags.named_paths(values.encoder, flag="encoder", expected="name=NETWORK"),
-        target_tensorflow=values.target_tensorflow or "",
-        text=values.text,
-        tower=values.tower,
-        precision=values.precision,
-        takes=values.takes or "",
-        serving_version=values.serving_version,
-    )
+    options = {
+        "dataset": values.dataset,
+        "split": values.split,
+        "encoders": common_flags.named_paths(values.encoder, flag="encoder", expected="name=NETWORK"),
+        "target_tensorflow": values.target_tensorflow or "",
+        "text": values.text,
+        "tower": values.tower,
+        "precision": values.precision,
+        "takes": values.takes or "",
+        "serving_version": values.serving_version,
+        "reduce": values.reduce or "",
+        "output_dtype": values.output_dtype,
+        "store": values.store,
+    }
+    with terminable():
+        check_target(values.output, **options)  # before a model is loaded, which can take minutes
+
+        from siglip_jax.loading import load
+        from tools.workflow.exports import export
+        from tools.workflow.item_vectors import Features
+
+        paths = common_flags.features_of(values)
+        export.export(
+            load(values.model),
+            values.output,
+            features=Features.open(paths) if paths else None,
+            ranking=export.RankingOptions(config=values.config, items=values.rank_sample, max_change=values.max_change),
+            **options,
+        )

@@ -16,6 +16,7 @@ from eval.embeddings.store import dtype_of, read_manifest
 from eval.embeddings.store_shards import ShardRows, read_ids, read_rows
 from siglip_jax.errors import UserError
 from siglip_jax.files import differences
+from siglip_jax.preprocessing import comparable
 
 _SHARDS_HELD = 4
 
@@ -124,6 +125,7 @@ def update_differences(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[s
 def _kept_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the vectors of an item: not where the model or the stores of its features lie or what they hold."""
     of = json.loads(json.dumps({key: manifest.get(key) for key in ("model", "preprocessing", "pool")}))
+    of["preprocessing"] = comparable(of["preprocessing"])
     of["dtype"] = dtype_of(manifest)
     of["dataset"] = {"split": (manifest.get("dataset") or {}).get("split")}
     model = of["model"] or {}

@@ -21,6 +21,7 @@ from eval.search.index_builder import build_index
 from eval.search.live_index import LiveIndex
 from eval.search.recall import measure_recall
 from siglip_jax.errors import UserError
+from siglip_jax.preprocessing import comparable
 
 _ROWS_AT_ONCE = 1 << 16
 
@@ -175,7 +176,7 @@ def _pooled(encoder: Mapping[str, Any]) -> str:
 
 def _identity(encoder: Mapping[str, Any]) -> list[Any]:
     model = encoder.get("model")
-    return [model and encoder_identity(model), encoder.get("preprocessing")]
+    return [model and encoder_identity(model), comparable(encoder.get("preprocessing"))]
 
 
 def _name(encoder: Mapping[str, Any]) -> str:

@@ -60,12 +60,15 @@ class Call:
     output: str = "embedding"
 
 
-def write_golden(folder: pathlib.Path, calls: Sequence[Call], *, model: str, runtime: str) -> None:
+def write_golden(
+    folder: pathlib.Path, calls: Sequence[Call], *, model: str, runtime: str, compress: bool = True
+) -> None:
     """Writes golden.json, golden.npz and verify.py.
 
     Args:
       model: of the export, relative to the folder.
       runtime: "savedmodel", "onnx" or "jax".
+      compress: what does not travel needs not be small.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, np.ndarray] = {}
@@ -90,14 +93,18 @@ def write_golden(folder: pathlib.Path, calls: Sequence[Call], *, model: str, run
                 "limits": {name: limit for name, limit in limits.items() if limit is not None},
             }
         )
-    np.savez_compressed(folder / verify_export.ARRAYS, **arrays)  # type: ignore[arg-type]
+    save = np.savez_compressed if compress else np.savez
+    save(folder / verify_export.ARRAYS, **arrays)  # type: ignore[arg-type]
     golden = {"format": verify_export.FORMAT, "runtime": runtime, "model": model, "calls": described}
     (folder / verify_export.GOLDEN).write_text(json.dumps(golden, indent=1) + "\n")
     shutil.copyfile(verify_export.__file__, folder / VERIFY)
 
 
-def check_golden(folder: pathlib.Path) -> list[dict[str, Any]]:
+def check_golden(folder: pathlib.Path, *, sample: pathlib.Path | None = None) -> list[dict[str, Any]]:
     """What `verify_export.verify` finds, in a process of its own, in which neither JAX nor this library is there.
+
+    Args:
+      sample: a folder of `write_golden`, whose questions are answered as well, see `read_answers`.
 
     Raises:
       UserError: the export cannot be run there.
@@ -105,11 +112,18 @@ def check_golden(folder: pathlib.Path) -> list[dict[str, Any]]:
     golden = files.read_json(epath.Path(folder) / verify_export.GOLDEN)
     without = "siglip_jax" if golden.get("runtime") == "jax" else "siglip_jax,jax"
     command = [sys.executable, "-c", _ALONE, without, verify_export.__file__, str(folder), "--json"]
+    command += [f"--sample={sample}"] if sample is not None else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not done.stdout.strip():
         reason = (done.stderr.strip() or "?").splitlines()[-1]
         raise UserError(f"the export cannot be checked, by itself without {without.replace(',', ' and ')}: {reason}")
     return json.loads(done.stdout.strip().splitlines()[-1])["calls"]
+
+
+def read_answers(sample: pathlib.Path, calls: Sequence[Call]) -> list[np.ndarray]:
+    """What `check_golden` was answered to the calls of its sample."""
+    with np.load(sample / verify_export.ANSWERS, allow_pickle=False) as arrays:
+        return [arrays[str(number)] for number in range(len(calls))]
 
 
 def golden_folder(export: pathlib.Path) -> pathlib.Path:

@@ -13,11 +13,6 @@ from siglip_jax.preprocessing.resize_table import RESIZES
 
 def check_resize(preprocessing: Preprocessing) -> None:
     """Raises a UserError where there is no graph for the resize."""
-    if preprocessing.resize == NAFLEX:
-        raise UserError(
-            "export: this model takes NaFlex pictures, whose sizes differ, and there is no SavedModel for these; "
-            "export a model of one fixed size"
-        )
     if RESIZES[preprocessing.resize].in_graph is None:
         raise UserError(
             f"export: resize={preprocessing.resize!r} cannot be written in a graph; expected one of "
@@ -28,15 +23,18 @@ def check_resize(preprocessing: Preprocessing) -> None:
 def decode_rows(tf: Any, encoded: Any, preprocessings: Mapping[str, Preprocessing]) -> dict[str, Any]:
     """string [n] -> {name: float32 [n, h, w, 3]} of whole numbers 0 to 255, as `Preprocessing.image` gives each.
 
-    A picture that cannot be read is an error that names its row and says why; n is at least 1.
+    Of NaFlex pictures a pair, as `Preprocessing.batch` gives it: the patches, float32 [n, N, values] with zeros where
+    there is none, and int32 [n, 2]. A picture that cannot be read is an error that names its row and says why; n is at
+    least 1.
     """
-    sizes = {name: (*each.image_size, 3) for name, each in preprocessings.items()}
-    blank = {name: tf.zeros(size) for name, size in sizes.items()}
+    blank = {name: _blank(tf, each) for name, each in preprocessings.items()}
 
     def decode(row: Any, one: Any) -> tuple[Any, Any, dict[str, Any]]:
         reason = reason_not_to_decode(tf, one)
         pictures = tf.cond(
-            tf.equal(reason, ""), lambda: decode_and_resize_each(tf, one, preprocessings), lambda: dict(blank)
+            tf.equal(reason, ""),
+            lambda: _rows_of(tf, one, preprocessings),
+            lambda: dict(blank),
         )
         return row, reason, pictures
 
@@ -52,7 +50,32 @@ def decode_rows(tf: Any, encoded: Any, preprocessings: Mapping[str, Preprocessin
     told = tf.strings.join(["picture ", tf.strings.as_string(bad), ": ", tf.gather(of_all, bad)])
     check = tf.debugging.Assert(tf.equal(tf.size(bad), 0), [tf.strings.reduce_join(told[:5], separator=". ")])
     with tf.control_dependencies([check]):
-        return {name: tf.ensure_shape(pictures[name][:-1], [None, *size]) for name, size in sizes.items()}
+        return tf.nest.map_structure(lambda x, one: tf.ensure_shape(x[:-1], [None, *one.shape]), pictures, blank)
+
+
+def _blank(tf: Any, preprocessing: Preprocessing) -> Any:
+    """A row of `decode_rows` for a picture that cannot be read."""
+    pixels = tf.zeros(preprocessing.row_shape)
+    return (pixels, tf.ones([2], tf.int32)) if preprocessing.resize == NAFLEX else pixels
+
+
+def _rows_of(tf: Any, encoded: Any, preprocessings: Mapping[str, Preprocessing]) -> dict[str, Any]:
+    """A row of `decode_rows` for each preprocessing."""
+    rows = decode_and_resize_each(tf, encoded, preprocessings)
+    for name, preprocessing in preprocessings.items():
+        if preprocessing.resize == NAFLEX:
+            rows[name] = _cut(tf, rows[name], preprocessing)
+    return rows
+
+
+def _cut(tf: Any, image: Any, preprocessing: Preprocessing) -> tuple[Any, Any]:
+    """float32 [h, w, 3] -> `images.cut_patches` of it, padded with zeros, and int32 [2], their rows and columns."""
+    side, (most, values) = preprocessing.patch_size, preprocessing.row_shape
+    shape = tf.shape(image)[:2] // side
+    grid = tf.transpose(tf.reshape(image, [shape[0], side, shape[1], side, 3]), [0, 2, 1, 3, 4])
+    patches = tf.reshape(grid, [-1, values])
+    padded = tf.pad(patches, [[0, most - tf.shape(patches)[0]], [0, 0]])
+    return tf.ensure_shape(padded, [most, values]), tf.ensure_shape(shape, [2])
 
 
 def decode_and_resize(tf: Any, encoded: Any, preprocessing: Preprocessing) -> Any:
@@ -61,7 +84,10 @@ def decode_and_resize(tf: Any, encoded: Any, preprocessing: Preprocessing) -> An
 
 
 def decode_and_resize_each(tf: Any, encoded: Any, preprocessings: Mapping[str, Preprocessing]) -> dict[str, Any]:
-    """One picture for each preprocessing; decoded once for all that take it at its whole size."""
+    """One picture for each preprocessing, of NaFlex with h and w of its own.
+
+    It is decoded once for all that take it at its whole size.
+    """
     images, whole = {}, None
     for name, preprocessing in preprocessings.items():
         size, resize = preprocessing.image_size, RESIZES[preprocessing.resize]
@@ -70,7 +96,8 @@ def decode_and_resize_each(tf: Any, encoded: Any, preprocessings: Mapping[str, P
             image = _decode(tf, encoded, at_least=size)
         else:
             image = whole = _decode(tf, encoded, at_least=None) if whole is None else whole
-        images[name] = tf.ensure_shape(resize.in_graph(tf, image, preprocessing), [*size, 3])
+        expected = [None, None, 3] if preprocessing.resize == NAFLEX else [*size, 3]
+        images[name] = tf.ensure_shape(resize.in_graph(tf, image, preprocessing), expected)
     return images
 
 

@@ -26,13 +26,16 @@ from siglip_jax.export.signatures import (
     described,
     encoder_signatures,
     feature_signatures,
+    patch_signatures,
     picture_signatures,
     score_signature,
     text_signatures,
 )
+from siglip_jax.export.smaller_graph import Smaller
 from siglip_jax.export.stablehlo import PLATFORMS, READERS, StablehloModule, lower_for, lower_for_oldest
 from siglip_jax.export.text_graph import TextGraph
 from siglip_jax.export.warmup import Requests, write_warmup
+from siglip_jax.preprocessing import NAFLEX, Patches
 
 if TYPE_CHECKING:  # a process that only serves has no JAX
     from siglip_jax.model import Model
@@ -48,6 +51,7 @@ def export_saved_model(
     target_tensorflow: str = "",
     encoders: Mapping[str, GraphEncoder] | None = None,
     text: str = "ids",
+    smaller: Smaller | None = None,
     warmup: Requests = (),
 ) -> None:
     """Writes the encoders to `folder`, complete or not at all.
@@ -62,12 +66,13 @@ def export_saved_model(
       encoders: of an adapter, what made its stored vectors, one for each name.
       text: of `TEXTS`, what the text tower takes: "ids"; "strings" as well, which need tensorflow-text wherever the
         SavedModel is loaded; "none" leaves the tower out.
+      smaller: what becomes of the embeddings of both towers; the scores are of whole ones.
       warmup: what TensorFlow Serving asks the model before others may.
 
     Raises:
       UserError: TensorFlow is not installed, the folder exists, other encoders than the model takes, a tokenizer that
-        cannot be written in a graph, or a model of pictures has no known preprocessing, one of NaFlex pictures, or a
-        resize that cannot be written in a graph.
+        cannot be written in a graph, or a model of pictures has no known preprocessing, or a resize that cannot be
+        written in a graph.
     """
     check_choice("--text", text, TEXTS)
     if target_tensorflow:
@@ -86,23 +91,24 @@ def export_saved_model(
         if preprocessing is None:
             raise UserError("export: the model has no known preprocessing; save it with preprocessing= first")
         check_resize(preprocessing)
+        if (preprocessing.resize == NAFLEX) != model.architecture.naflex:
+            raise UserError(
+                "export: the model and its preprocessing do not fit, one of NaFlex pictures, the other not; save the "
+                "model with the preprocessing that belongs to it"
+            )
     tokenize = TextGraph(tf, preprocessing) if text == "strings" and preprocessing is not None else None
     towers, target_tensorflow = _towers(tf, model, target_tensorflow, with_text=text != "none")
     exported = towers.module
-    if wanted:
-        signatures = feature_signatures(tf, wanted, towers.image)
-        if encoders:
-            keeps = [encoder.in_graph_keeps for encoder in encoders.values()]
-            exported.encoders = [each for each in keeps if each is not None]
-            signatures |= encoder_signatures(tf, encoders, wanted, towers.image)
-    else:
-        assert preprocessing is not None
-        signatures = picture_signatures(tf, preprocessing, towers.image)
-    if towers.text is not None:
-        exported.tokenizer = tokenize and tokenize.tokenizer
-        signatures |= text_signatures(tf, model.architecture.text_length, towers.text, tokenize)
-        if "serving_default" in signatures:
-            signatures |= score_signature(tf, signatures, t=towers.t, b=towers.b)
+    if encoders:
+        keeps = [encoder.in_graph_keeps for encoder in encoders.values()]
+        exported.encoders = [each for each in keeps if each is not None]
+    exported.tokenizer = tokenize and tokenize.tokenizer
+    whole = _signatures(tf, model, towers, encoders=encoders, tokenize=tokenize)
+    signatures = whole
+    if smaller is not None:
+        signatures = _signatures(tf, model, towers.smaller(tf, smaller), encoders=encoders, tokenize=tokenize)
+    if towers.text is not None and "serving_default" in whole:
+        signatures = signatures | score_signature(tf, whole, t=towers.t, b=towers.b)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -110,8 +116,15 @@ def export_saved_model(
         tf.saved_model.save(exported, str(path), signatures=signatures)
         write_warmup(tf, path, warmup)
         manifest = {
-            "signatures": described(signatures, wanted, encoders, text_length=model.architecture.text_length),
-            "output": f"embedding: float32 [n, {model.architecture.embedding_dim}], unit norm",
+            "signatures": described(
+                signatures,
+                wanted,
+                encoders,
+                text_length=model.architecture.text_length,
+                patches=preprocessing.row_shape if model.architecture.naflex and preprocessing else (),
+            ),
+            "output": (smaller or Smaller(width=model.architecture.embedding_dim)).output,
+            **(smaller.described if smaller else {}),
             "platforms": PLATFORMS,
             "target_tensorflow": target_tensorflow,
             **({"features": wanted} if wanted else {"preprocessing": preprocessing and preprocessing.to_json()}),
@@ -139,6 +152,37 @@ class _Towers:
     t: Any
     b: Any
 
+    def smaller(self, tf: Any, smaller: Smaller) -> _Towers:
+        """The same towers with smaller embeddings."""
+
+        def of(tower: Embedding) -> Embedding:
+            return lambda given: smaller.in_graph(tf, tower(given)["embedding"])
+
+        return dataclasses.replace(self, image=of(self.image), text=self.text and of(self.text))
+
+
+def _signatures(
+    tf: Any,
+    model: Model,
+    towers: _Towers,
+    *,
+    encoders: Mapping[str, GraphEncoder] | None,
+    tokenize: TextGraph | None,
+) -> dict[str, Any]:
+    """All but the scores."""
+    wanted, preprocessing = model.architecture.features, model.preprocessing
+    if wanted:
+        signatures = feature_signatures(tf, wanted, towers.image)
+        if encoders:
+            signatures |= encoder_signatures(tf, encoders, wanted, towers.image)
+    else:
+        assert preprocessing is not None
+        of_pictures = patch_signatures if model.architecture.naflex else picture_signatures
+        signatures = of_pictures(tf, preprocessing, towers.image)
+    if towers.text is not None:
+        signatures |= text_signatures(tf, model.architecture.text_length, towers.text, tokenize)
+    return signatures
+
 
 def _towers(tf: Any, model: Model, target_tensorflow: str, *, with_text: bool) -> tuple[_Towers, str]:
     """The towers, and the oldest TensorFlow that reads them."""
@@ -147,7 +191,11 @@ def _towers(tf: Any, model: Model, target_tensorflow: str, *, with_text: bool) -
     architecture = model.architecture
     (batch,) = jax.export.symbolic_shape("batch")
     images: Any = {name: jax.ShapeDtypeStruct((batch, d), np.float32) for name, d in architecture.features.items()}
-    if not images:
+    if architecture.naflex:
+        assert model.preprocessing is not None
+        pixels = jax.ShapeDtypeStruct((batch, *model.preprocessing.row_shape), np.float32)
+        images = Patches(pixels, jax.ShapeDtypeStruct((batch, 2), np.int32))
+    elif not images:
         images = jax.ShapeDtypeStruct((batch, *architecture.image_size, 3), np.float32)
     # Each tower takes what it needs: the text tower is most of a multilingual model's bytes.
     inputs, takes = {"image": images}, {"image": ("img", "t", "b")}

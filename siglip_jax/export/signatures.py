@@ -1,9 +1,11 @@
 """The signatures of exported towers, in TensorFlow's operations; the module comes as `tf`.
 
-All but the last give "embedding", unit-norm float32 [n, d], and take batches of any size from 1.
+All but the last give "embedding", unit-norm float32 [n, d] or what `smaller_graph` makes of it, and take batches of any
+size from 1.
 
     serving_default   image_bytes   string [n]              encoded pictures, `image_formats.SERVED`
     pixels            pixels        float32 [n, h, w, 3]    what the tower takes
+    patches           pixels, shape float32 [n, N, values] and int32 [n, 2], what a NaFlex tower takes: `Patches`
     features          by name       float32 [n, numbers]    an adapter's stored vectors
     text_ids          ids           int32 [n, length]       token ids
     text              text          string [n]              titles
@@ -18,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from siglip_jax.export.image_graph import decode_rows
-from siglip_jax.preprocessing import MAX_IMAGE_PIXELS, Preprocessing
+from siglip_jax.preprocessing import MAX_IMAGE_PIXELS, Patches, Preprocessing
 from siglip_jax.preprocessing.image_formats import SERVED
 
 IMAGE_BYTES = "image_bytes"  # TensorFlow Serving's REST writes bytes as {"b64": ...}, and such names end in _bytes
@@ -58,6 +60,32 @@ def picture_signatures(tf: Any, preprocessing: Preprocessing, embedding: Embeddi
         return embedding(resized * ((high - low) / 255) + low)
 
     return {"serving_default": serving_default, "pixels": pixels}
+
+
+def patch_signatures(tf: Any, preprocessing: Preprocessing, embedding: Embedding) -> dict[str, Any]:
+    """Of a tower of NaFlex pictures."""
+    most, values = preprocessing.row_shape
+    low, high = preprocessing.value_range
+    specs = [
+        tf.TensorSpec([None, most, values], tf.float32, name="pixels"),
+        tf.TensorSpec([None, 2], tf.int32, name="shape"),
+    ]
+
+    @tf.function(input_signature=specs, autograph=False)
+    def patches(pixels: Any, shape: Any) -> dict[str, Any]:
+        fits = tf.reduce_all(shape >= 1) & tf.reduce_all(shape <= most)
+        fits &= tf.reduce_all(tf.reduce_prod(shape, axis=1) <= most)
+        check = tf.debugging.Assert(fits, [f"shape: expected rows and columns of patches, {most} at most together"])
+        with tf.control_dependencies([check]):
+            return embedding(Patches(tf.identity(pixels), tf.identity(shape)))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=IMAGE_BYTES)], autograph=False)
+    def serving_default(image_bytes: Any) -> dict[str, Any]:
+        pixels, shape = decode_rows(tf, image_bytes, {"": preprocessing})[""]
+        exists = tf.sequence_mask(tf.reduce_prod(shape, axis=1), most, dtype=tf.float32)[..., None]
+        return embedding(Patches(pixels * ((high - low) / 255) + low * exists, shape))
+
+    return {"serving_default": serving_default, "patches": patches}
 
 
 def feature_signatures(tf: Any, dimensions: dict[str, int], embedding: Embedding) -> dict[str, Any]:
@@ -115,7 +143,7 @@ def text_signatures(
 
 
 def score_signature(tf: Any, signatures: Mapping[str, Any], *, t: Any, b: Any) -> dict[str, Any]:
-    """Logits of every picture with every text; t, b: float32 [1], log temperature and bias."""
+    """Logits of every picture with every text, of whole embeddings; t, b: float32 [1], log temperature and bias."""
     of_text = signatures.get("text", signatures["text_ids"])
     (spec,) = of_text.input_signature
     pictures = tf.TensorSpec([None], tf.string, name=IMAGE_BYTES)
@@ -135,8 +163,12 @@ def described(
     encoders: Mapping[str, GraphEncoder] | None,
     *,
     text_length: int,
+    patches: tuple[int, ...] = (),
 ) -> dict[str, str]:
-    """What a manifest says of the signatures `names`, of an adapter where there are `dimensions`."""
+    """What a manifest says of the signatures `names`, of an adapter where there are `dimensions`.
+
+    `patches` is (N, values) of a NaFlex model.
+    """
     formats = f"{', '.join(SERVED)} (WEBP from TensorFlow 2.20 on)"
     pictures = f"{IMAGE_BYTES}: string [n], {formats}, at most {MAX_IMAGE_PIXELS} pixels each"
     pixels = "pixels: float32 [n, h, w, 3]"
@@ -147,6 +179,8 @@ def described(
     said = {
         "serving_default": pictures,
         "pixels": pixels,
+        "patches": "pixels: float32 [n, {}, {}], zeros where there is no patch; shape: int32 [n, 2], how many rows and "
+        "columns of patches".format(*patches or ("N", "values")),
         "features": ", ".join(f"{name}: float32 [n, {numbers}]" for name, numbers in dimensions.items()),
         "text_ids": ids,
         "text": strings,

@@ -22,17 +22,19 @@ from typing import Any
 
 import numpy as np
 
-GOLDEN, ARRAYS = "golden.json", "golden.npz"
+GOLDEN, ARRAYS, ANSWERS = "golden.json", "golden.npz", "answers.npz"
 FORMAT = "siglip-jax golden 1"
 
 Run = Callable[[str, dict[str, Any], str], np.ndarray]  # signature, {input: values}, output -> its values
 
 
-def verify(folder: pathlib.Path) -> list[dict[str, Any]]:
+def verify(folder: pathlib.Path, *, sample: pathlib.Path | None = None) -> list[dict[str, Any]]:
     """A row for each call: {"signature", "rows", "max_error", "min_cosine" or None, "limits", "within"}.
 
     Args:
       folder: holds golden.json and golden.npz.
+      sample: another such folder, whose calls are answered as well, not judged: answers.npz in it holds the answers,
+        "0" of the first call.
     """
     golden = json.loads((folder / GOLDEN).read_text())
     if golden.get("format") != FORMAT:
@@ -46,7 +48,19 @@ def verify(folder: pathlib.Path) -> list[dict[str, Any]]:
             inputs = {name: _values(arrays, f"{number}/{name}", rows) for name, rows in call["inputs"].items()}
             expected = arrays[f"{number}/expected"]
             results.append(_compared(call, run(call["signature"], inputs, call["output"]), expected))
+    if sample is not None:
+        _answer(run, sample)
     return results
+
+
+def _answer(run: Run, sample: pathlib.Path) -> None:
+    calls = json.loads((sample / GOLDEN).read_text())["calls"]
+    answers = {}
+    with np.load(sample / ARRAYS, allow_pickle=False) as arrays:
+        for number, call in enumerate(calls):
+            inputs = {name: _values(arrays, f"{number}/{name}", rows) for name, rows in call["inputs"].items()}
+            answers[str(number)] = run(call["signature"], inputs, call["output"])
+    np.savez(sample / ANSWERS, **answers)  # type: ignore[arg-type]
 
 
 def _values(arrays: Any, key: str, rows: int | None) -> Any:
@@ -56,6 +70,8 @@ def _values(arrays: Any, key: str, rows: int | None) -> Any:
 
 def _compared(call: dict[str, Any], found: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
     limits = call["limits"]
+    if found.dtype == np.int8:  # whose differences have more than eight bits
+        found, expected = found.astype(np.float32), expected.astype(np.float32)
     error = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("nan")
     cosine = None
     if "min_cosine" in limits:
@@ -133,9 +149,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=pathlib.Path, default=pathlib.Path(__file__).parent)
     parser.add_argument("--json", action="store_true", help="one JSON object in the place of the table")
+    parser.add_argument("--sample", type=pathlib.Path, help="more questions, whose answers are written beside them")
     options = parser.parse_args()
     try:
-        results = verify(options.folder)
+        results = verify(options.folder, sample=options.sample)
     except Exception as error:  # whatever the runtime raises
         print(f"{options.folder}: cannot be run: {' '.join(str(error).split())[:300]}", file=sys.stderr)
         return 2

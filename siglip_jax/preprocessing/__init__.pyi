@@ -5,6 +5,7 @@ from .images import resize_image as resize_image
 from .patches import Patches as Patches
 from .preprocessing import MAX_TITLE_CHARACTERS as MAX_TITLE_CHARACTERS
 from .preprocessing import Preprocessing as Preprocessing
+from .preprocessing import comparable as comparable
 from .resize_table import NAFLEX as NAFLEX
 from .resize_table import PAD as PAD
 from .resize_table import SCALED_DECODE as SCALED_DECODE

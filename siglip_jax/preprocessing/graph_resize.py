@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from siglip_jax.preprocessing.images import LARGEST_SCALE, SCALE_PRECISION, SMALLEST_SCALE
+
 
 def pad(tf: Any, image: Any, size: tuple[int, int], *, fill: str) -> Any:
     """float32 [H, W, 3] of whole numbers -> [h, w, 3], as `images.pad_image` does."""
@@ -36,6 +38,26 @@ def pad(tf: Any, image: Any, size: tuple[int, int], *, fill: str) -> Any:
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     around = [[top, size[0] - height - top], [left, size[1] - width - left], [0, 0]]
     return tf.pad(inner - ground, around) + ground
+
+
+def naflex(tf: Any, image: Any, *, patch_size: int, max_patches: int) -> Any:
+    """float32 [H, W, 3] of whole numbers -> [h, w, 3], as many patches as `images.naflex_size` finds."""
+    sides = tf.cast(tf.shape(image)[:2], tf.float64)
+
+    def patches(scale: Any) -> Any:
+        return tf.maximum(tf.math.ceil(sides * scale / patch_size), 1.0)
+
+    def halved(fits: Any, exceeds: Any) -> tuple[Any, Any]:
+        middle = (fits + exceeds) / 2
+        within = tf.reduce_prod(patches(middle)) <= tf.cast(max_patches, tf.float64)
+        return tf.where(within, middle, fits), tf.where(within, exceeds, middle)
+
+    ends = (tf.constant(end, tf.float64) for end in (SMALLEST_SCALE, LARGEST_SCALE))
+    found, _ = tf.while_loop(lambda fits, exceeds: exceeds - fits >= SCALE_PRECISION, halved, tuple(ends))
+    rows, columns = tf.unstack(tf.cast(patches(found), tf.int32), num=2)
+    rows = tf.minimum(rows, max_patches)
+    columns = tf.minimum(columns, max_patches // rows)
+    return resize(tf, image, (rows * patch_size, columns * patch_size), kernel="bilinear")
 
 
 def resize(tf: Any, image: Any, size: tuple[Any, Any], *, kernel: str) -> Any:

@@ -24,7 +24,7 @@ FILLS = ("white", "grey", "edge")  # of what a picture leaves free, see pad_imag
 
 _JPEG = b"\xff\xd8\xff"
 _DIVISORS = (8, 4, 2)  # libjpeg's scaled decoding, as far as every library has it
-_SMALLEST_SCALE, _LARGEST_SCALE, _SCALE_PRECISION = 1e-6, 100.0, 1e-5  # of the search for a NaFlex size
+SMALLEST_SCALE, LARGEST_SCALE, SCALE_PRECISION = 1e-6, 100.0, 1e-5  # of the search for a NaFlex size
 
 
 class _Scratch(threading.local):
@@ -199,8 +199,8 @@ def naflex_size(height: int, width: int, *, patch_size: int, max_patches: int) -
     def patches(scale: float) -> tuple[int, int]:
         return max(1, math.ceil(height * scale / patch_size)), max(1, math.ceil(width * scale / patch_size))
 
-    fits, exceeds = _SMALLEST_SCALE, _LARGEST_SCALE
-    while exceeds - fits >= _SCALE_PRECISION:
+    fits, exceeds = SMALLEST_SCALE, LARGEST_SCALE
+    while exceeds - fits >= SCALE_PRECISION:
         middle = (fits + exceeds) / 2
         if math.prod(patches(middle)) <= max_patches:
             fits = middle

@@ -33,6 +33,7 @@ _FIELD_CHOICES: dict[str, Iterable[str]] = {
     "resize": RESIZES,
     "lowercase": ("none", "ascii", "unicode"),
     "punctuation": ("keep", "delete"),
+    "exif": ("ignored",),
 }
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -44,9 +45,9 @@ BEFORE_MARK = f"a{WORD_MARK}"  # a word of its own, which no canonical title beg
 class Preprocessing:
     """Pictures to pixels, titles to ids.
 
-    Alpha is dropped, EXIF rotation is ignored, 16-bit levels keep their upper byte and only the first frame of an
-    animation is read, as big_vision and the Hugging Face processors do, so that a published checkpoint sees what it
-    was trained on.
+    Alpha is dropped, 16-bit levels keep their upper byte and only the first frame of an animation is read, as
+    big_vision and the Hugging Face processors do, so that a published checkpoint sees what it was trained on. Neither
+    do these turn a picture by its EXIF orientation; since other programs do, that rule has a name, `exif`.
 
     Attributes:
       image_size: (height, width) in pixels; pictures are squashed to it. With "naflex": the nominal size of the
@@ -64,6 +65,8 @@ class Preprocessing:
       pad_id: fills short titles (1 in SigLIP 1, 0 in SigLIP 2).
       lowercase: "none", "ascii" (big_vision, SigLIP 1) or "unicode".
       punctuation: "keep" or "delete" (Hugging Face SigLIP 1: ASCII punctuation deleted, spaces collapsed).
+      exif: "ignored", the one rule of training, embedding, serving and export: pixels are taken as they are stored,
+        whatever orientation their EXIF notes ask for. (PIL turns a TIFF as it reads one, for everybody.)
     """
 
     image_size: tuple[int, int]
@@ -77,6 +80,7 @@ class Preprocessing:
     pad_id: int = 0
     lowercase: str = "unicode"
     punctuation: str = "keep"
+    exif: str = "ignored"
 
     def __post_init__(self) -> None:
         for field, choices in _FIELD_CHOICES.items():
@@ -340,6 +344,11 @@ class Preprocessing:
         except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{path}: not a preprocessing file ({error}); save the model again") from error
         return value.replace(tokenizer=_read_tokenizer(folder, sha256)) if sha256 else value
+
+
+def comparable(stored: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What `to_json` gave, in whatever version: a field that files did not name yet has the value it always had."""
+    return None if stored is None else {"exif": "ignored", **stored}
 
 
 def _read_tokenizer(folder: epath.Path, sha256: str) -> bytes:

@@ -50,7 +50,8 @@ class Resize:
         that is returned instead is copied there.
       size: (H, W, fields) -> (h, w); `image_size` unless given, and that it must be but for "naflex".
       in_graph: (tf, image, fields) -> image, the same in TensorFlow's operations: float32 [H, W, 3] of whole numbers 0
-        to 255 -> float32 [h, w, 3] of whole numbers. None where a model cannot be exported with this resize.
+        to 255 -> float32 [h, w, 3] of whole numbers, (h, w) as of `size`. None where a model cannot be exported with
+        this resize.
       in_onnx: (graph, images, fields) -> images, the same in ONNX's operations by an `OnnxGraph`: the name of float32
         [n, 3, H, W] -> that of [n, 3, h, w]. None where an .onnx file cannot take decoded pictures with this resize.
       huggingface: the image processor of Hugging Face and its `resample` (PIL's number) that do exactly the same, read
@@ -117,6 +118,9 @@ RESIZES: dict[str, Resize] = {
             height, width, patch_size=fields.patch_size, max_patches=fields.max_patches
         ),
         apply=_bilinear,
+        in_graph=lambda tf, image, fields: graph_resize.naflex(
+            tf, image, patch_size=fields.patch_size, max_patches=fields.max_patches
+        ),
         huggingface=(FLEXIBLE_PROCESSOR, 2),
         uses_patches=True,
     ),

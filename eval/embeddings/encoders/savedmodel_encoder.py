@@ -32,13 +32,15 @@ class SavedModelEncoder:
         self.in_graph_keeps, outputs = self._signature.loaded, self._signature.outputs
         manifest = epath.Path(folder) / savedmodel.MANIFEST
         settings = Settings.beside(folder)
-        if manifest.exists():
+        of_ours = manifest.exists()
+        if of_ours:
             own = files.read_json(manifest).get("preprocessing", {})
             given = {name: own[name] for name in ("image_size", "resize", "fill", "value_range") if name in own}
             fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
             settings = Settings(**fields)
         self._settings = settings.for_input(self._signature.shape, network=folder)
-        self._output = self._settings.output or (outputs[0] if len(outputs) == 1 else "")
+        only = "embedding" if of_ours else outputs[0] if len(outputs) == 1 else ""  # ours in int8 have a scale as well
+        self._output = self._settings.output or only
         if self._output not in outputs:
             names = ", ".join(outputs)
             raise UserError(f'{folder}: outputs are {names}; name the embedding as "output" in {folder}.json')

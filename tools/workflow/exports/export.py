@@ -6,18 +6,23 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import ml_collections
 from etils import epath
 
+from siglip_jax import files
 from siglip_jax.errors import UserError
+from siglip_jax.export import verify_export
 from siglip_jax.export.golden import Call, check_golden, golden_folder, write_golden
 from siglip_jax.export.limits import Limits, limits_of
 from tools.workflow.adapters.export_encoders import open_encoders, stacked
+from tools.workflow.exports import ranking_check
+from tools.workflow.exports.export_target import check_target
 from tools.workflow.exports.golden_calls import (
     GoldenSource,
+    asked_of,
     by_cosine,
     by_error,
     of_decoded,
@@ -27,13 +32,36 @@ from tools.workflow.exports.golden_calls import (
     of_scores,
     of_titles,
 )
+from tools.workflow.exports.ranking_check import RankingSample
+from tools.workflow.exports.smaller_output import SmallerOutput
 from tools.workflow.item_vectors import Features
 
 # Of an ONNX tower in fewer bits; float32 is held to float32's own limits.
 LEAST_COSINE = {"float16": 0.999, "int8": 0.98}
-ONNX, PROGRAMS = ".onnx", ".stablehlo"
 _HOW = {"savedmodel": "run without JAX", "onnx": "run without JAX", "jax": "run without this library"}
-KINDS = {ONNX: ("onnx", "ONNX file"), PROGRAMS: ("jax", "StableHLO programs")}  # a SavedModel otherwise
+_ASKED = (
+    "serving_default",
+    "pixels",
+    "images",
+    "patches",
+    "features",
+    "text_ids",
+)  # the first that an export has is ranked with
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankingOptions:
+    """How the ranking is compared.
+
+    Attributes:
+      config: whose `evaluation` says relevance and gain; None for the agreement of the dataset's attributes.
+      items: of the sample; 0 to leave the comparison out.
+      max_change: of nDCG@5.
+    """
+
+    config: ml_collections.ConfigDict | None = None
+    items: int = ranking_check.SAMPLE
+    max_change: float = ranking_check.MAX_CHANGE
 
 
 def export(
@@ -50,6 +78,10 @@ def export(
     precision: str = "float32",
     takes: str = "",
     serving_version: int | None = None,
+    reduce: str = "",
+    output_dtype: str = "float32",
+    store: epath.PathLike | None = None,
+    ranking: RankingOptions | None = None,
 ) -> None:
     """Writes a SavedModel, an .onnx file or StableHLO programs, with golden inputs and answers, which check it.
 
@@ -61,23 +93,22 @@ def export(
       text: what the text tower of a SavedModel takes, see `export_saved_model`.
       serving_version: of a SavedModel: it is written to that number in `output`, as TensorFlow Serving wants it.
       tower, precision, takes: of an .onnx file, see `export_tower`; of an adapter of stored vectors the defaults.
+      reduce, output_dtype, store: of a SavedModel: smaller embeddings, "pca:64" of the vectors of that store, or
+        "truncate:64"; and "int8", with a scale for each.
+      ranking: how the ranking is compared, with a dataset.
 
     Raises:
-      UserError: an answer differs from the model's by more than its limits, or the export cannot be made or run.
-        Nothing is left of it then.
+      UserError: an answer differs from the model's by more than its limits, or the ranking does, or the export cannot
+        be made or run. Nothing is left of it then.
     """
-    output = pathlib.Path(output)
-    onnx = output.suffix == ONNX
-    runtime, kind = KINDS.get(output.suffix, ("savedmodel", "SavedModel"))
-    of_saved_model = {"serving_version": serving_version, "target_tensorflow": target_tensorflow}
-    for flag, value in of_saved_model.items():
-        if value and runtime != "savedmodel":
-            raise UserError(f"--{flag} is of SavedModels; leave it out for {output.suffix}")
-    if serving_version is not None:
-        output /= str(serving_version)
-    if output.exists():
-        raise UserError(f"{output} exists already; choose another --output or remove it")
-    wanted = model.architecture.features
+    ranking = ranking or RankingOptions()
+    target = check_target(
+        output, dataset=dataset, split=split, encoders=encoders, target_tensorflow=target_tensorflow, text=text,
+        tower=tower, precision=precision, takes=takes, serving_version=serving_version, reduce=reduce,
+        output_dtype=output_dtype, store=store,
+    )  # fmt: skip
+    wanted, runtime = model.architecture.features, target.runtime
+    onnx = runtime == "onnx"
     if features is not None:
         features.check(wanted, model="export")
     if encoders and encoders.keys() != wanted.keys():
@@ -86,42 +117,86 @@ def export(
             f"export: --encoder for {', '.join(encoders)}; expected "
             + (f"{flags}, or none" if wanted else "none, since this model takes pictures")
         )
-    if not onnx and (tower != "image" or precision != "float32" or takes):
-        raise UserError(f"--tower, --precision and --takes are of .onnx files; leave them out for {kind}")
-    if encoders and runtime == "jax":
-        raise UserError("--encoder is of SavedModels and .onnx files; leave it out for .stablehlo")
     if dataset is None and (features is not None or encoders or not wanted):
         raise UserError(f"--dataset is missing: its {'items' if features else 'pictures'} check the export")
     source = GoldenSource(dataset=dataset, split=split, features=features)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = f".{output.name}.partial-"
-    for left in output.parent.glob(f"{partial}*"):  # of an export that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=partial, dir=output.parent) as temporary:
-        path = pathlib.Path(temporary) / output.name
+    smaller = SmallerOutput.of(target.smaller, model, store=store)
+    with target.written_aside() as path:
+        opened = open_encoders(encoders, savedmodel=not onnx) if encoders else {}
         if onnx:
             if wanted and tower == "image":
                 if takes:
                     raise UserError(f"--takes={takes} is of towers; an adapter takes vectors or what its encoders do")
-                calls, limits = _write_onnx_adapter(model, path, source, encoders=encoders, precision=precision)
+                calls, limits = _write_onnx_adapter(model, path, source, opened=opened, precision=precision)
             else:
                 calls, limits = _write_onnx_tower(model, path, source, tower=tower, precision=precision, takes=takes)
         elif runtime == "jax":
             calls, limits = _write_programs(model, path, source)
         else:
             calls, limits = _write_saved_model(
-                model, path, source, encoders=encoders, target_tensorflow=target_tensorflow, text=text
+                model, path, source, opened=opened, target_tensorflow=target_tensorflow, text=text, smaller=smaller
             )
-        golden = golden_folder(path)
+        golden, asked = golden_folder(path), path.with_name(f"{path.name}.sample")
         write_golden(golden, calls, model=f"../{path.name}" if onnx else "..", runtime=runtime)
-        said = f"{kind} {output}, {_HOW[runtime]}: {_said(check_golden(golden), limits, end=': it is not kept')}"
-        beside = [each for each in path.parent.iterdir() if each != path]
-        for each in beside:
-            if (taken := output.parent / each.name).exists():
-                raise UserError(f"{taken} exists already; choose another --output or remove it")
-        for each in [*beside, path]:  # the model last
-            shutil.move(each, output.parent / each.name)
-    print(said + (f"\nof {model.source}" if model.source else ""))
+        if smaller is not None:
+            smaller.save(golden)
+        sample = _sample(model, source, calls, opened=opened, smaller=smaller, options=ranking)
+        questions = sample.write(asked, runtime=runtime) if isinstance(sample, RankingSample) else []
+        checked = check_golden(golden, sample=asked if questions else None)
+        said = f"{target.kind} {target.output}, {_HOW[runtime]}: {_said(checked, limits, end=': it is not kept')}"
+        found = {"not_measured": sample} if isinstance(sample, str) else sample.compare(
+            asked, questions, max_change=ranking.max_change
+        )  # fmt: skip
+        shutil.rmtree(asked, ignore_errors=True)
+        _write_found(path, golden, found)
+    print(f"{said}\n{ranking_check.told(found)}" + (f"\nof {model.source}" if model.source else ""))
+
+
+def _sample(
+    model: Any,
+    source: GoldenSource,
+    calls: Iterable[Call],
+    *,
+    opened: Mapping[str, Any],
+    smaller: SmallerOutput | None,
+    options: RankingOptions,
+) -> RankingSample | str:
+    """What the export is asked for the ranking; why it is not asked, otherwise."""
+    signatures = {call.signature for call in calls}
+    signature = next(name for name in _ASKED if name in signatures)
+    if source.dataset is None:
+        return "it needs --dataset"
+    if not options.items:
+        return "by --rank_sample=0"
+    if signature == "features" and source.features is None:
+        return "it needs --features"
+    if signature == "text_ids" and (model.preprocessing is None or model.preprocessing.tokenizer is None):
+        return "the model has no tokenizer"
+    items, inputs, vectors = asked_of(model, signature, source, options.items, opened=opened)
+    rules: Any = ranking_check.rules_by_attributes(items)
+    gain = "exponential"
+    if options.config is not None:
+        rules, gain = options.config.evaluation.relevance, options.config.evaluation.gain
+    if not rules:
+        return "no attribute of the dataset is shared by items; give --config, whose evaluation.relevance says what is"
+    return RankingSample(
+        items=items,
+        rules=rules,
+        gain=gain,
+        signature=signature,
+        inputs=inputs,
+        expected=vectors if smaller is None else smaller(vectors),
+        whole=None if smaller is None else vectors,
+        of={"features": "stored vectors", "text_ids": "titles"}.get(signature, "images"),
+    )
+
+
+def _write_found(path: pathlib.Path, golden: pathlib.Path, found: dict[str, Any]) -> None:
+    """What the comparison found, beside the golden inputs and in the manifest of a folder."""
+    for manifest in (golden / verify_export.GOLDEN, path / "siglip_jax.json"):
+        if manifest.exists():
+            told = {**files.read_json(epath.Path(manifest)), "ranking": found}
+            manifest.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def verify(export: epath.PathLike) -> None:
@@ -161,13 +236,13 @@ def _write_saved_model(
     path: pathlib.Path,
     source: GoldenSource,
     *,
-    encoders: Mapping[str, str] | None,
+    opened: Mapping[str, Any],
     target_tensorflow: str,
     text: str,
+    smaller: SmallerOutput | None,
 ) -> tuple[list[Call], list[Limits]]:
     from siglip_jax.export import savedmodel
 
-    opened = open_encoders(encoders, savedmodel=True) if encoders else None
     if opened:
         calls, limits = of_joined(model, source, opened)
     elif model.architecture.features:
@@ -182,14 +257,20 @@ def _write_saved_model(
         if by_bytes:
             calls.append(of_scores(model, by_bytes[0], texts[-1]))
     savedmodel.export_saved_model(
-        model, path, target_tensorflow=target_tensorflow, encoders=opened, text=text, warmup=_warmup(calls)
+        model,
+        path,
+        target_tensorflow=target_tensorflow,
+        encoders=opened,
+        text=text,
+        smaller=smaller.graph(model.architecture.embedding_dim) if smaller else None,
+        warmup=_warmup(calls),
     )
-    return calls, all_limits
+    return smaller.calls(calls) if smaller else calls, all_limits
 
 
 def _warmup(calls: Iterable[Call]) -> list[tuple[str, dict[str, Any]]]:
     """Of each signature a request of one row and one of eight, each of which compiles a program."""
-    first = {call.signature: call for call in calls if call.signature not in ("pixels", "scores")}
+    first = {call.signature: call for call in calls if call.signature not in ("pixels", "patches", "scores")}
     return [
         (signature, {name: values[:rows] for name, values in call.inputs.items()})
         for signature, call in first.items()
@@ -231,17 +312,16 @@ def _write_onnx_tower(
 
 
 def _write_onnx_adapter(
-    model: Any, path: pathlib.Path, source: GoldenSource, *, encoders: Mapping[str, str] | None, precision: str
+    model: Any, path: pathlib.Path, source: GoldenSource, *, opened: Mapping[str, Any], precision: str
 ) -> tuple[list[Call], list[Limits]]:
     from siglip_jax.export.onnx import onnx_adapter
 
     if precision != "float32":
         raise UserError(f"--precision={precision} is of towers; an adapter is written in float32: leave it out")
-    if not encoders:
+    if not opened:
         calls, limits = of_features(model, source)
         onnx_adapter.export_onnx(model, path)
         return calls, [limits]
-    opened = open_encoders(encoders, savedmodel=False)
     pictures, stored = source.pictures()
     pixels = stacked(opened, pictures)
     given = {name: opened[name].network_input(pixels[name]) for name in opened}

@@ -9,12 +9,13 @@ import numpy as np
 import PIL.Image
 from etils import epath
 
+from eval.comparison.items import Items
 from input_pipeline.dataset import open_split
 from input_pipeline.loader.item_vectors import complete_rows
 from siglip_jax.errors import UserError
 from siglip_jax.export.golden import ODD_TITLES, Call, odd_pictures
 from siglip_jax.export.limits import Limits, limits_of
-from siglip_jax.preprocessing import decode_image
+from siglip_jax.preprocessing import Patches, decode_image
 from tools.workflow.adapters.export_encoders import stacked
 from tools.workflow.item_vectors import Features
 
@@ -47,6 +48,26 @@ class GoldenSource:
         rows = [] if self.dataset is None else open_split(self.dataset, self.split)
         return [rows[row]["title"] for row in range(min(ITEMS_CHECKED, len(rows)))] + list(ODD_TITLES)
 
+    def sample(self, most: int) -> tuple[Items, list[bytes], dict[str, np.ndarray]]:
+        """Items at random places of the split, their pictures, and their stored vectors where there are any."""
+        assert self.dataset is not None
+        rows, vectors = open_split(self.dataset, self.split), {}
+        places = np.arange(len(rows))
+        if self.features is not None:
+            stored = self.features.of_split(self.dataset, self.split)
+            places = complete_rows(stored)
+        places = np.sort(np.random.default_rng(0).permutation(places)[:most])
+        if self.features is not None:
+            vectors = {name: each.take(places) for name, each in stored.items()}
+        found = [rows[int(place)] for place in places]
+        items = Items(
+            ids=[row["id"] for row in found],
+            titles=[row["title"] for row in found],
+            columns={name: [row["attributes"][name] for row in found] for name in rows.attribute_names},
+            rows=places.tolist(),
+        )
+        return items, [row["image"] for row in found], vectors
+
     def vectors(self, model: Any) -> tuple[str, dict[str, np.ndarray]]:
         """What an adapter alone is checked with, and words for it."""
         if self.features is not None:
@@ -73,11 +94,50 @@ def of_pictures(model: Any, source: GoldenSource) -> tuple[list[Call], Limits]:
     pictures = source.pictures()[0] + list(odd_pictures().values())
     pixels = model.preprocessing.images(pictures)
     expected, limits = model.encode_image(pixels), limits_of(model, pixels)
-    some = max(4, min(len(pixels), GOLDEN_BYTES // pixels[0].nbytes))
+    signature, inputs = as_inputs(pixels)
+    some = max(4, min(len(pictures), GOLDEN_BYTES // inputs["pixels"][0].nbytes))
+    inputs = {name: values[:some] for name, values in inputs.items()}
     return [
         by_bytes("serving_default", pictures, expected, limits),
-        by_error("pixels", {"pixels": pixels[:some]}, expected[:some], limits, of="pictures"),
+        by_error(signature, inputs, expected[:some], limits, of="pictures"),
     ], limits
+
+
+def as_inputs(pixels: Any) -> tuple[str, dict[str, np.ndarray]]:
+    """The signature that takes what the image tower takes, and its inputs."""
+    if isinstance(pixels, Patches):
+        return "patches", {"pixels": pixels.pixels, "shape": pixels.shape}
+    return "pixels", {"pixels": pixels}
+
+
+def asked_of(
+    model: Any, signature: str, source: GoldenSource, most: int, *, opened: Mapping[str, Any] | None = None
+) -> tuple[Items, dict[str, Any], np.ndarray]:
+    """A sample of items, what a signature takes of them, and float32 [n, d], what the model makes of that.
+
+    Args:
+      opened: what is joined with an adapter.
+    """
+    items, pictures, vectors = source.sample(most)
+    if signature == "text_ids":
+        ids = model.preprocessing.text(items.titles)
+        return items, {"ids": ids}, model.encode_text(ids)
+    if signature == "features":
+        return items, vectors, model.encode_image(vectors)
+    if signature == "images":  # resized before, so that they make one array; the golden calls have other sizes
+        images = model.preprocessing.batch([model.preprocessing.image(picture) for picture in pictures])
+        return items, {"images": images}, model.encode_image(model.preprocessing.to_float(images))
+    if opened:
+        pixels = stacked(opened, pictures)
+        by_encoders = {name: opened[name].encode_image(pixels[name]) for name in opened}
+        inputs: dict[str, Any] = pixels
+        if signature != "serving_default":  # of ONNX, which takes what the networks do
+            inputs = {name: opened[name].network_input(pixels[name]) for name in opened}
+        expected = model.encode_image(by_encoders)
+    else:
+        pixels = model.preprocessing.images(pictures)
+        inputs, expected = as_inputs(pixels)[1], model.encode_image(pixels)
+    return items, {"image_bytes": pictures} if signature == "serving_default" else inputs, expected
 
 
 def of_decoded(model: Any, source: GoldenSource) -> tuple[list[Call], Limits]:

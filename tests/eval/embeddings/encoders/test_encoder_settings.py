@@ -14,7 +14,7 @@ from siglip_jax.preprocessing.resize_table import RESIZES
 FIELDS = [
     {"resize": name, "fill": fill}
     for name, resize in RESIZES.items()
-    if resize.in_graph is not None
+    if resize.in_graph is not None and not resize.uses_patches
     for fill in (FILLS if resize.uses_fill else ("",))
 ]
 

@@ -43,7 +43,11 @@ def checks(monkeypatch):
         assert (folder.parent.is_dir(), model, runtime) == (True, "..", "savedmodel")
         found["calls"] = list(calls)
 
-    def check(folder):
+    def check(folder, *, sample=None):
+        if sample is not None:  # answered as expected
+            with np.load(sample / "golden.npz") as arrays:
+                answers = {key.split("/")[0]: arrays[key] for key in arrays if key.endswith("/expected")}
+            np.savez(sample / "answers.npz", **answers)
         (error,) = found["errors"]
         return [
             {
