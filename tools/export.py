@@ -2,6 +2,7 @@
 
 siglip-jax export --model=runs/fashion --output=runs/fashion/savedmodel --dataset=data/fashion
 siglip-jax export --model=runs/fashion --output=runs/fashion/image.onnx --dataset=data/fashion
+siglip-jax export --model=runs/fashion --output=runs/fashion/photo.onnx --takes=images --dataset=data/fashion
 siglip-jax export --model=runs/fashion --output=runs/fashion/text.onnx --tower=text --dataset=data/fashion
 siglip-jax export --model=runs/adapter --output=runs/adapter/savedmodel
 siglip-jax export --model=runs/adapter --output=runs/adapter.onnx
@@ -38,7 +39,8 @@ from tools.workflow.exports.folders import FOLDERS
 
 FORMATS = ("vertex", "parquet", "npy", "faiss")
 OF_TOWERS = (
-    "text", "tower", "precision", "serving_version", "reduce", "output_dtype", "rank_sample", "max_change", "config"
+    "text", "tower", "precision", "takes", "serving_version", "reduce", "output_dtype", "rank_sample", "max_change",
+    "config",
 )  # fmt: skip
 OF_VERTEX = ("since", "restrict", "numeric", "crowding", "rows_per_file")
 
@@ -70,6 +72,14 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("tower", "image", ["image", "text"], "Which one an .onnx file holds.", flag_values=values)
     flags.DEFINE_enum(
         "precision", "float32", ["float32", "float16", "int8"], "Of a tower in an .onnx file.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "takes",
+        None,
+        ["pixels", "images", "ids"],
+        "What an .onnx file takes: pixels, as the tower does; images, decoded, of any size, which the graph resizes; "
+        "ids of a text tower. By default pixels or ids.",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "reduce",
@@ -231,6 +241,7 @@ def _export_model(values: flags.FlagValues) -> None:
         "text": values.text,
         "tower": values.tower,
         "precision": values.precision,
+        "takes": values.takes or "",
         "serving_version": values.serving_version,
         "reduce": values.reduce or "",
         "output_dtype": values.output_dtype,

@@ -1,7 +1,8 @@
 """The ways to bring an image to the size that a model takes: one entry each in RESIZES, by the name in the config.
 
 To add one, write an entry (docs/adding.md). `Preprocessing`, the export and Hugging Face's processor files read the
-table. Neither JAX nor TensorFlow is imported here: `in_graph` gets the `tf` module from the export.
+table. Neither JAX, TensorFlow nor onnx is imported here: `in_graph` gets the `tf` module from the export, `in_onnx` its
+graph writer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from siglip_jax.preprocessing import graph_resize
+from siglip_jax.preprocessing import graph_resize, onnx_resize
 from siglip_jax.preprocessing.images import naflex_size, pad_image, resize_image
 
 NAFLEX = "naflex"
@@ -51,6 +52,8 @@ class Resize:
       in_graph: (tf, image, fields) -> image, the same in TensorFlow's operations: float32 [H, W, 3] of whole numbers 0
         to 255 -> float32 [h, w, 3] of whole numbers, (h, w) as of `size`. None where a model cannot be exported with
         this resize.
+      in_onnx: (graph, images, fields) -> images, the same in ONNX's operations by an `OnnxGraph`: the name of float32
+        [n, 3, H, W] -> that of [n, 3, h, w]. None where an .onnx file cannot take decoded pictures with this resize.
       huggingface: the image processor of Hugging Face and its `resample` (PIL's number) that do exactly the same, read
         and written; None where none does.
       huggingface_instead: what transformers does instead, after "it will".
@@ -62,6 +65,7 @@ class Resize:
     apply: Callable[[np.ndarray, tuple[int, int], Fields, np.ndarray | None], np.ndarray]
     size: Callable[[int, int, Fields], tuple[int, int]] = _image_size
     in_graph: Callable[[Any, Any, Fields], Any] | None = None
+    in_onnx: Callable[[Any, str, Fields], str] | None = None
     huggingface: tuple[str, int] | None = None
     huggingface_instead: str = "squash images to the size, bilinear and antialiased"
     uses_fill: bool = False
@@ -81,16 +85,19 @@ RESIZES: dict[str, Resize] = {
     "bilinear": Resize(
         apply=_bilinear,
         in_graph=_bilinear_in_graph,
+        in_onnx=lambda graph, images, fields: onnx_resize.resize(graph, images, fields.image_size, kernel="bilinear"),
         huggingface=(FIXED_PROCESSOR, 2),
     ),
     "bicubic": Resize(
         apply=lambda image, size, fields, out: resize_image(image, size, method="bicubic", out=out),
         in_graph=lambda tf, image, fields: graph_resize.resize(tf, image, fields.image_size, kernel="bicubic"),
+        in_onnx=lambda graph, images, fields: onnx_resize.resize(graph, images, fields.image_size, kernel="bicubic"),
         huggingface=(FIXED_PROCESSOR, 3),
     ),
     "bilinear_no_antialias": Resize(
         apply=lambda image, size, fields, out: resize_image(image, size, method="bilinear_no_antialias", out=out),
         in_graph=lambda tf, image, fields: graph_resize.resize_no_antialias(tf, image, fields.image_size),
+        in_onnx=lambda graph, images, fields: onnx_resize.resize_no_antialias(graph, images, fields.image_size),
         huggingface_instead="antialias",
     ),
     SCALED_DECODE: Resize(
@@ -102,6 +109,7 @@ RESIZES: dict[str, Resize] = {
     PAD: Resize(
         apply=lambda image, size, fields, out: pad_image(image, size, fill=fields.fill, out=out),
         in_graph=lambda tf, image, fields: graph_resize.pad(tf, image, fields.image_size, fill=fields.fill),
+        in_onnx=lambda graph, images, fields: onnx_resize.pad(graph, images, fields.image_size, fill=fields.fill),
         huggingface_instead="squash pictures to the size, which gives other embeddings of all that are not square",
         uses_fill=True,
     ),

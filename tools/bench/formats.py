@@ -38,7 +38,7 @@ def main(values: flags.FlagValues) -> None:
     from eval.comparison.by_attributes import rank_by_attributes, relevance_over
     from eval.comparison.items import read_split
     from eval.rankers import VectorRanker
-    from eval.statistics import bootstrap_mean, paired_bootstrap
+    from eval.statistics import mean_interval, paired_difference
     from input_pipeline.dataset import open_split
     from siglip_jax.loading import load
     from tools.bench import measuring
@@ -70,8 +70,8 @@ def main(values: flags.FlagValues) -> None:
     table, itself = [], export_rows.JAX
     for name, found in vectors.items():
         cosines = np.sum(found * vectors[itself], axis=1, dtype=np.float64)
-        mean = bootstrap_mean(result.values[name], clusters=clusters)
-        change = paired_bootstrap(result.values[name], result.values[itself], clusters=clusters)
+        mean = mean_interval(result.values[name], clusters=clusters)
+        change = paired_difference(result.values[name], result.values[itself], clusters=clusters)
         difference = "-" if name == itself else f"{change.mean:+.5f} [{change.low:+.5f}, {change.high:+.5f}]"
         cells = [f"{cosines.min():.6f}", f"{cosines.mean():.6f}", f"{mean.mean:.5f} [{mean.low:.3f}, {mean.high:.3f}]"]
         table.append([name, *cells, difference])

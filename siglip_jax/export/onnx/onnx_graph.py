@@ -6,9 +6,10 @@ versions of other packages.
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,13 +48,24 @@ class OnnxGraph:
         self._onnx, self._opset, self.floats = onnx, opset, floats
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self._numbers = itertools.count()
 
     def add(self, operation: str, *inputs: Any, output: str = "", **attributes: Any) -> str:
         """Name of the result; an input is the name of another, or a constant."""
         names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
-        output = output or f"/{len(self.nodes)}_{operation}"
+        output = output or f"/{next(self._numbers)}_{operation}"
         self.nodes.append(self._onnx.helper.make_node(operation, names, [output], name=f"{output}/node", **attributes))
         return output
+
+    def choose(self, condition: str, then: Callable[[], str], otherwise: Callable[[], str]) -> str:
+        """The one of two float32 results that a boolean picks; the other is not computed."""
+        outside, branches = self.nodes, []
+        for write in (then, otherwise):
+            self.nodes = []
+            result = self._onnx.helper.make_tensor_value_info(write(), self._onnx.TensorProto.FLOAT, None)
+            branches.append(self._onnx.helper.make_graph(self.nodes, f"/{next(self._numbers)}_branch", [], [result]))
+        self.nodes = outside
+        return self.add("If", condition, then_branch=branches[0], else_branch=branches[1])
 
     def cast(self, x: str, dtype: str) -> str:
         """To "float32" or "float16"; nothing in a graph of float32, in which all are."""

@@ -1,8 +1,9 @@
 """A tower of pictures or of titles as an ONNX file: the formulas of `models.transformer` and `models.towers`.
 
-In go "pixels" float32 [n, h, w, 3] in the range of the preprocessing, or "ids" int32 [n, length]; out comes
-"embedding", unit-norm float32 [n, d]. ONNX decodes no JPEG and has no SentencePiece: whoever runs it decodes, resizes
-and tokenises as the preprocessing in the file's metadata says.
+In go "pixels" float32 [n, h, w, 3] in the range of the preprocessing, or "images" uint8 [n, H, W, 3], decoded pictures
+of any size that is one for the batch, or "ids" int32 [n, length]; out comes "embedding", unit-norm float32 [n, d].
+onnxruntime decodes no JPEG and has no SentencePiece: whoever runs it does that as the preprocessing in the file's
+metadata says.
 """
 
 from __future__ import annotations
@@ -17,16 +18,24 @@ import numpy as np
 from siglip_jax.errors import UserError, check_choice
 from siglip_jax.export.onnx.onnx_graph import OPSET, OnnxGraph, import_onnx, write_onnx
 from siglip_jax.models.feature_tower import in_turns
+from siglip_jax.preprocessing.resize_table import RESIZES
 
 if TYPE_CHECKING:
     from siglip_jax.model import Model
 
 TOWERS = ("image", "text")
 PRECISIONS = ("float32", "float16", "int8")
-INPUTS = {"image": "pixels", "text": "ids"}
+INPUTS = {"image": ("pixels", "images"), "text": ("ids",)}  # by default the first
 
 
-def export_tower(model: Model, path: str | pathlib.Path, *, tower: str = "image", precision: str = "float32") -> None:
+def export_tower(
+    model: Model,
+    path: str | pathlib.Path,
+    *,
+    tower: str = "image",
+    precision: str = "float32",
+    takes: str = "",
+) -> None:
     """Writes one .onnx file of opset 17, with an open batch.
 
     Args:
@@ -35,6 +44,7 @@ def export_tower(model: Model, path: str | pathlib.Path, *, tower: str = "image"
       precision: of `PRECISIONS`. "float16" stores and multiplies in 16 bits, and normalises and takes softmax in 32.
         "int8" stores the matrices in 8 bits and quantises what they are multiplied with as it comes (onnxruntime's
         dynamic quantisation).
+      takes: of `INPUTS`. "images" puts the resize of the model's preprocessing and its range into the graph.
 
     Raises:
       UserError: onnx is not installed (or onnxruntime, for int8), the path exists, a tower that cannot be written, or
@@ -42,24 +52,31 @@ def export_tower(model: Model, path: str | pathlib.Path, *, tower: str = "image"
     """
     check_choice("--tower", tower, TOWERS)
     check_choice("--precision", precision, PRECISIONS)
+    takes = takes or INPUTS[tower][0]
+    check_choice(f"--tower={tower} with --takes", takes, INPUTS[tower])
     onnx, path, architecture = import_onnx(path), pathlib.Path(path), model.architecture
     if path.exists():
         raise UserError(f"{path} exists already; choose another --output or remove it")
     if tower == "image" and (architecture.features or architecture.naflex):
         kind = "an adapter" if architecture.features else "of NaFlex pictures, whose sizes differ"
         raise UserError(f"export: this model is {kind}; expected a model of pictures of one size")
+    if takes == "images":
+        check_resize(model)
     graph = OnnxGraph(onnx, opset=OPSET, floats="float16" if precision == "float16" else "float32")
     helper, d = onnx.helper, architecture.embedding_dim
-    if tower == "image":
+    if takes == "images":
+        given = helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["n", "height", "width", 3])
+        _Writer(graph).images(model, _resized(graph, model))
+    elif tower == "image":
         height, width = architecture.image_size
         given = helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, ["n", height, width, 3])
-        _Writer(graph).images(model)
+        _Writer(graph).images(model, graph.add("Transpose", "pixels", perm=[0, 3, 1, 2]))
     else:
         given = helper.make_tensor_value_info("ids", onnx.TensorProto.INT32, ["n", architecture.text_length])
         _Writer(graph).texts(model)
     found = helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, ["n", d])
     whole = helper.make_graph(graph.nodes, f"{tower}_tower", [given], [found], graph.constants)
-    manifest: dict[str, Any] = {"tower": tower, "precision": precision}
+    manifest: dict[str, Any] = {"tower": tower, "precision": precision, "takes": takes}
     if model.preprocessing is not None:
         manifest["preprocessing"] = model.preprocessing.to_json()
     if precision != "int8":
@@ -73,17 +90,40 @@ def export_tower(model: Model, path: str | pathlib.Path, *, tower: str = "image"
         full.unlink()
 
 
+def check_resize(model: Model) -> None:
+    """UserError: the model has no resize, or one that `RESIZES` does not write in ONNX's operations."""
+    if model.preprocessing is None:
+        raise UserError("export: this model has no preprocessing, so no resize; expected --takes=pixels")
+    resize, known = model.preprocessing.resize, [name for name, each in RESIZES.items() if each.in_onnx]
+    if resize not in known:
+        expected = ", ".join(known)
+        raise UserError(f"export: --takes=images with resize={resize!r}; expected one of {expected}, or --takes=pixels")
+
+
+def _resized(graph: OnnxGraph, model: Model) -> str:
+    """What the tower takes, float32 [n, 3, h, w], of "images"."""
+    preprocessing = model.preprocessing
+    assert preprocessing is not None
+    in_onnx = RESIZES[preprocessing.resize].in_onnx
+    assert in_onnx is not None
+    whole = graph.add("Cast", graph.add("Transpose", "images", perm=[0, 3, 1, 2]), to=1)
+    low, high = preprocessing.value_range
+    scale, offset = (graph.constant(number, "float32") for number in ((high - low) / 255, low))
+    return graph.add("Add", graph.add("Mul", in_onnx(graph, whole, preprocessing), scale), offset)
+
+
 class _Writer:
     """Writes the operations of a tower to a graph."""
 
     def __init__(self, graph: OnnxGraph):
         self._graph = graph
 
-    def images(self, model: Model) -> None:
+    def images(self, model: Model, pixels: str) -> None:
+        """`pixels`: float32 [n, 3, h, w]."""
         add, p = self._graph.add, _float32(model.params["img"])
         size, width = model.architecture.image, model.architecture.image.width
         kernel = p["embedding"]["kernel"]  # [patch, patch, 3, width]; ONNX wants the channels first
-        pixels = add("Transpose", self._graph.cast("pixels", self._graph.floats), perm=[0, 3, 1, 2])
+        pixels = self._graph.cast(pixels, self._graph.floats)
         patch = list(kernel.shape[:2])
         x = add("Conv", pixels, kernel.transpose(3, 2, 0, 1), p["embedding"]["bias"], kernel_shape=patch, strides=patch)
         x = add("Transpose", add("Reshape", x, np.array([0, width, -1])), perm=[0, 2, 1])

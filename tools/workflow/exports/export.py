@@ -25,6 +25,7 @@ from tools.workflow.exports.golden_calls import (
     asked_of,
     by_cosine,
     by_error,
+    of_decoded,
     of_features,
     of_joined,
     of_pictures,
@@ -68,6 +69,7 @@ def export(
     text: str = "ids",
     tower: str = "image",
     precision: str = "float32",
+    takes: str = "",
     serving_version: int | None = None,
     reduce: str = "",
     output_dtype: str = "float32",
@@ -83,7 +85,7 @@ def export(
       encoders: {feature: network} to join with an adapter, one for each of its features.
       text: what the text tower of a SavedModel takes, see `export_saved_model`.
       serving_version: of a SavedModel: it is written to that number in `output`, as TensorFlow Serving wants it.
-      tower, precision: of an .onnx file, see `export_tower`; of an adapter of stored vectors "float32".
+      tower, precision, takes: of an .onnx file, see `export_tower`; of an adapter of stored vectors the defaults.
       reduce, output_dtype, store: of a SavedModel: smaller embeddings, "pca:64" of the vectors of that store, or
         "truncate:64"; and "int8", with a scale for each.
       ranking: how the ranking is compared, with a dataset.
@@ -95,8 +97,8 @@ def export(
     ranking = ranking or RankingOptions()
     target = check_target(
         output, dataset=dataset, split=split, encoders=encoders, target_tensorflow=target_tensorflow, text=text,
-        tower=tower, precision=precision, serving_version=serving_version, reduce=reduce, output_dtype=output_dtype,
-        store=store,
+        tower=tower, precision=precision, takes=takes, serving_version=serving_version, reduce=reduce,
+        output_dtype=output_dtype, store=store,
     )  # fmt: skip
     wanted, runtime = model.architecture.features, target.runtime
     onnx = runtime == "onnx"
@@ -116,9 +118,11 @@ def export(
         opened = open_encoders(encoders, savedmodel=not onnx) if encoders else {}
         if onnx:
             if wanted and tower == "image":
+                if takes:
+                    raise UserError(f"--takes={takes} is of towers; an adapter takes vectors or what its encoders do")
                 calls, limits = _write_onnx_adapter(model, path, source, opened=opened, precision=precision)
             else:
-                calls, limits = _write_onnx_tower(model, path, source, tower=tower, precision=precision)
+                calls, limits = _write_onnx_tower(model, path, source, tower=tower, precision=precision, takes=takes)
         elif runtime == "jax":
             calls, limits = _write_programs(model, path, source)
         else:
@@ -279,11 +283,14 @@ def _write_programs(model: Any, path: pathlib.Path, source: GoldenSource) -> tup
 
 
 def _write_onnx_tower(
-    model: Any, path: pathlib.Path, source: GoldenSource, *, tower: str, precision: str
+    model: Any, path: pathlib.Path, source: GoldenSource, *, tower: str, precision: str, takes: str
 ) -> tuple[list[Call], list[Limits]]:
     from siglip_jax.export.onnx import onnx_towers
 
-    if tower == "image":
+    if tower == "image" and takes == "images":
+        onnx_towers.check_resize(model)
+        calls, limits = of_decoded(model, source)
+    elif tower == "image":
         calls, limits = of_pictures(model, source)
         calls = [call for call in calls if call.signature == "pixels"]
         # What `siglip-jax embed --model=FILE.onnx` reads, so that `rank` can compare the export with the model.
@@ -295,7 +302,7 @@ def _write_onnx_tower(
     if precision in LEAST_COSINE:
         least = LEAST_COSINE[precision]
         calls = [dataclasses.replace(call, max_error=None, min_cosine=least) for call in calls]
-    onnx_towers.export_tower(model, path, tower=tower, precision=precision)
+    onnx_towers.export_tower(model, path, tower=tower, precision=precision, takes=takes)
     return calls, [limits]
 
 

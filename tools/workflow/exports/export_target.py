@@ -83,6 +83,7 @@ def check_target(
     text: str = "ids",
     tower: str = "image",
     precision: str = "float32",
+    takes: str = "",
     serving_version: int | None = None,
     reduce: str = "",
     output_dtype: str = "float32",
@@ -105,8 +106,8 @@ def check_target(
     for flag, value in of_saved_model.items():
         if value and runtime != "savedmodel":
             raise UserError(f"--{flag} is of SavedModels; leave it out for {output.suffix}")
-    if runtime != "onnx" and (tower != "image" or precision != "float32"):
-        raise UserError(f"--tower and --precision are of .onnx files; leave them out for {kind}")
+    if runtime != "onnx" and (tower != "image" or precision != "float32" or takes):
+        raise UserError(f"--tower, --precision and --takes are of .onnx files; leave them out for {kind}")
     if encoders and runtime == "jax":
         raise UserError("--encoder is of SavedModels and .onnx files; leave it out for .stablehlo")
     spec = Spec.parse(reduce) if reduce else Spec("", 0, False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from etils import epath
 
 from eval.comparison.items import Items
@@ -20,6 +21,7 @@ from tools.workflow.item_vectors import Features
 
 ITEMS_CHECKED = 64  # of an export
 GOLDEN_BYTES = 2**23  # of pictures, and of pixels: so many items are enough
+SIZES_CHECKED = 4  # of decoded pictures
 
 
 class GoldenSource:
@@ -122,6 +124,9 @@ def asked_of(
         return items, {"ids": ids}, model.encode_text(ids)
     if signature == "features":
         return items, vectors, model.encode_image(vectors)
+    if signature == "images":  # resized before, so that they make one array; the golden calls have other sizes
+        images = model.preprocessing.batch([model.preprocessing.image(picture) for picture in pictures])
+        return items, {"images": images}, model.encode_image(model.preprocessing.to_float(images))
     if opened:
         pixels = stacked(opened, pictures)
         by_encoders = {name: opened[name].encode_image(pixels[name]) for name in opened}
@@ -135,6 +140,23 @@ def asked_of(
             return items, {"images": [decode_image(each)[None].copy() for each in pictures]}, model.encode_image(pixels)
         inputs, expected = as_inputs(pixels)[1], model.encode_image(pixels)
     return items, {"image_bytes": pictures} if signature == "serving_default" else inputs, expected
+
+
+def of_decoded(model: Any, source: GoldenSource) -> tuple[list[Call], Limits]:
+    """Decoded pictures of equal sizes, a call for each of the commonest sizes."""
+    by_size: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for picture in source.pictures()[0] + list(odd_pictures().values()):
+        image = decode_image(picture)
+        by_size.setdefault(image.shape, []).append(image.copy())
+    limits = limits_of(model, model.preprocessing.images([PIL.Image.fromarray(x[0]) for x in by_size.values()]))
+    calls, left = [], GOLDEN_BYTES
+    for images in sorted(by_size.values(), key=len, reverse=True)[:SIZES_CHECKED]:
+        fitting = np.stack(images[: max(1, left // images[0].nbytes)])
+        left -= fitting.nbytes
+        expected = model.encode_image(model.preprocessing.images(map(PIL.Image.fromarray, fitting)))
+        of = f"pictures of {fitting.shape[1]}x{fitting.shape[2]}"
+        calls.append(by_cosine("images", {"images": fitting}, expected, limits, of=of))
+    return calls, limits
 
 
 def of_features(model: Any, source: GoldenSource) -> tuple[list[Call], Limits]:

@@ -1,9 +1,11 @@
 """Towers as ONNX, run by onnxruntime, beside the model itself."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from siglip_jax import model as models
@@ -12,6 +14,7 @@ from siglip_jax.export.onnx.onnx_graph import METADATA
 from siglip_jax.export.onnx.onnx_towers import INPUTS, PRECISIONS, TOWERS, export_tower
 from siglip_jax.models.architecture import Architecture, TowerSize
 from siglip_jax.models.towers import TwoTowers
+from siglip_jax.preprocessing import Preprocessing
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -61,12 +64,24 @@ def test_equals_the_model(model, tower, precision, tmp_path):
         if precision == "float32":
             np.testing.assert_allclose(z, expected[:count], atol=2e-6)
     written = onnx.load(path)
-    assert (written.opset_import[0].version, written.graph.input[0].name) == (17, INPUTS[tower])
+    assert (written.opset_import[0].version, written.graph.input[0].name) == (17, INPUTS[tower][0])
     (entry,) = (each for each in written.metadata_props if each.key == METADATA)
     assert json.loads(entry.value)["precision"] == precision
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(UserError, match="exists already"):
         export_tower(model, path, tower=tower)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_takes_decoded_pictures_of_any_size(model, precision, tmp_path):
+    preprocessing = Preprocessing(image_size=(34, 32), resize="bicubic", value_range=(-0.5, 2.0), text_length=8)
+    model, rng = model.replace(preprocessing=preprocessing), np.random.default_rng(2)
+    export_tower(model, tmp_path / "images.onnx", precision=precision, takes="images")
+    for shape in ((3, 50, 90, 3), (1, 1, 1, 3), (2, 34, 32, 3)):
+        images = rng.integers(0, 256, shape, dtype=np.uint8)
+        expected = model.encode_image(preprocessing.images([PIL.Image.fromarray(image) for image in images]))
+        z = run(tmp_path / "images.onnx", images)
+        assert (z * expected).sum(axis=1).min() >= LEAST[precision] - 1e-5  # a level here and there
 
 
 def test_fewer_bits_are_fewer_bytes(model, tmp_path):
@@ -92,10 +107,25 @@ def test_titles_of_an_adapter(adapter, tmp_path):
         export_tower(adapter.model, tmp_path / "image.onnx")
 
 
+def test_naflex_is_refused_by_name(model, tmp_path):
+    architecture = dataclasses.replace(model.architecture, image_size=(32, 32), naflex=True)
+    model = model.replace(module=TwoTowers(architecture))
+    for takes in ("pixels", "images"):
+        with pytest.raises(UserError, match="of NaFlex pictures, whose sizes differ; expected a model of pictures of"):
+            export_tower(model, tmp_path / "a.onnx", takes=takes)
+
+
 def test_what_is_not_written(model, tmp_path, monkeypatch):
     for option in ({"tower": "both"}, {"precision": "int4"}):
         with pytest.raises(UserError, match=f"--{next(iter(option))}="):
             export_tower(model, tmp_path / "a.onnx", **option)
+    with pytest.raises(UserError, match="--tower=text with --takes='images'; expected one of ids"):
+        export_tower(model, tmp_path / "a.onnx", tower="text", takes="images")
+    with pytest.raises(UserError, match="no preprocessing, so no resize; expected --takes=pixels"):
+        export_tower(model, tmp_path / "a.onnx", takes="images")
+    scaled = Preprocessing(image_size=(34, 32), resize="bilinear_scaled_decode", text_length=8)
+    with pytest.raises(UserError, match="with resize='bilinear_scaled_decode'; expected one of bilinear, bicubic"):
+        export_tower(model.replace(preprocessing=scaled), tmp_path / "a.onnx", takes="images")
     monkeypatch.setattr("siglip_jax.export.onnx.onnx_graph.MAX_BYTES", 1000)
     with pytest.raises(UserError, match="one ONNX file holds 1000: choose --precision=float16"):
         export_tower(model, tmp_path / "a.onnx")

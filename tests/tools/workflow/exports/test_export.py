@@ -192,8 +192,20 @@ def test_towers_as_onnx(tiny_model, tower, shop_dataset, tmp_path, capsys):
         verify(path)
     export(tiny_model, tmp_path / "int8.onnx", dataset=shop_dataset, split="test", tower=tower, precision="int8")
     assert "smallest cosine from" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"--tower and --precision are of \.onnx files"):
+    with pytest.raises(UserError, match=r"--tower, --precision and --takes are of \.onnx files"):
         export(tiny_model, tmp_path / "b", dataset=shop_dataset, split="test", precision="int8")
+
+
+def test_decoded_pictures_check_a_tower_that_resizes(tiny_model, shop_dataset, tmp_path, capsys):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    export(tiny_model, tmp_path / "images.onnx", dataset=shop_dataset, split="test", takes="images")
+    said = capsys.readouterr().out
+    assert "9 pictures of 43x61: smallest cosine from images" in said  # the odd ones
+    assert said.count("smallest cosine from images") == 4, said
+    verify(tmp_path / "images.onnx")
+    with pytest.raises(UserError, match=r"--tower, --precision and --takes are of \.onnx files"):
+        export(tiny_model, tmp_path / "b", dataset=shop_dataset, split="test", takes="images")
 
 
 def test_an_image_tower_in_onnx_embeds_as_the_model(tiny_model, shop_dataset, tmp_path):

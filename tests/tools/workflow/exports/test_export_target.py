@@ -20,7 +20,7 @@ WRONG = {
     "text": ({"text": "strings"}, "a.onnx", "--text is of SavedModels"),
     "reduce": ({"reduce": "truncate:4"}, "a.onnx", "--reduce is of SavedModels"),
     "output_dtype": ({"output_dtype": "int8"}, "a.stablehlo", "--output_dtype is of SavedModels"),
-    "precision": ({"precision": "int8"}, "a", "--tower and --precision are of .onnx files"),
+    "precision": ({"precision": "int8"}, "a", "--tower, --precision and --takes are of .onnx files"),
     "no such reduction": ({"reduce": "pca"}, "a", "expected pca:WIDTH"),
     "PCA of nothing": ({"reduce": "pca:4"}, "a", "give --store"),
     "store of nothing": ({"store": "s"}, "a", "leave it out"),
