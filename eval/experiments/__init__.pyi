@@ -1,0 +1,15 @@
+from .effects import Effect as Effect
+from .effects import Look as Look
+from .effects import compare as compare
+from .effects import holm_levels as holm_levels
+from .effects import no_worse as no_worse
+from .moments import Moments as Moments
+from .moments import Sample as Sample
+from .moments import adjusted as adjusted
+from .moments import joined as joined
+from .moments import moments as moments
+from .moments import sample as sample
+from .power import effect_found as effect_found
+from .power import power_of as power_of
+from .power import users_needed as users_needed
+from .sample_ratio import sample_ratio as sample_ratio
