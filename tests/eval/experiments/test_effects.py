@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.experiments.effects import (
@@ -86,6 +86,7 @@ def numbers(low, high):
 arms = st.builds(Sample, value=numbers(0.01, 3), variance=numbers(0.01, 9), n=st.integers(20, 10**6))
 
 
+@settings(deadline=None, max_examples=50)
 @given(arms, arms, st.sampled_from(LOOKS), numbers(0.001, 0.2))
 def test_p_and_both_intervals_say_the_same(control, treatment, looks, alpha):
     found = compare(control, treatment, Look(looks=looks), alpha=alpha)
@@ -97,6 +98,7 @@ def test_p_and_both_intervals_say_the_same(control, treatment, looks, alpha):
         assert found.relative_low <= found.relative <= found.relative_high
 
 
+@settings(deadline=None, max_examples=50)
 @given(arms, arms, st.sampled_from(LOOKS), numbers(0.01, 0.5), st.booleans())
 def test_no_worse_than_a_margin_by_p_and_by_interval(control, treatment, looks, margin, relative):
     p, low = no_worse(control, treatment, Look(looks=looks), margin=margin, relative=relative)
@@ -105,6 +107,7 @@ def test_no_worse_than_a_margin_by_p_and_by_interval(control, treatment, looks, 
         assert (p < limit) == (low > 0)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.one_of(numbers(0, 1), st.just(math.nan)), max_size=8), numbers(0.01, 0.2))
 def test_holm_finds_exactly_what_is_under_its_level(p, alpha):
     p = np.array(p)
@@ -113,6 +116,7 @@ def test_holm_finds_exactly_what_is_under_its_level(p, alpha):
     np.testing.assert_array_equal((adjusted_p <= alpha)[known], (p <= levels)[known])
 
 
+@settings(deadline=None, max_examples=50)
 @given(numbers(-5, 5), numbers(0.01, 2), numbers(0.01, 2), numbers(0.001, 0.5))
 def test_p_of_the_sequence_is_the_level_at_its_border(mean, error, scale, alpha):
     assert sequence_p(sequence_radius(error, scale=scale, alpha=alpha), error, scale=scale) == pytest.approx(alpha)
