@@ -23,7 +23,7 @@ from siglip_jax.errors import UserError
 from tools import experiment_flags
 
 if TYPE_CHECKING:
-    from eval.experiments import ExperimentUsers, Look
+    from eval.experiments import ExperimentUsers, Looks
     from eval.experiments.experiment_metrics import ExperimentMetric
 
 
@@ -82,7 +82,7 @@ def main(values: flags.FlagValues) -> None:
     print(f"\n{', '.join(written)}")
 
 
-def _read_interleaving(values: flags.FlagValues, look: Look) -> None:
+def _read_interleaving(values: flags.FlagValues, look: Looks) -> None:
     from eval.experiments import interleaving_sentence, preference, read_credits, write_interleaving
 
     if not values.logs:
@@ -125,7 +125,7 @@ def _read(values: flags.FlagValues) -> tuple[ExperimentUsers, list[ExperimentMet
 
 
 def _report(
-    values: flags.FlagValues, users: ExperimentUsers, metrics: list[ExperimentMetric], look: Look
+    values: flags.FlagValues, users: ExperimentUsers, metrics: list[ExperimentMetric], look: Looks
 ) -> dict[str, Any]:
     from eval.experiments import heavy_users, novelty, read_out, segments, sequences
 

@@ -11,7 +11,7 @@ from siglip_jax.errors import UserError
 from tools import common_flags
 
 if TYPE_CHECKING:
-    from eval.experiments import ExperimentLog, Look
+    from eval.experiments import ExperimentLog, Looks
     from eval.experiments.experiment_metrics import ExperimentMetric
 
 define_output = common_flags.define_output
@@ -52,10 +52,10 @@ def define_look(values: flags.FlagValues) -> None:
     flags.DEFINE_float("confidence", 0.95, "Of intervals.", flag_values=values)
 
 
-def look_of(values: flags.FlagValues) -> Look:
-    from eval.experiments import Look
+def look_of(values: flags.FlagValues) -> Looks:
+    from eval.experiments import Looks
 
-    return Look(
+    return Looks(
         looks=values.looks, lift=lift_of(values.expected_lift, flag="expected_lift"), confidence=values.confidence
     )
 

@@ -37,7 +37,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from eval.experiments import Look, PlannedTest, default_metrics, offline_difference, plan, read_events
+    from eval.experiments import Looks, PlannedTest, default_metrics, offline_difference, plan, read_events
     from eval.experiments.experiment_metrics import read_metrics
     from eval.experiments.planning import format_plan
     from eval.report.report_text import plain
@@ -52,7 +52,7 @@ def main(values: flags.FlagValues) -> None:
         shares=tuple(split.values()),
         power=values.power,
         traffic=values.traffic,
-        look=Look(looks=values.looks, confidence=values.confidence),
+        look=Looks(looks=values.looks, confidence=values.confidence),
     )
     offline = offline_difference(_read(values.report)) if values.report else ""
     form = experiment_flags.log_of(values)

@@ -1,7 +1,7 @@
 from .by_day import novelty as novelty
 from .by_day import sequences as sequences
 from .effects import Effect as Effect
-from .effects import Look as Look
+from .effects import Looks as Looks
 from .effects import compare as compare
 from .effects import holm_levels as holm_levels
 from .effects import no_worse as no_worse
@@ -19,8 +19,8 @@ from .interleaving import draft_lists as draft_lists
 from .interleaving import interleaving_sentence as interleaving_sentence
 from .interleaving import preference as preference
 from .interleaving import team_draft as team_draft
+from .moments import Measured as Measured
 from .moments import Moments as Moments
-from .moments import Sample as Sample
 from .moments import adjusted as adjusted
 from .moments import joined as joined
 from .moments import moments as moments

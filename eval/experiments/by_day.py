@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from eval.experiments.effects import Look, compare
+from eval.experiments.effects import Looks, compare
 from eval.experiments.experiment_metrics import ExperimentMetric
 from eval.experiments.experiment_users import ExperimentUsers
 from eval.experiments.moments import Moments, moments, ratio
@@ -19,7 +19,7 @@ WEARS_OFF, GROWS = "wears off", "grows"
 
 
 def sequences(
-    users: ExperimentUsers, metrics: list[ExperimentMetric], *, look: Look, cuped: bool = True, most: int = 400
+    users: ExperimentUsers, metrics: list[ExperimentMetric], *, look: Looks, cuped: bool = True, most: int = 400
 ) -> list[dict[str, Any]]:
     """The effect as it stood at the end of each day, relative to the control, with both kinds of interval.
 
@@ -63,7 +63,7 @@ def sequences(
     return out
 
 
-def novelty(users: ExperimentUsers, metrics: list[ExperimentMetric], *, look: Look) -> list[dict[str, Any]]:
+def novelty(users: ExperimentUsers, metrics: list[ExperimentMetric], *, look: Looks) -> list[dict[str, Any]]:
     """Whether the lift of a user's later days differs from that of the first days.
 
     The days since a user's first exposure are cut where half of all events lie, so that a new thing's charm, which is
@@ -93,7 +93,7 @@ def novelty(users: ExperimentUsers, metrics: list[ExperimentMetric], *, look: Lo
     return out
 
 
-def _change(arms: list[Moments], look: Look) -> dict[str, Any]:
+def _change(arms: list[Moments], look: Looks) -> dict[str, Any]:
     """Lift of columns 2/3 minus lift of columns 0/1, control first."""
     values, variance = [], 0.0
     parts = []

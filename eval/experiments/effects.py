@@ -19,14 +19,14 @@ import math
 import numpy as np
 import scipy.stats
 
-from eval.experiments.moments import Sample
+from eval.experiments.moments import Measured
 from siglip_jax.errors import UserError
 
 LOOKS = ("many", "one")
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Looks:
     """How a difference is judged.
 
     Attributes:
@@ -63,7 +63,7 @@ class Effect:
     relative_high: float
 
 
-def compare(control: Sample, treatment: Sample, look: Look, *, alpha: float | None = None) -> Effect:
+def compare(control: Measured, treatment: Measured, look: Looks, *, alpha: float | None = None) -> Effect:
     """The difference of two variants.
 
     Args:
@@ -72,7 +72,7 @@ def compare(control: Sample, treatment: Sample, look: Look, *, alpha: float | No
     level = 1 - look.confidence if alpha is None else alpha
     mean = treatment.value - control.value
     error, freedom = _error(control, treatment)
-    relative = treatment.value / control.value - 1 if control.value else math.nan
+    relative = mean / abs(control.value) if control.value else math.nan
     if not (math.isfinite(mean) and error > 0):
         return Effect(mean, math.nan, math.nan, math.nan, error, relative, math.nan, math.nan)
     scale = look.lift * abs(control.value)
@@ -83,10 +83,14 @@ def compare(control: Sample, treatment: Sample, look: Look, *, alpha: float | No
     else:
         times, p = math.inf, 1.0
     low, high = _relative(control, treatment, times)
+    if control.value < 0:  # a lift is upwards there too
+        low, high = -high, -low
     return Effect(mean, mean - times * error, mean + times * error, p, error, relative, low, high)
 
 
-def no_worse(control: Sample, treatment: Sample, look: Look, *, margin: float, relative: bool) -> tuple[float, float]:
+def no_worse(
+    control: Measured, treatment: Measured, look: Looks, *, margin: float, relative: bool
+) -> tuple[float, float]:
     """(p of "treatment lies `margin` or more below control", the lower end of its interval that decides).
 
     With a relative margin m the two sides are treatment and (1 - m) control, whose difference has the variance of
@@ -98,7 +102,7 @@ def no_worse(control: Sample, treatment: Sample, look: Look, *, margin: float, r
     if not 0 < margin < (1 if relative else math.inf):
         raise UserError(f"margin {margin:g}: expected a number above 0{', a relative one below 1' if relative else ''}")
     share = 1 - margin if relative else 1.0
-    base = Sample(share * control.value, share**2 * control.variance, control.n)
+    base = Measured(share * control.value, share**2 * control.variance, control.n)
     shift = 0.0 if relative else margin
     mean = treatment.value - base.value + shift
     error, freedom = _error(base, treatment)
@@ -148,14 +152,14 @@ def holm_levels(p: np.ndarray, *, alpha: float = 0.05) -> tuple[np.ndarray, np.n
     return out, levels
 
 
-def _error(a: Sample, b: Sample) -> tuple[float, float]:
+def _error(a: Measured, b: Measured) -> tuple[float, float]:
     """(standard error of the difference, Welch's degrees of freedom)."""
     first, second = a.variance / a.n, b.variance / b.n
     below = first**2 / (a.n - 1) + second**2 / (b.n - 1)
     return math.sqrt(first + second), (first + second) ** 2 / below if below > 0 else math.nan
 
 
-def _relative(control: Sample, treatment: Sample, times: float) -> tuple[float, float]:
+def _relative(control: Measured, treatment: Measured, times: float) -> tuple[float, float]:
     """The lifts r where |treatment - (1 + r) control| <= times its error; infinite where control may be 0."""
     c, t = control.value, treatment.value
     square = times**2

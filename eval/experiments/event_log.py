@@ -20,7 +20,7 @@ import numpy as np
 from eval.experiments.experiment_metrics import VALUE, ExperimentMetric, check_terms
 from eval.experiments.experiment_users import ExperimentUsers, order_variants
 from eval.logs.database import Database, literal
-from eval.logs.log_files import log_files, text_file
+from eval.logs.log_files import event_file, log_files
 from eval.logs.log_times import AUTO, FIRST, LAST, iso
 from siglip_jax.errors import UserError, check_choice
 
@@ -93,7 +93,7 @@ def read_events(paths: Sequence[str], form: ExperimentLog, *, variants: bool = T
         sql.execute(f"create table raw ({', '.join(kinds)})")
         files = log_files(paths)
         for file in files:
-            source = text_file(sql, file)
+            source = event_file(sql, file)
             there = {ours: theirs for ours, theirs in names.items() if theirs in source.columns}
             _check_columns(file, there, names, source.columns)
             cells = {ours: source.text(theirs) for ours, theirs in there.items()}

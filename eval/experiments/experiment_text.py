@@ -36,12 +36,15 @@ def _of_treatment(report: dict[str, Any], name: str) -> str:
     for kind in (BETTER, WORSE):
         if chosen := [f"{r['metric']} ({lift_text(r)})" for r in found if r["verdict"] == kind]:
             pieces.append(f"{kind} than {report['control']} in {_listed(chosen)}")
-    if rest:
-        unsure = [r["metric"] for r in rest if r["verdict"] not in (TOO_FEW, NOT_MEASURED)]
-        few = [r["metric"] for r in rest if r["verdict"] in (TOO_FEW, NOT_MEASURED)]
-        pieces += [f"undecided in {_listed(unsure)}"] if unsure else []
-        pieces += [f"with too few data in {_listed(few)}"] if few else []
-    sentence = f"{name} is {', '.join(pieces)}."
+    kinds = {kind: [r["metric"] for r in rest if r["verdict"] == kind] for kind in (TOO_FEW, NOT_MEASURED)}
+    if unsure := [r["metric"] for r in rest if r["verdict"] not in kinds]:
+        pieces.append(f"undecided in {_listed(unsure)}")
+    said = [f"{name} is {', '.join(pieces)}."] if pieces else []
+    if few := kinds[TOO_FEW]:
+        said.append(f"Too few data to judge {name} in {_listed(few)}.")
+    if nothing := kinds[NOT_MEASURED]:
+        said.append(f"{_listed(nothing)} cannot be measured in {name}: users do not differ, or the divisor is 0.")
+    sentence = " ".join(said)
     guardrails = [row for row in rows if row["guardrail"]]
     for kind, words in ((HOLDS, "holds"), (BROKEN, "is broken")):
         if chosen := [f"{r['metric']} ({margin_text(r)})" for r in guardrails if r["verdict"] == kind]:

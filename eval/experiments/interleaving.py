@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from eval.experiments.effects import Look, sequence_p, sequence_radius
+from eval.experiments.effects import Looks, sequence_p, sequence_radius
 from eval.experiments.moments import moments, sample
 from siglip_jax.errors import UserError
 
@@ -86,7 +86,7 @@ def draft_lists(
 
 
 def preference(
-    users: np.ndarray, credits: np.ndarray, *, names: tuple[str, str], look: Look, requests: int
+    users: np.ndarray, credits: np.ndarray, *, names: tuple[str, str], look: Looks, requests: int
 ) -> dict[str, Any]:
     """Which ranker is preferred, from requests in which something was tapped.
 

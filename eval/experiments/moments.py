@@ -23,7 +23,7 @@ class Moments:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class Measured:
     """A metric in one variant: its value, and the variance that one user adds, so that value has variance / n.
 
     effective: (sum of numerators)^2 / sum of their squares: how many users the numerator rests on.
@@ -72,13 +72,13 @@ def ratio(of: Moments, numerator: int, denominator: int) -> tuple[float, np.ndar
     return float(value), gradient
 
 
-def sample(of: Moments, numerator: int = 0, denominator: int = 1) -> Sample:
+def sample(of: Moments, numerator: int = 0, denominator: int = 1) -> Measured:
     """A ratio of two columns, by the delta method."""
     value, gradient = ratio(of, numerator, denominator)
     variance = float(gradient @ of.cov @ gradient)
     square = of.cov[numerator, numerator] * (of.n - 1) + of.n * of.mean[numerator] ** 2  # sum of squares
     effective = (of.n * of.mean[numerator]) ** 2 / square if square > 0 else 0.0
-    return Sample(value, max(variance, 0.0), of.n, float(effective))
+    return Measured(value, max(variance, 0.0), of.n, float(effective))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Adjustment:
     reduction: float
 
 
-def adjusted(control: Moments, treatment: Moments) -> tuple[Sample, Sample, Adjustment]:
+def adjusted(control: Moments, treatment: Moments) -> tuple[Measured, Measured, Adjustment]:
     """CUPED (Deng, Xu, Kohavi and Walker 2013), for ratios of columns 0 and 1 with the covariate's in 2 and 3.
 
     theta is that of all users together. A covariate that is the same for every user changes nothing.
@@ -118,7 +118,7 @@ def adjusted(control: Moments, treatment: Moments) -> tuple[Sample, Sample, Adju
             continue
         _, rise = ratio(variant, 0, 1)
         variance = (rise - theta * fall) @ variant.cov @ (rise - theta * fall)
-        out.append(Sample(raw.value - theta * (here - before), max(float(variance), 0.0), raw.n, raw.effective))
+        out.append(Measured(raw.value - theta * (here - before), max(float(variance), 0.0), raw.n, raw.effective))
     was = sum(each.variance / each.n for each in plain)
     now = sum(each.variance / each.n for each in out)
     return out[0], out[1], Adjustment(theta, float(correlation), 1 - now / was if was > 0 else 0.0)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.experiments.effects import Look
+from eval.experiments.effects import Looks
 from eval.experiments.event_log import DAY, Events, sums_of
 from eval.experiments.experiment_metrics import ExperimentMetric, check_terms
 from eval.experiments.moments import adjusted, moments, sample
@@ -43,7 +43,7 @@ class PlannedTest:
     power: float = 0.8
     comparisons: int = 1
     traffic: float = 1.0
-    look: Look = dataclasses.field(default_factory=lambda: Look(looks="one"))
+    look: Looks = dataclasses.field(default_factory=lambda: Looks(looks="one"))
 
     def __post_init__(self) -> None:
         if not (0 < abs(self.lift) < math.inf and 0 < self.power < 1 and 0 < self.traffic <= 1):

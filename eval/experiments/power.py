@@ -8,13 +8,13 @@ from statistics import NormalDist
 import scipy.optimize
 import scipy.stats
 
-from eval.experiments.effects import Look, sequence_radius
+from eval.experiments.effects import Looks, sequence_radius
 from siglip_jax.errors import UserError
 
 _MOST = 1e13  # users
 
 
-def power_of(users: float, *, variance: float, effect: float, share: float = 0.5, look: Look, scale: float) -> float:
+def power_of(users: float, *, variance: float, effect: float, share: float = 0.5, look: Looks, scale: float) -> float:
     """The chance that a true effect is found with so many users.
 
     At one look by the noncentral t with Welch's degrees of freedom, both variants having one variance. With many looks
@@ -39,7 +39,7 @@ def power_of(users: float, *, variance: float, effect: float, share: float = 0.5
 
 
 def users_needed(
-    *, variance: float, effect: float, share: float = 0.5, power: float = 0.8, look: Look, scale: float
+    *, variance: float, effect: float, share: float = 0.5, power: float = 0.8, look: Looks, scale: float
 ) -> float:
     """Users of both variants together that find `effect` with this power; infinite where nobody has so many.
 
@@ -65,7 +65,7 @@ def users_needed(
 
 
 def effect_found(
-    users: float, *, variance: float, share: float = 0.5, power: float = 0.8, look: Look, scale: float
+    users: float, *, variance: float, share: float = 0.5, power: float = 0.8, look: Looks, scale: float
 ) -> float:
     """The smallest effect that so many users find with this power."""
     _check(variance, share, power)

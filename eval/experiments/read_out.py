@@ -3,7 +3,7 @@
 A dict of JSON's own types; an effect is {"mean", "low", "high", "p", "error", "relative", "relative_low",
 "relative_high"}, treatment minus control; None where it was not measured or has no bound.
   title, control, sentence: str;  sentences, notes, warnings: [str];  variants: [str], the control first
-  users: {variant: int};  days: [ISO date];  looks, confidence, lift: of `effects.Look`
+  users: {variant: int};  days: [ISO date];  looks, confidence, lift: of `effects.Looks`
   sample_ratio: {"users", "expected", "p", "alpha", "ok"};  left_out: {reason: {"users", "example"}}
   metrics: [{"metric", "definition", "treatment", "guardrail", "lower_is_better", "margin", "relative_margin",
     "control", "treated": the plain values, "effect", "p_holm", "level", "verdict", "no_worse": {"p", "low"} or None,
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.experiments.effects import Effect, Look, compare, holm_levels, no_worse
+from eval.experiments.effects import Effect, Looks, compare, holm_levels, no_worse
 from eval.experiments.experiment_metrics import ExperimentMetric
 from eval.experiments.experiment_users import ExperimentUsers
-from eval.experiments.moments import Adjustment, Sample, adjusted, moments, sample
+from eval.experiments.moments import Adjustment, Measured, adjusted, moments, sample
 from eval.experiments.sample_ratio import ALPHA, sample_ratio
 from siglip_jax.errors import UserError
 
@@ -35,8 +35,8 @@ TOO_FEW, NOT_MEASURED, NO_VERDICT = "too few", "not measured", "no verdict"
 class Compared:
     """A metric in two variants as it is judged."""
 
-    control: Sample
-    treatment: Sample
+    control: Measured
+    treatment: Measured
     plain: tuple[float, float]
     cuped: Adjustment | None
 
@@ -84,7 +84,7 @@ def read_out(
     users: ExperimentUsers,
     metrics: list[ExperimentMetric],
     *,
-    look: Look,
+    look: Looks,
     split: dict[str, float] | None = None,
     ratio_alpha: float = ALPHA,
     cuped: bool = True,
@@ -156,7 +156,7 @@ def read_out(
     }
 
 
-def _no_worse(found: Compared | None, metric: ExperimentMetric, look: Look) -> dict[str, float] | None:
+def _no_worse(found: Compared | None, metric: ExperimentMetric, look: Looks) -> dict[str, float] | None:
     if found is None or metric.margin is None:
         return None
     control, treatment = found.control, found.treatment
@@ -177,12 +177,14 @@ def _verdict(
     effect: Effect | None,
     margin: dict[str, float] | None,
     p_holm: float,
-    look: Look,
+    look: Looks,
 ) -> str:
     if found is None or effect is None or not np.isfinite(effect.mean):
         return NOT_MEASURED
     if found.few:
         return TOO_FEW
+    if not effect.error > 0:
+        return NOT_MEASURED
     sign = -1 if metric.lower_is_better else 1
     if metric.margin is not None:
         if margin is None:

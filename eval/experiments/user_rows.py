@@ -9,7 +9,7 @@ import numpy as np
 from eval.experiments.experiment_metrics import ExperimentMetric, check_terms
 from eval.experiments.experiment_users import ExperimentUsers, order_variants
 from eval.logs.database import Database
-from eval.logs.log_files import log_files, text_file
+from eval.logs.log_files import event_file, log_files
 from siglip_jax.errors import UserError
 
 
@@ -39,7 +39,7 @@ def read_user_rows(
         sql.execute(f"create table raw ({', '.join(f'{field} text' for field in fields)})")
         notes = []
         for file in log_files(paths):
-            source = text_file(sql, file)
+            source = event_file(sql, file)
             if lost := [ours for ours, theirs in named.items() if theirs not in source.columns]:
                 flag = "--variant=COLUMN" if lost[0] == "variant" else f"--log_column={lost[0]}=COLUMN"
                 raise UserError(

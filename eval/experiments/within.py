@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from eval.experiments.effects import Look, compare
+from eval.experiments.effects import Looks, compare
 from eval.experiments.experiment_metrics import ExperimentMetric
 from eval.experiments.experiment_users import ExperimentUsers
 from eval.experiments.read_out import BETTER, UNDECIDED, WORSE, compare_users
 from eval.experiments.sample_ratio import sample_ratio
 
 _MOST_LABELS = 30
+_LEAST_USERS = 100
 _HEAVY_FACTOR, _HEAVY_SHARE, _MOST_HEAVY = 10, 0.01, 10
 
 
@@ -20,7 +21,7 @@ def segments(
     users: ExperimentUsers,
     metrics: list[ExperimentMetric],
     *,
-    look: Look,
+    look: Looks,
     split: dict[str, float] | None = None,
     cuped: bool = True,
 ) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def segments(
     return {"rows": rows, "small": small, "others": others}
 
 
-def heavy_users(users: ExperimentUsers, metrics: list[ExperimentMetric], *, look: Look) -> list[dict[str, Any]]:
+def heavy_users(users: ExperimentUsers, metrics: list[ExperimentMetric], *, look: Looks) -> list[dict[str, Any]]:
     """Users with more of a numerator than 10 times the 99th percentile of the others, and 1 % of all of it.
 
     They stay in. Beside them stands the lift without them.
@@ -83,7 +84,9 @@ def heavy_users(users: ExperimentUsers, metrics: list[ExperimentMetric], *, look
       [{"metric", "users": [{"user", "variant", "amount", "share"}], "count", "without": {treatment: relative effect}}]
     """
     totals = users.totals()
-    out = []
+    out: list[dict[str, Any]] = []
+    if len(users) < _LEAST_USERS:
+        return out
     for metric in metrics:
         amount = np.abs(metric.columns(totals)[:, 0])
         order = np.argsort(-amount, kind="stable")

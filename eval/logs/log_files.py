@@ -237,7 +237,7 @@ def _as_text(name: str, kind: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextFile:
+class EventFile:
     """A file of rows of any columns, and SQL of its columns as text; an empty text is null.
 
     Attributes:
@@ -279,10 +279,10 @@ class TextFile:
             raise _damaged(self.file, self.suffix, self.dialect, self.columns) from error
 
 
-def text_file(sql: Database, file: pathlib.Path) -> TextFile:
+def event_file(sql: Database, file: pathlib.Path) -> EventFile:
     """UserError where the file is damaged or its header has a name twice."""
     suffix = file.suffix[1:].lower()
     dialect, columns = _describe(sql, file, suffix)
     folders = {name: value for name, value in folder_values(file.as_posix()).items() if name not in columns}
     source = _source(file, suffix, dialect, list(columns))
-    return TextFile(file, suffix, dialect, columns | dict.fromkeys(folders, "FOLDER"), folders, source)
+    return EventFile(file, suffix, dialect, columns | dict.fromkeys(folders, "FOLDER"), folders, source)

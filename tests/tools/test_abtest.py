@@ -261,6 +261,17 @@ def test_bad_tables_are_one_line(name, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_what_cannot_be_judged_is_said(tmp_path, abtest):
+    path = tmp_path / "users.csv"
+    users = "".join(f"u{u},{'AB'[u % 2]},5,{int(u < 4)}\n" for u in range(300))
+    path.write_text(f"user_id,variant,same,rare\n{users}")
+    report = abtest(f"--users={path}", "--metric=same=same", "--metric=rare=rare")
+    assert [row["verdict"] for row in report["metrics"]] == ["not measured", "too few"]
+    assert report["sentence"] == (
+        "Too few data to judge B in rare. same cannot be measured in B: users do not differ, or the divisor is 0."
+    )
+
+
 def test_nothing_of_others_is_overwritten(log, tmp_path, capsys):
     (tmp_path / "out.json").write_text('{"mine": 1}')
     assert cli.main(["abtest", f"--output={tmp_path / 'out.html'}", *flags_of(log)]) == 2

@@ -31,7 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     import numpy as np
 
-    from eval.experiments import Look, adjusted, moments, sample_ratio, sequences
+    from eval.experiments import Looks, adjusted, moments, sample_ratio, sequences
     from eval.experiments.experiment_metrics import parse_metric
 
     rng = np.random.default_rng(values.seed)
@@ -39,7 +39,7 @@ def main(values: flags.FlagValues) -> None:
     found = {metric.name: np.zeros(3) for metric in metrics}
     for _ in range(values.runs):
         users = returning_users(rng, users=values.users, days=values.days)
-        for line in sequences(users, metrics, look=Look(lift=0.1)):
+        for line in sequences(users, metrics, look=Looks(lift=0.1)):
             points = line["points"]
             many = any(p["low"] > 0 or p["high"] < 0 for p in points)
             single = [p["one_low"] > 0 or p["one_high"] < 0 for p in points]

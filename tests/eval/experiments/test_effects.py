@@ -1,5 +1,6 @@
 """Differences, intervals and p against tea-tasting, statsmodels and ville; what holds of them for all numbers."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,17 +10,17 @@ from hypothesis import strategies as st
 
 from eval.experiments.effects import (
     LOOKS,
-    Look,
+    Looks,
     compare,
     holm_levels,
     no_worse,
     sequence_p,
     sequence_radius,
 )
-from eval.experiments.moments import Sample, adjusted, moments, sample
+from eval.experiments.moments import Measured, adjusted, moments, sample
 from siglip_jax.errors import UserError
 
-ONE, MANY = Look(looks="one"), Look(looks="many")
+ONE, MANY = Looks(looks="one"), Looks(looks="many")
 METRICS = {
     "ctr": ("taps", "shown"),
     "taps": ("taps", None),
@@ -44,7 +45,7 @@ def test_one_look_is_that_of_tea_tasting(golden_experiment, arms_of, name):
 
 def test_relative_intervals_are_near_those_of_tea_tasting_where_data_are_many(arms_of):
     """Theirs are of the log of the ratio; ours exclude 0 where the test does."""
-    control, treatment = (Sample(s.value, s.variance, 100 * s.n) for s in samples(arms_of, "ctr"))
+    control, treatment = (Measured(s.value, s.variance, 100 * s.n) for s in samples(arms_of, "ctr"))
     found = compare(control, treatment, ONE)
     spread = sum(s.variance / s.n / s.value**2 for s in (control, treatment))
     for end, sign in ((found.relative_low, -1), (found.relative_high, 1)):
@@ -83,13 +84,16 @@ def numbers(low, high):
     return st.floats(low, high, allow_nan=False)
 
 
-arms = st.builds(Sample, value=numbers(0.01, 3), variance=numbers(0.01, 9), n=st.integers(20, 10**6))
+arms = st.builds(Measured, value=numbers(0.01, 3), variance=numbers(0.01, 9), n=st.integers(20, 10**6))
 
 
 @settings(deadline=None, max_examples=50)
 @given(arms, arms, st.sampled_from(LOOKS), numbers(0.001, 0.2))
 def test_p_and_both_intervals_say_the_same(control, treatment, looks, alpha):
-    found = compare(control, treatment, Look(looks=looks), alpha=alpha)
+    found = compare(control, treatment, Looks(looks=looks), alpha=alpha)
+    turned = [dataclasses.replace(each, value=-each.value) for each in (treatment, control)]
+    negative = compare(turned[1], turned[0], Looks(looks=looks), alpha=alpha)  # the same, upside down
+    assert (negative.relative_low, negative.relative_high) == pytest.approx((-found.relative_high, -found.relative_low))
     outside = found.low > 0 or found.high < 0
     if abs(found.p - alpha) > 1e-9:
         assert (found.p < alpha) == outside
@@ -101,7 +105,7 @@ def test_p_and_both_intervals_say_the_same(control, treatment, looks, alpha):
 @settings(deadline=None, max_examples=50)
 @given(arms, arms, st.sampled_from(LOOKS), numbers(0.01, 0.5), st.booleans())
 def test_no_worse_than_a_margin_by_p_and_by_interval(control, treatment, looks, margin, relative):
-    p, low = no_worse(control, treatment, Look(looks=looks), margin=margin, relative=relative)
+    p, low = no_worse(control, treatment, Looks(looks=looks), margin=margin, relative=relative)
     limit = 0.025 if looks == "one" else 0.05
     if abs(p - limit) > 1e-9:
         assert (p < limit) == (low > 0)
@@ -124,20 +128,20 @@ def test_p_of_the_sequence_is_the_level_at_its_border(mean, error, scale, alpha)
 
 
 def test_a_sequence_is_half_as_wide_again_as_one_look():
-    base = Sample(1.0, 1.0, 100_000)
-    ends = [compare(base, Sample(1.05, 1.0, 100_000), Look(looks=looks, lift=0.0125)) for looks in ("many", "one")]
+    base = Measured(1.0, 1.0, 100_000)
+    ends = [compare(base, Measured(1.05, 1.0, 100_000), Looks(looks=looks, lift=0.0125)) for looks in ("many", "one")]
     assert (ends[0].high - ends[0].mean) / (ends[1].high - ends[1].mean) == pytest.approx(1.55, abs=0.01)
 
 
 def test_what_cannot_be_measured():
-    nothing = Sample(0.0, 0.0, 10)
+    nothing = Measured(0.0, 0.0, 10)
     for look in (ONE, MANY):
         assert math.isnan(compare(nothing, nothing, look).p)
         assert math.isnan(no_worse(nothing, nothing, look, margin=0.1, relative=True)[0])
-    found = compare(Sample(0.0, 0.0, 100), Sample(0.5, 0.3, 100), MANY)
+    found = compare(Measured(0.0, 0.0, 100), Measured(0.5, 0.3, 100), MANY)
     assert (found.p, found.low) == (1, -math.inf)  # no scale where control is 0
     for wrong in ({"looks": "often"}, {"confidence": 1.0}, {"lift": 0.0}):
         with pytest.raises(UserError):
-            Look(**wrong)
+            Looks(**wrong)
     with pytest.raises(UserError, match="margin"):
         no_worse(nothing, nothing, ONE, margin=1.0, relative=True)

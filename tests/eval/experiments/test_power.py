@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from eval.experiments.effects import Look
+from eval.experiments.effects import Looks
 from eval.experiments.moments import adjusted, joined, moments, sample
 from eval.experiments.power import effect_found, power_of, users_needed
 from siglip_jax.errors import UserError
 
-ONE, MANY = Look(looks="one"), Look(looks="many")
+ONE, MANY = Looks(looks="one"), Looks(looks="many")
 
 
 def test_users_are_those_of_tea_tasting_and_statsmodels(golden_experiment, arms_of):
