@@ -37,6 +37,9 @@ PROGRAMS = {
     "serve": "a page and a JSON API over an index: visually similar items",
     "rank": "embedding stores, with or without logs -> ranking metrics with intervals, and the report",
     "simulate": "a dataset -> simulated sessions in the format of logs, to try `rank` on",
+    "abtest": "logs of an online experiment -> lifts with intervals, sample ratio first; page, JSON, memo",
+    "plan": "logs -> users and days that an online experiment needs to find a lift",
+    "interleave": "two embedding stores -> lists mixed by team-draft, which `abtest --interleaved` reads out",
     "export": "a model -> SavedModel, checked without JAX; a store -> Vertex AI, Parquet, .npy, faiss",
     "bench": "time, memory and FLOPs of a part, beside its peers and its floor",
 }

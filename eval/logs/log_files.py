@@ -260,3 +260,55 @@ def _as_text(name: str, kind: str) -> str:
     whole = f"{column} = floor({column}) and abs({column}) < {2**53}"
     text = f"when {whole} then cast(cast({column} as bigint) as text) else cast({column} as text)"
     return f"case when isnan({column}) then null {text} end"
+
+
+@dataclasses.dataclass(frozen=True)
+class EventFile:
+    """A file of rows of any columns, and SQL of its columns as text; an empty text is null.
+
+    Attributes:
+      columns: {name: type}; folders such as `day=01` on its path are of type "FOLDER".
+      source: SQL of its rows.
+      assumed: what its suffix does not say of how it is written, "" for nothing.
+    """
+
+    file: pathlib.Path
+    suffix: str
+    dialect: Dialect
+    columns: Mapping[str, str]
+    folders: Mapping[str, str]
+    source: str
+
+    @property
+    def assumed(self) -> str:
+        return f"{self.file}: {self.dialect.assumed}" if self.dialect.assumed else ""
+
+    def text(self, name: str) -> str:
+        cell = literal(self.folders[name]) if name in self.folders else _as_text(name, self.columns[name])
+        return f"case when trim({cell}) not in {NO_VALUE!r} then trim({cell}) end"
+
+    def time(self, name: str, unit: str) -> tuple[str, str]:
+        """SQL of (microseconds since 1970, the one of `log_times.READINGS` that its text has)."""
+        kind, column = self.columns[name].upper(), quoted(name)
+        if kind.startswith(("TIMESTAMP", "DATE")):
+            instant = f"try_cast({column} as timestamptz)"
+            zoned = "null" if "TIME ZONE" in kind or "TZ" in kind else "0"
+            return f"case when isfinite({instant}) then epoch_us({instant}) end", zoned
+        reading = reading_of_text(self.text(name), unit)
+        return time_of_text(self.text(name), reading), reading
+
+    def insert(self, sql: Database, table: str, cells: Sequence[str]) -> None:
+        """Adds SQL cells of every row to a table. UserError where the file is damaged."""
+        try:
+            sql.execute(f"insert into {table} select {', '.join(cells)} from {self.source}")
+        except Unreadable as error:
+            raise _damaged(self.file, self.suffix, self.dialect, self.columns) from error
+
+
+def event_file(sql: Database, file: pathlib.Path) -> EventFile:
+    """UserError where the file is damaged or its header has a name twice."""
+    suffix = file.suffix[1:].lower()
+    dialect, columns = _describe(sql, file, suffix)
+    folders = {name: value for name, value in folder_values(file.as_posix()).items() if name not in columns}
+    source = _source(file, suffix, dialect, list(columns))
+    return EventFile(file, suffix, dialect, columns | dict.fromkeys(folders, "FOLDER"), folders, source)
