@@ -111,7 +111,8 @@ def main(values: flags.FlagValues) -> None:
     if trained:
         announce("exporting the image encoder")
         shutil.rmtree(workdir / "savedmodel", ignore_errors=True)
-        export.export(trained, workdir / "savedmodel", dataset=dataset, split=config.evaluation.split)
+        ranking = export.RankingOptions(config=config)
+        export.export(trained, workdir / "savedmodel", dataset=dataset, split=config.evaluation.split, ranking=ranking)
 
     announce("done")
     print(format_table(report))

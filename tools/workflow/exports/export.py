@@ -39,14 +39,7 @@ from tools.workflow.item_vectors import Features
 # Of an ONNX tower in fewer bits; float32 is held to float32's own limits.
 LEAST_COSINE = {"float16": 0.999, "int8": 0.98}
 _HOW = {"savedmodel": "run without JAX", "onnx": "run without JAX", "jax": "run without this library"}
-_ASKED = (
-    "serving_default",
-    "pixels",
-    "images",
-    "patches",
-    "features",
-    "text_ids",
-)  # the first that an export has is ranked with
+_ASKED = ("serving_default", "pixels", "images", "patches", "features", "text_ids")  # the first there is ranked with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,9 +156,11 @@ def _sample(
 ) -> RankingSample | str:
     """What the export is asked for the ranking; why it is not asked, otherwise."""
     signatures = {call.signature for call in calls}
-    signature = next(name for name in _ASKED if name in signatures)
+    signature = next((name for name in _ASKED if name in signatures), "")
     if source.dataset is None:
         return "it needs --dataset"
+    if not signature:
+        return f"no signature takes items ({', '.join(sorted(signatures))})"
     if not options.items:
         return "by --rank_sample=0"
     if signature == "features" and source.features is None:

@@ -124,9 +124,6 @@ def asked_of(
         return items, {"ids": ids}, model.encode_text(ids)
     if signature == "features":
         return items, vectors, model.encode_image(vectors)
-    if signature == "images":  # resized before, so that they make one array; the golden calls have other sizes
-        images = model.preprocessing.batch([model.preprocessing.image(picture) for picture in pictures])
-        return items, {"images": images}, model.encode_image(model.preprocessing.to_float(images))
     if opened:
         pixels = stacked(opened, pictures)
         by_encoders = {name: opened[name].encode_image(pixels[name]) for name in opened}
@@ -136,6 +133,8 @@ def asked_of(
         expected = model.encode_image(by_encoders)
     else:
         pixels = model.preprocessing.images(pictures)
+        if signature == "images":  # decoded, and of many sizes, so that each is a batch
+            return items, {"images": [decode_image(each)[None].copy() for each in pictures]}, model.encode_image(pixels)
         inputs, expected = as_inputs(pixels)[1], model.encode_image(pixels)
     return items, {"image_bytes": pictures} if signature == "serving_default" else inputs, expected
 

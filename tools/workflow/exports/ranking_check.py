@@ -32,7 +32,7 @@ class RankingSample:
       items: what is ranked.
       rules: of relevance, as in `config.evaluation.relevance`.
       gain: of `config.evaluation.gain`.
-      signature, inputs: of the question; each input has a row for each item.
+      signature, inputs: of the question; each input has a row for each item, of "images" a batch of one.
       expected: what the model makes of them, as it leaves the export.
       whole: the model's embeddings where they leave smaller, else None.
       of: "images", "titles" or "stored vectors".
@@ -50,9 +50,11 @@ class RankingSample:
     def write(self, folder: pathlib.Path, *, runtime: str) -> list[Call]:
         """Writes the questions, which `check_golden` answers."""
         calls = []
-        for low in range(0, len(self.expected), ROWS_AT_ONCE):
-            rows = slice(low, low + ROWS_AT_ONCE)
-            inputs = {name: values[rows] for name, values in self.inputs.items()}
+        of_sizes = self.signature == "images"
+        step = 1 if of_sizes else ROWS_AT_ONCE
+        for low in range(0, len(self.expected), step):
+            rows = slice(low, low + step)
+            inputs = {name: values[low] if of_sizes else values[rows] for name, values in self.inputs.items()}
             calls.append(Call(signature=self.signature, inputs=inputs, expected=self.expected[rows], of=self.of))
         write_golden(folder, calls, model="", runtime=runtime, compress=False)
         return calls

@@ -80,3 +80,11 @@ def test_nothing_relevant_is_no_measurement(tmp_path):
     given = sample(rules=[{"gain": 1, "agree": ("sku",)}])
     found = answered(given, given.expected, tmp_path)
     assert told(found).endswith("was not measured: no item of the sample has a relevant one")
+
+
+def test_pictures_of_many_sizes_are_asked_one_by_one(tmp_path):
+    images = [np.zeros((1, 3 + k % 5, 4, 3), np.uint8) for k in range(N)]
+    calls = sample(signature="images", inputs={"images": images}).write(tmp_path, runtime="onnx")
+    assert [call.inputs["images"].shape for call in calls] == [image.shape for image in images]
+    with np.load(tmp_path / verify_export.ARRAYS) as arrays:
+        assert arrays["7/images"].shape == images[7].shape
