@@ -124,9 +124,6 @@ def asked_of(
         return items, {"ids": ids}, model.encode_text(ids)
     if signature == "features":
         return items, vectors, model.encode_image(vectors)
-    if signature == "images":  # resized before, so that they make one array; the golden calls have other sizes
-        images = model.preprocessing.batch([model.preprocessing.image(picture) for picture in pictures])
-        return items, {"images": images}, model.encode_image(model.preprocessing.to_float(images))
     if opened:
         pixels = stacked(opened, pictures)
         by_encoders = {name: opened[name].encode_image(pixels[name]) for name in opened}
