@@ -17,7 +17,7 @@ def verdict_sentence(report: dict[str, Any]) -> str:
     simulated = "Simulated: " if report["simulated"] else ""
     ratio = report["sample_ratio"]
     if not ratio["ok"]:
-        said = ", ".join(f"{name} {count:,}" for name, count in ratio["users"].items())
+        said = ", ".join(f"{count:,} in {name}" for name, count in ratio["users"].items())
         wanted = ", ".join(f"{count:,.0f}" for count in ratio["expected"].values())
         return (
             f"{simulated}No verdict: the sample ratio is off. Users are {said} where {wanted} were expected "
@@ -57,7 +57,7 @@ def _of_treatment(report: dict[str, Any], name: str) -> str:
 def further_sentences(report: dict[str, Any]) -> list[str]:
     """How it was judged, and what the other parts of the report found."""
     confidence, days = f"{100 * report['confidence']:g} %", len(report["days"])
-    users = ", ".join(f"{count:,} {name}" for name, count in report["users"].items())
+    users = ", ".join(f"{count:,} in {name}" for name, count in report["users"].items())
     period = f" over {days} days ({report['days'][0]} to {report['days'][-1]})" if days else ""
     ratio = report["sample_ratio"]
     out = [f"Users: {users}{period}; sample ratio {'as designed' if ratio['ok'] else 'off'}, p {p_text(ratio['p'])}."]

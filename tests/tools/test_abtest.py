@@ -168,7 +168,8 @@ def test_the_last_day_is_the_read_out_and_segments_are_its_parts(log, abtest, ca
 
 def test_no_verdict_where_the_sample_ratio_is_off(log, abtest):
     report = abtest(*flags_of(log, "--split=A=2,B=1"))
-    assert report["sentence"].startswith("No verdict: the sample ratio is off. Users are A ")
+    assert report["sentence"].startswith("No verdict: the sample ratio is off. Users are ")
+    assert " in A, " in report["sentence"]
     assert {row["verdict"] for row in report["metrics"]} == {"no verdict"}
 
 
