@@ -64,6 +64,7 @@ def define_flags(values: flags.FlagValues) -> None:
     common_flags.define_output(values, "The report, an .html file; the same as .json is written beside it.")
     flags.DEFINE_enum("format", None, ["html", "md"], "md: a memo of one page, instead.", flag_values=values)
     rank_flags.define_flags(values)
+    rank_flags.define_certainty(values)
     flags.DEFINE_multi_string(
         "slice",
         None,
@@ -143,6 +144,7 @@ def _rank_attributes(values: flags.FlagValues) -> None:
     items = rank_flags.read_items_of(values, split=split)
     relevance_over(config, items)  # before minutes are spent on rankers
     slicings = _slicings(values, items)
+    certainty, rules = rank_flags.certainty_options(values), rank_flags.decision_rules(values)
     compared = read_rankers(rank_flags.ranker_options(values), dataset=dataset, split=split, items=items)
     result = rank_by_attributes(
         compared.rankers.values(),
@@ -151,10 +153,13 @@ def _rank_attributes(values: flags.FlagValues) -> None:
         items=items,
         search=rank_flags.search_options(values),
         slicings=slicings,
+        cluster=values.cluster or (),
     )
     report = build_report(
         result,
         compared,
+        rules=rules,
+        **certainty,
         title=f"Ranking of {pathlib.Path(dataset).name}",
         provenance={"versions": versions(), **compared.provenance},
     )
@@ -176,6 +181,7 @@ def _rank_logs(values: flags.FlagValues) -> None:
     if values.repeats and values.protocol in ("logged_lists", "retrieval"):
         raise UserError(f"--repeats: {values.protocol} leaves nothing out that a user has seen; leave the flag out")
     config.evaluation.repeats = config.evaluation.repeats or values.repeats
+    certainty, rules = rank_flags.certainty_options(values), rank_flags.decision_rules(values)
     check(config)
     split = config.evaluation.split
     source = _log_source(values)
@@ -200,11 +206,14 @@ def _rank_logs(values: flags.FlagValues) -> None:
         config=config,
         search=rank_flags.search_options(values),
         slicings=slicings,
+        cluster=values.cluster or (),
         trec=TrecFiles(values.trec, values.trec_depth) if values.trec else None,
     )
     report = build_report(
         result,
         compared,
+        rules=rules,
+        **certainty,
         title=f"Ranking over {', '.join(pathlib.Path(path).name for path in values.logs)}",
         provenance={**_log_provenance(values), **compared.provenance},
         grid=0,

@@ -101,7 +101,7 @@ def of_heavy(queries: Queries, heavy: Mapping[str, int]) -> list[str]:
     return [
         (
             f"Users far above the others, kept: {named}{more}; the busiest user has {100 * share:.1f} % of the "
-            "queries. Intervals draw whole users."
+            "queries. Intervals take a user's queries together."
         )
     ]
 

@@ -16,7 +16,8 @@ from eval.comparison.by_attributes import relevance_attributes
 from eval.comparison.choose_rankers import RankersToCompare
 from eval.comparison.index_columns import SearchOptions
 from eval.comparison.log_task import LogTask
-from eval.comparison.protocol_result import ProtocolResult, QuerySet, ReportParts, run_protocol
+from eval.comparison.protocol_result import ProtocolResult, QuerySet, ReportParts, own_where_missing, run_protocol
+from eval.logs import Queries
 from eval.logs.log_times import iso
 from eval.protocols import LoggedLists
 from eval.protocols.measures import Sink
@@ -41,6 +42,7 @@ def rank_over_logs(
     config: ml_collections.ConfigDict,
     search: SearchOptions | None = None,
     slicings: Sequence[Slicing] = (),
+    cluster: Sequence[str] = (),
     trec: TrecFiles | None = None,
 ) -> ProtocolResult:
     """Ranks with every ranker under the protocol of the task.
@@ -49,6 +51,7 @@ def rank_over_logs(
       compared: with the rankers that the log tells of, see `RankersToCompare.with_rankers_of_log`.
       config: `config.evaluation` names the attributes that the variety of lists is measured by.
       slicings: of the items, by which queries are sliced that have a query item.
+      cluster: see `QuerySet.clustered_by`.
       trec: where to write the rankings; None for nowhere.
 
     Raises:
@@ -56,12 +59,11 @@ def rank_over_logs(
     """
     protocol, queries, items = task.protocol, task.queries, compared.items
     query_set = QuerySet(
-        clusters=queries.users,
-        cluster="user",
+        clusters=_clusters(queries),
         columns=_columns(task, items.ids),
         slicings=query_slicings(slicings, queries, task.live, task.counted, first_seen=task.first_seen),
         trend=by_period(queries.times),
-    )
+    ).clustered_by(cluster)
     with contextlib.ExitStack() as stack:
         sinks: list[tuple[Sink, int]] = []
         if trec:
@@ -75,6 +77,12 @@ def rank_over_logs(
         popularity=None if task.counted is None else task.counted.popularity(len(items.ids)),
         parts=_parts(task, compared, result),
     )
+
+
+def _clusters(queries: Queries) -> dict[str, np.ndarray]:
+    """Queries of one user, and queries for one item where items are asked for, are no independent evidence."""
+    items = {"query_item": own_where_missing(queries.items)} if (queries.items >= 0).any() else {}
+    return {"user": queries.users, **items}
 
 
 def _columns(task: LogTask, ids: Sequence[str]) -> dict[str, np.ndarray]:

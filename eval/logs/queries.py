@@ -322,8 +322,8 @@ def repeated_queries(queries: Queries) -> np.ndarray:
 def heavy_users(log: Log, *, factor: float = 10, at_least: int = 100) -> dict[str, int]:
     """{user_id: events} of users with more events of some worth than `factor` times the 99th percentile of the others.
 
-    A crawler or a tester. They stay: the bootstrap draws whole users, so one of them widens the interval, and the mean
-    over users is reported beside the mean over queries.
+    A crawler or a tester. They stay: a user's queries are taken together, so one of them widens the interval, and the
+    mean over users is reported beside the mean over queries.
     """
     names, counts = log.sql.arrays(
         "select users.id, count(*) as n from events join users on user = users.code where gain > 0 group by 1 "

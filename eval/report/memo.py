@@ -36,7 +36,7 @@ def _data(data: dict[str, Any]) -> str:
     queries, items, left_out = (report_text.count(data[key]) for key in ("queries", "items", "left_out"))
     return _text(
         f"{data['protocol']}: {queries} queries{users}, {items} items; {left_out} queries without a relevant item left "
-        f"out; {data['gain']} gain. Brackets: 95 % intervals."
+        f"out; {data['gain']} gain. Brackets: {report_text.level(data)} intervals."
     )
 
 

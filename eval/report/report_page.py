@@ -3,7 +3,7 @@
 The page loads nothing from anywhere: style, charts and pictures are inside. Every sentence in it is derived from the
 numbers it is given; titles and names are data and are escaped.
 
-The report is a dict; an estimate is {"mean", "low", "high"}, intervals are of 95 % throughout.
+The report is a dict; an estimate is {"mean", "low", "high"}, intervals are of one confidence throughout.
   title, protocol, gain ("linear" or "exponential"), primary_metric: str;  queries, items, left_out: int
   relevance: [{"gain": 3, "agree": ["type", "colour"]}, ...];  relevant_from: int
   rows: [{"name", "exact": {metric: estimate}, "scann": the same or None,
@@ -18,13 +18,15 @@ What follows may be absent:
   warnings: [str], what a reader must know before the numbers (leaks, heavy users, an index of low recall)
   missing: {store: [{"row", "id", "reason"}]}, items that it was embedded without, and that no row has
   notes: [str], sentences below the counts: what was left out, and why
-  resampled: what the bootstrap draws, "queries" when absent
+  confidence: float, of all intervals, 0.95 when absent
+  weights: {way: effective clusters}, in which ways queries are taken as dependent, and what that leaves of them
+  memo: str, one line;  decision: what `eval.statistics.decide` gives
   new, against: names of the two rows in the headline
   max_grade: number, the highest grade there can be, where a metric (ERR) depends on it
   users: int;  list_length: int, or {"min", "median", "mean", "max"}
   rows: also "bytes_per_item": int; "scann_change": {metric: estimate of ScaNN minus exact, paired by query}
-  differences: also "relative", "p", "p_holm": float; above 0.05 the latter leaves a difference undecided; "low_all",
-    "high_all": float, the ends of the interval that holds for all differences in this metric at once
+  differences: also "relative", "p": float; "verdict": str; of several comparisons "low_all", "high_all", "p_all", the
+    interval that holds for all differences in this metric at once, by which the verdict goes, and its p
   row_notes: {row name: str}, what the table has to say of single rows
   similarity: str, by what vectors are compared
   columns: [{"name", "note", "values": {row name: number or estimate}}], more columns of the first table
@@ -116,6 +118,8 @@ def render(data: dict[str, Any], *, images: Callable[[str], bytes]) -> str:
     lead, end, aside = (data.get("conclusion") or headlines(data)[0]).partition("). ")  # what follows is how sure
     return environment.get_template(_TEMPLATE).render(
         report=data,
+        level=report_text.level(data),
+        weights=report_text.weights_in_words(data) if data.get("weights") else "Queries are taken as independent.",
         lead=lead + end.rstrip(),
         aside=aside,
         meaning=report_text.meaning(primary),
@@ -140,7 +144,7 @@ def render(data: dict[str, Any], *, images: Callable[[str], bytes]) -> str:
         means={row["name"]: row["exact"].get(primary) for row in data["rows"]},
         primary_differences=_forest(first),
         other_differences=_forest([d for d in data["differences"] if d["metric"] != primary]),
-        p_name=next((name for name in ("p_holm", "p") if any(d.get(name) is not None for d in first)), None),
+        p_name=next((name for name in ("p_all", "p") if any(d.get(name) is not None for d in first)), None),
         ladders=[found | {"chart": charts.ladder(found)} for found in data.get("ladders") or []],
         slices=_slices(data.get("slices")),
         trend=_slices(data.get("trend")),

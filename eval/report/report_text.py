@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from eval.statistics.significance import weight_in_words
+
 _WIDTH = 110  # characters of the terminal table
 _ALL_METRICS = 2  # pairs up to which differences are listed in every metric
 
@@ -24,11 +26,12 @@ def headlines(report: dict[str, Any]) -> list[str]:
         if said == "not measured":
             sentences.append(f"{_capital(a)} and {b} were not compared: no difference in {metric} could be computed.")
             continue
-        if said == "undecided":
-            claim = f"Undecided whether {a} ranks better than {b}"
-        else:
-            claim = f"{_capital(a)} ranks {said} than {b}"
-        interval = f"95 % interval {signed(difference['low'])} to {signed(difference['high'])}"
+        claim = {
+            "undecided": f"Undecided whether {a} ranks better than {b}",
+            "too few": f"Too few to say whether {a} ranks better than {b}",
+        }.get(said, f"{_capital(a)} ranks {said} than {b}")
+        low, high = decisive(difference)
+        interval = f"{level(report)} interval {signed(low)} to {signed(high)}"
         values = f"{metric} {number(means.get(a))} against {number(means.get(b))}"
         sentences.append(f"{claim}: {values}, difference {signed(difference['mean'])} ({interval}).")
     return sentences or [f"No comparison was made in {metric}."]
@@ -60,7 +63,7 @@ def format_table(report: dict[str, Any]) -> str:
     data = plain(report)
     primary = data["primary_metric"]
     has_scann = any(row.get("scann") for row in data["rows"])
-    header = ["", f"{primary} [95 %]"]
+    header = ["", f"{primary} [{level(data)}]"]
     lines = [[row["name"], _interval(row["exact"].get(primary), number)] for row in data["rows"]]
     counted = [["queries", queries_of(data, primary)]] * any(map(bool, query_counts(data).values()))
     extra: list[list[str]] = []
@@ -68,7 +71,8 @@ def format_table(report: dict[str, Any]) -> str:
         means = [(row.get("scann") or {}).get(primary, {}).get("mean") for row in data["rows"]]
         extra.append([f"ScaNN {primary}", *map(number, means)])
         changes = [scann_change(row, primary) for row in data["rows"]]
-        extra.append(["change [95 %]", *(_interval(c, signed) if c and c["low"] is not None else "–" for c in changes)])
+        cells = [_interval(c, signed) if c and c["low"] is not None else "–" for c in changes]
+        extra.append([f"change [{level(data)}]", *cells])
         extra.append([recall_label(data), *(number(scann_recall(row)) for row in data["rows"])])
     extra.append(["ties", *(percent(row.get("tie_rate")) for row in data["rows"])])
     for metric in metric_names(data)[1:]:
@@ -91,10 +95,12 @@ def format_table(report: dict[str, Any]) -> str:
     said = headlines(data) if pairs <= _ALL_METRICS else headlines(data)[:1]
     if data.get("conclusion"):
         said = [data["conclusion"], *said[1:]]
+    said += [f"For the memo: {data['memo']}"] if data.get("memo") else []
     grades = f"; ERR with grades up to {data['max_grade']:g}" if data.get("max_grade") is not None else ""
     alike = {"cosine": "; cosine", "dot": "; inner product"}.get(data.get("similarity") or "", "")
     head = f"{data['protocol']}; {data['gain']} gain{grades}{alike}"
     prose = [*said, *data.get("warnings", []), "", head, counts]
+    prose += [weights_in_words(data)] if data.get("weights") else []
     prose += [*data.get("notes", []), ""]
     wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
     own_notes = [line for text in row_notes(data) for line in textwrap.wrap(text, _WIDTH)]
@@ -106,7 +112,8 @@ def format_table(report: dict[str, Any]) -> str:
 def _ladder_lines(report: dict[str, Any]) -> list[str]:
     lines = []
     for found in report.get("ladders") or []:
-        table = [[f"{found['row']}", "bytes", f"{found['metric']} [95 %]", "lost [95 %]"]]
+        sure = level(report)
+        table = [[f"{found['row']}", "bytes", f"{found['metric']} [{sure}]", f"lost [{sure}]"]]
         table += [
             [
                 f"{rung['method']} {rung['width']}, {rung['precision']}",
@@ -126,7 +133,7 @@ def _earned_lines(report: dict[str, Any]) -> list[str]:
     if not found:
         return []
     names = found["estimators"]
-    header = [f"earned in the first {found['depth']} places", *(f"{name} [95 %]" for name in names)]
+    header = [f"earned in the first {found['depth']} places", *(f"{name} [{level(report)}]" for name in names)]
 
     def cell(value: dict[str, Any], said: str) -> str:
         return said if value["enough"] else f"too few ({value['effective']:.0f})"
@@ -142,7 +149,8 @@ def _slice_lines(report: dict[str, Any], *, most: int = 5) -> list[str]:
     sliced = report.get("slices")
     if not sliced or not sliced["slices"]:
         return []
-    table = [[f"worst of {sliced['measured']} slices", "queries", f"{sliced['metric']} difference [95 %]", ""]]
+    heading = f"{sliced['metric']} difference [{level(report)}]"
+    table = [[f"worst of {sliced['measured']} slices", "queries", heading, ""]]
     for row in sliced["slices"][:most]:
         shown = row["difference"] or row["new"]
         form = signed if row["difference"] else number
@@ -150,6 +158,12 @@ def _slice_lines(report: dict[str, Any], *, most: int = 5) -> list[str]:
             [f"{row['slicing']} {row['label']}", str(row["queries"]), _interval(shown, form), row["verdict"] or ""]
         )
     return _align(table)
+
+
+def weights_in_words(report: dict[str, Any]) -> str:
+    """What is taken as dependent, and how much evidence that leaves."""
+    ways = " or ".join(f"one {way.replace('_', ' ')}" for way in report["weights"])
+    return f"Queries of {ways} are taken as dependent: {weight_in_words(report['queries'], report['weights'])}."
 
 
 def metric_names(report: dict[str, Any]) -> list[str]:
@@ -200,16 +214,25 @@ def scann_change(row: dict[str, Any], metric: str) -> dict[str, Any] | None:
     return None if exact is None or scann is None else {"mean": scann - exact, "low": None, "high": None}
 
 
-def verdict(difference: dict[str, Any]) -> str:
-    """What a 95 % interval of a minus b, and p corrected for many comparisons where there is one, allow to say of a.
+def level(report: dict[str, Any]) -> str:
+    """The confidence of all intervals, such as "95 %"."""
+    return f"{100 * report.get('confidence', 0.95):g} %"
 
-    Zero throughout is undecided too.
-    """
-    low, high, p = difference["low"], difference["high"], difference.get("p_holm")
+
+def decisive(difference: dict[str, Any]) -> tuple[float | None, float | None]:
+    """The interval that a verdict goes by: of all comparisons at once where there are several."""
+    if difference.get("low_all") is not None:
+        return difference["low_all"], difference["high_all"]
+    return difference["low"], difference["high"]
+
+
+def verdict(difference: dict[str, Any]) -> str:
+    """What was concluded of a minus b; where nothing was, what the interval says. Zero throughout is undecided too."""
+    if difference.get("verdict"):
+        return difference["verdict"]
+    low, high = decisive(difference)
     if difference["mean"] is None or low is None or high is None:
         return "not measured"
-    if p is not None and p > 0.05 + 1e-12:
-        return "undecided"
     if low > 0:
         return "better"
     return "worse" if high < 0 else "undecided"
@@ -264,7 +287,8 @@ def _history_lines(report: dict[str, Any]) -> list[str]:
     lines = report.get("history") or []
     if not lines:
         return []
-    table = [["release", "row", f"{report['primary_metric']} [95 %]", "queries", "over", "difference [95 %]", ""]]
+    sure = level(report)
+    table = [["release", "row", f"{report['primary_metric']} [{sure}]", "queries", "over", f"difference [{sure}]", ""]]
     for line in lines:
         difference = _interval(line["difference"], signed) if line["difference"] else "–"
         same = "" if line["same_data"] else "other data"

@@ -130,7 +130,7 @@ def rank_seconds(monkeypatch, capsys):
 
     monkeypatch.setattr(eval.metrics, "rank_metrics", rank_metrics)
     monkeypatch.setattr(rank.importlib.util, "find_spec", lambda name: None)
-    assert cli.main(["bench", "rank", "--queries=40", "--samples=10"]) == 0
+    assert cli.main(["bench", "rank", "--queries=40"]) == 0
     return float(printed_row(capsys, "rank_metrics")[0])
 
 
@@ -189,10 +189,10 @@ def test_a_run_of_50_ms_is_read_as_50_ms(bench, monkeypatch, capsys):
 
 
 def test_every_bench_that_prints_times_is_read_above():
-    """finetune and resize compare models, and print no time; recipes has a clock around whole trainings, compiling
+    """finetune, resize and verdicts compare, and print no time; recipes has a clock around whole trainings, compiling
     included; search and serve measure other processes. The parts of gpu are below."""
     read = {name.partition(",")[0] for name in READ}
-    others = {"finetune", "resize", "gpu", "recipes", "search", "serve"}
+    others = {"finetune", "resize", "verdicts", "gpu", "recipes", "search", "serve"}
     assert set(tools.bench.COMMANDS) - read == others
 
 
