@@ -132,5 +132,5 @@ def test_users_whose_times_do_not_tell_what_came_first_are_counted():
     queries, _, _ = leave_one_out(pairs)
     assert queries.users.tolist() == [1]
     assert queries.left_out == {"all liked at one instant": 1, "no liked item before": 1}
-    with pytest.raises(UserError, match="2 all liked at one instant.*finer times"):
+    with pytest.raises(UserError, match=r"2 all liked at one instant.*finer times"):
         leave_one_out(dataclasses.replace(pairs, times=np.full(5, 7)))
