@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
+from ml_collections import config_flags
 
 from siglip_jax.errors import UserError
 from tools import common_flags
@@ -44,6 +45,8 @@ LOG_FLAGS = (
         "train_until",
         "log_column",
         "log_action",
+        "segment",
+        "repeats",
         "layout",
         "train_dataset",
         "trec",
@@ -59,12 +62,19 @@ def define_flags(values: flags.FlagValues) -> None:
     common_flags.define_config(values, default="demo.py")
     text("dataset", None, "Folder written by siglip-jax data; with --logs, for pictures, titles, dates and leakage.")
     common_flags.define_output(values, "The report, an .html file; the same as .json is written beside it.")
+    flags.DEFINE_enum("format", None, ["html", "md"], "md: a memo of one page, instead.", flag_values=values)
     rank_flags.define_flags(values)
     rank_flags.define_certainty(values)
     flags.DEFINE_multi_string(
         "slice",
         None,
         "Attribute, or attribute:bands for a number, to slice the queries by; absent, the attributes of relevance.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "history",
+        [],
+        "The .json of an earlier report of the same protocol, for a table of releases.",
         flag_values=values,
     )
     common_flags.define_scann(values)
@@ -77,10 +87,16 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "log_action", [], "ours=theirs, an action of another word; ours alone, of rows without any.", flag_values=values
     )
+    flags.DEFINE_multi_string(
+        "segment", [], "Column of the log to slice the queries by, such as platform or country.", flag_values=values
+    )
     flags.DEFINE_enum(
         "layout", "log", ["log", "movielens"], "movielens: userId, movieId, rating; 4 and more is liked.",
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_boolean(
+        "repeats", False, "Users' earlier items stay candidates, so that buying again counts.", flag_values=values
+    )
     text("from", None, "Queries from this time on, ISO 8601; of time_split the time itself.")
     text("until", None, "Queries before this time.")
     text("train_from", None, "Popularity and item-to-item count from this time on.")
@@ -98,8 +114,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    if not values.output.endswith(".html"):
-        raise UserError(f"--output={values.output}: expected a file name ending in .html")
+    if not values.output.endswith((".html", ".md")):
+        raise UserError(f"--output={values.output}: expected a file name ending in .html, or .md for a memo")
+    if values.format:
+        values["output"].value = f"{values.output.rpartition('.')[0]}.{values.format}"
     if (values.protocol == ATTRIBUTES) == bool(values.logs):
         given = "--logs" if values.logs else f"--protocol={values.protocol}"
         raise UserError(
@@ -158,6 +176,11 @@ def _rank_logs(values: flags.FlagValues) -> None:
     from siglip_jax.training.config import check
 
     config, dataset = values.config, values.dataset
+    if "evaluation.relevant_from" in config_flags.get_override_values(values["config"]):  # typed, so it is meant
+        config.evaluation.log_relevant_from = config.evaluation.relevant_from
+    if values.repeats and values.protocol in ("logged_lists", "retrieval"):
+        raise UserError(f"--repeats: {values.protocol} leaves nothing out that a user has seen; leave the flag out")
+    config.evaluation.repeats = config.evaluation.repeats or values.repeats
     certainty, rules = rank_flags.certainty_options(values), rank_flags.decision_rules(values)
     check(config)
     split = config.evaluation.split
@@ -170,7 +193,7 @@ def _rank_logs(values: flags.FlagValues) -> None:
         train_dataset=values.train_dataset,
         train_split=config.data.train_split,
         leakage=values.leakage,
-        output=values.output.removesuffix(".html") + ".leakage.csv",
+        output=values.output.rpartition(".")[0] + ".leakage.csv",
     )
     slicings = _slicings(values, items) if dataset else []
     options = rank_flags.ranker_options(values)
@@ -219,7 +242,9 @@ def _log_source(values: flags.FlagValues) -> LogSource:
         values.config.evaluation.like_from = values.config.evaluation.like_from or LIKED_FROM
     named = (entry.partition("=") for entry in values.log_action)
     actions = {theirs: ours for ours, _, theirs in named}
-    form = log_format(values.config, columns=columns, on_error=values.on_error, actions=actions)
+    form = log_format(
+        values.config, columns=columns, on_error=values.on_error, actions=actions, segments=values.segment
+    )
     return LogSource(paths=values.logs, form=form, window=window)
 
 
@@ -241,7 +266,10 @@ def _write(
 ) -> None:
     from eval.comparison.per_query import write_per_query
     from eval.report import format_table, write_report
+    from eval.report.history import read_history
 
+    if values.history:
+        report["history"] = read_history(values.history, report)
     write_report(values.output, report, images=images)
     if values.per_query:
         write_per_query(values.per_query, result)

@@ -16,11 +16,13 @@ from eval.comparison.conclusions import beyond_table, conclude
 from eval.comparison.dimension_ladder import measure_ladder
 from eval.comparison.index_columns import IndexColumns, index_columns
 from eval.comparison.protocol_result import LISTED, ProtocolResult
+from eval.protocols.off_policy.estimators import ESTIMATORS, LEAST_EFFECTIVE
 from eval.rankers import VectorRanker
 from eval.report.example_queries import ShownItems, example_queries, largest_changes
-from eval.statistics import DecisionRules, measure_slices
+from eval.statistics import DecisionRules, Slicing, mean_columns, measure_slices
 from eval.statistics.significance import FEW_CLUSTERS, plural
 from siglip_jax import __version__
+from siglip_jax.errors import UserError
 
 
 def build_report(
@@ -47,8 +49,12 @@ def build_report(
       seed: also of the draws that correct for several comparisons.
       options: "samples" and "confidence" of `Certainty`, where they are not its own.
       rules: that decide, in report names of metrics.
+
+    Raises:
+      UserError: neither `compared.new` nor `compared.against` ever found anything.
     """
     protocol, new, against = result.protocol, compared.new, compared.against
+    _check_hits(result, new, against)
     rules = rules or DecisionRules()
     certainty = Certainty(result.queries.clusters, seed=seed, **(options or {})).over(len(protocol))
     table = compare_rows(
@@ -68,12 +74,15 @@ def build_report(
         **conclusion,
         "new": new,
         "against": against,
+        "similarity": compared.similarity,
         "confidence": certainty.confidence,
         "rows": _rows(table, result, compared, indexed),
         "differences": table["differences"],
         "ladders": _ladders(result, compared, certainty),
-        "slices": _slices(result, compared, certainty),
+        "slices": _slices(result, compared, certainty, result.queries.slicings),
+        "trend": _trend(result, compared, certainty),
         "beyond": _beyond(result, compared, certainty),
+        "off_policy": _off_policy(result, compared, certainty),
         "loss_curve": [{"step": line["step"], "loss": line["loss"]} for line in loss_curve if "loss" in line],
         "gains": gains,
         "losses": losses,
@@ -90,8 +99,22 @@ def build_report(
         },
     }  # fmt: skip
     refused = log_notes.of_refused(indexed.refused, k=protocol.measures.deepest)
-    report["warnings"] = [*report["warnings"], *refused, *_few(conclusion["weights"])]
+    unmeasured = log_notes.of_unmeasured(result.metrics, relevant_from=protocol.measures.relevant_from)
+    report["warnings"] = [*report["warnings"], *refused, *unmeasured, *_few(conclusion["weights"])]
+    report["notes"] = [*report.get("notes", []), *compared.notes]
     return report
+
+
+def _check_hits(result: ProtocolResult, new: str, against: str) -> None:
+    """Refuses a comparison of two rankers that never found anything: their difference of 0 would be no finding."""
+    primary, values = result.protocol.measures.primary, result.values
+    known = ~np.isnan(values[new]) & ~np.isnan(values[against])
+    if known.any() and not values[new][known].any() and not values[against][known].any():
+        raise UserError(
+            f"{primary} of {new} and of {against} is 0 in all {int(known.sum()):,} queries: neither ever puts a "
+            "relevant item so far up, so nothing can be said of them; look deeper, with "
+            "--config.evaluation.metrics=\"('nDCG@100','recall@100')\", or give more queries"
+        )
 
 
 def _few(weights: Mapping[str, float]) -> list[str]:
@@ -141,12 +164,25 @@ def _ladders(result: ProtocolResult, compared: RankersToCompare, certainty: Cert
     ]
 
 
-def _slices(result: ProtocolResult, compared: RankersToCompare, certainty: Certainty) -> dict[str, Any] | None:
+def _trend(result: ProtocolResult, compared: RankersToCompare, certainty: Certainty) -> dict[str, Any] | None:
+    """`new` against `against` in the order of time; None where all queries are of one day or week."""
+    trend = result.queries.trend
+    if trend is None or len(trend.labels) < 2:
+        return None
+    found = _slices(result, compared, certainty, [trend])
+    if found is not None:
+        found["slices"].sort(key=lambda row: trend.labels.index(row["label"]))
+    return found
+
+
+def _slices(
+    result: ProtocolResult, compared: RankersToCompare, certainty: Certainty, slicings: Sequence[Slicing]
+) -> dict[str, Any] | None:
     """`new` against `against` in parts of the queries; None where nothing tells the queries apart."""
-    if not result.queries.slicings:
+    if not slicings:
         return None
     new, against = (result.values[name] for name in (compared.new, compared.against))
-    sliced = measure_slices(result.queries.slicings, new, against, **certainty.of_means())
+    sliced = measure_slices(slicings, new, against, **certainty.of_means())
     return {**sliced, "new": compared.new, "base": compared.against, "metric": result.protocol.measures.primary}
 
 
@@ -162,6 +198,37 @@ def _beyond(result: ProtocolResult, compared: RankersToCompare, certainty: Certa
         popularity=result.popularity,
         certainty=certainty,
     )
+
+
+def _off_policy(result: ProtocolResult, compared: RankersToCompare, certainty: Certainty) -> dict[str, Any] | None:
+    """What each ranker would have earned; None where chance had no say in the lists."""
+    found = {name: ranked.off_policy for name, ranked in result.exact.items() if ranked.off_policy}
+    if not found:
+        return None
+    new, against = found.get(compared.new), found.get(compared.against)
+    columns: dict[tuple[str | None, str], np.ndarray]  # None for the difference
+    columns = {(name, key): values for name, each in found.items() for key, values in each["values"].items()}
+    if new and against:
+        columns |= {(None, key): new["values"][key] - against["values"][key] for key in ESTIMATORS}
+    intervals = mean_columns(np.stack(list(columns.values()), axis=1), **certainty.of_means())
+    cells = {
+        place: {"mean": each.mean, "low": each.low, "high": each.high, "queries": each.queries}
+        for place, each in zip(columns, intervals, strict=True)
+    }
+    return {
+        "estimators": list(ESTIMATORS),
+        "depth": next(iter(found.values()))["depth"],
+        "lists": cells[next(iter(cells))]["queries"],
+        "rows": {
+            name: {
+                key: cells[name, key]
+                | {"effective": each["effective"][key], "enough": each["effective"][key] >= LEAST_EFFECTIVE}
+                for key in ESTIMATORS
+            }
+            for name, each in found.items()
+        },
+        "difference": {key: cells[None, key] for key in ESTIMATORS} if new and against else None,
+    }
 
 
 def _largest_changes(

@@ -21,7 +21,8 @@ from eval.logs import Queries
 from eval.logs.log_times import iso
 from eval.protocols import LoggedLists
 from eval.protocols.measures import Sink
-from eval.protocols.prepare_queries import query_slicings
+from eval.protocols.off_policy.chance_lists import chance_lists
+from eval.protocols.query_slices import by_period, query_slicings
 from eval.report.trec import TrecWriter
 from eval.statistics import Slicing
 
@@ -60,7 +61,8 @@ def rank_over_logs(
     query_set = QuerySet(
         clusters=_clusters(queries),
         columns=_columns(task, items.ids),
-        slicings=query_slicings(slicings, queries, task.live, task.counted),
+        slicings=query_slicings(slicings, queries, task.live, task.counted, first_seen=task.first_seen),
+        trend=by_period(queries.times),
     ).clustered_by(cluster)
     with contextlib.ExitStack() as stack:
         sinks: list[tuple[Sink, int]] = []
@@ -116,6 +118,7 @@ def _parts(task: LogTask, compared: RankersToCompare, result: ProtocolResult) ->
                 *_exposure_notes(task, exposure),
                 log_notes.of_users(primary, means),
             ],
+            "row_notes": log_notes.of_logged_order(list(result.exact), randomised=_all_random(task)),
             "log": _log(task, sizes=result.queries.columns["candidates"]),
             "exposure": exposure,
         },
@@ -160,7 +163,11 @@ def _exposure_notes(task: LogTask, exposure: Mapping[str, dict[str, Any]]) -> li
     protocol = task.protocol
     if not isinstance(protocol, LoggedLists) or protocol.propensity is None:
         return []
-    return log_notes.of_exposure(exposure, protocol.measures.metrics[0], protocol.propensity)
+    _, why_not = chance_lists(task.queries)
+    return [
+        *log_notes.of_exposure(exposure, protocol.measures.metrics[0], protocol.propensity),
+        *log_notes.of_chance(why_not),
+    ]
 
 
 def _log(task: LogTask, *, sizes: np.ndarray) -> dict[str, Any]:
@@ -174,6 +181,12 @@ def _log(task: LogTask, *, sizes: np.ndarray) -> dict[str, Any]:
         "live": task.live.rule,
         "leaked": None if task.leaked.found is None else len(task.leaked.found),
     }
+
+
+def _all_random(task: LogTask) -> bool:
+    """Whether chance put every list in its order."""
+    randomised = task.queries.randomised
+    return randomised is not None and bool(randomised.all())
 
 
 def _mean_over_users(values: np.ndarray, users: np.ndarray) -> float:

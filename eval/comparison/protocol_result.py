@@ -30,11 +30,13 @@ class QuerySet:
       columns: {name: [q]}, what is known of each query. Every protocol has query_id, query_item (an id, "" where the
         query is a profile), query_item_row (-1 then) and candidates (how many).
       slicings: of the queries.
+      trend: of the queries by time, its labels in that order; None where they have no times.
     """
 
     clusters: Mapping[str, np.ndarray]
     columns: Mapping[str, np.ndarray]
     slicings: Sequence[Slicing] = ()
+    trend: Slicing | None = None
 
     def clustered_by(self, names: Sequence[str]) -> QuerySet:
         """The same with other ways, where any are named: names of `clusters` or of `columns`.

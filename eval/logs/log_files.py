@@ -1,7 +1,8 @@
 """The files of a log, and how the rows of each get into the table `raw` of a database, as text, times apart.
 
-raw  query, list, user_id, item_id, position, action, query_item: text or null;  time: microseconds since 1970;
-     reading: of `log_times.READINGS`;  odd_time: the text of a time that is none or not plausible, else null
+raw  query, list, user_id, item_id, position, action, query_item, propensity, randomised: text or null;
+     time: microseconds since 1970;  reading: of `log_times.READINGS`;
+     odd_time: the text of a time that is none or not plausible, else null;  segment_0, ...: of `LogFormat.segments`
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from input_pipeline.catalogue.tables.text_options import other_separator
 from siglip_jax.errors import UserError
 
 SUFFIXES = ("parquet", "csv", "tsv", "jsonl")
-RAW = (
-    "create table raw (query text, list text, user_id text, item_id text, time bigint, position text, action text, "
-    "query_item text, reading tinyint, odd_time text)"
+_RAW = (
+    "query text, list text, user_id text, item_id text, time bigint, position text, action text, query_item text, "
+    "propensity text, randomised text, reading tinyint, odd_time text"
 )
 # As tools write that nothing is there.
 NO_VALUE = ("", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL", "None", "\\N")
@@ -41,6 +42,16 @@ class Dialect:
     delimiter: str = ","
     quote: str = '"'
     assumed: str = ""  # what its suffix does not say
+
+
+def create_raw(sql: Database, form: LogFormat) -> None:
+    """The empty table."""
+    sql.execute(f"create table raw ({', '.join([_RAW, *(f'{name} text' for name in segment_columns(form))])})")
+
+
+def segment_columns(form: LogFormat) -> list[str]:
+    """What the segments of a log are called in `raw` and in `events`."""
+    return [f"segment_{number}" for number in range(len(form.segments))]
 
 
 def log_files(paths: Sequence[str]) -> list[pathlib.Path]:
@@ -87,12 +98,17 @@ def insert_file(sql: Database, file: pathlib.Path, form: LogFormat) -> tuple[set
     dialect, columns = _describe(sql, file, suffix)
     folders = {name: value for name, value in folder_values(file.as_posix()).items() if name not in columns}
     names = choose_columns(columns | dict.fromkeys(folders, "FOLDER"), form, file)
-    read = [theirs for theirs in names.values() if theirs not in folders] if suffix == "jsonl" else columns
+    segments = _segments(columns, folders, form, file)
+    read = (
+        [theirs for theirs in dict.fromkeys([*names.values(), *segments]) if theirs not in folders]
+        if suffix == "jsonl"
+        else columns
+    )
     source = _source(file, suffix, dialect, list(read))
     cells = {name: _as_text(name, kind) for name, kind in columns.items()}
     cells |= {name: literal(value) for name, value in folders.items()}
     text = {ours: f"nullif(trim({cells[theirs]}), '')" for ours, theirs in names.items()}
-    for ours in ("user_id", "query_id", "action", "position"):
+    for ours in ("user_id", "query_id", "action", "position", "propensity", "randomised"):
         if ours in text:
             text[ours] = f"case when {text[ours]} not in {NO_VALUE!r} then {text[ours]} end"
     kind, column = columns.get(names["time"], "FOLDER").upper(), quoted(names["time"])
@@ -116,13 +132,23 @@ def insert_file(sql: Database, file: pathlib.Path, form: LogFormat) -> tuple[set
     else:
         text["action"] = _renamed(text.get("action", "null"), form.action_names)
         acted |= {"action"} if "" in form.action_names else set()
-    ordered = ("query_id", "list_id", "user_id", "item_id", "time", "position", "action", "query_item_id")
-    wanted = ", ".join(text.get(name, "null") for name in (*ordered, "reading", "odd_time"))
+    ordered = ("query_id", "list_id", "user_id", "item_id", "time", "position", "action", "query_item_id", "propensity")
+    cells_of = [text.get(name, "null") for name in (*ordered, "randomised", "reading", "odd_time")]
+    wanted = ", ".join([*cells_of, *(f"coalesce(trim({cells[name]}), '')" for name in segments)])
     try:
         sql.execute(f"insert into raw select {wanted} from {source}")
     except Unreadable as error:
         raise _damaged(file, suffix, dialect, columns) from error
     return acted, f"{file}: {dialect.assumed}" if dialect.assumed else ""
+
+
+def _segments(columns: Mapping[str, str], folders: Mapping[str, str], form: LogFormat, file: pathlib.Path) -> list[str]:
+    """The columns of `form.segments`; raises a UserError where one is not there."""
+    for name in form.segments:
+        if name not in columns and name not in folders:
+            known = ", ".join([*columns, *folders])
+            raise UserError(f"log {file}: no column {name}, which --segment names; columns are {known}")
+    return list(form.segments)
 
 
 def _damaged(

@@ -37,6 +37,27 @@ def headlines(report: dict[str, Any]) -> list[str]:
     return sentences or [f"No comparison was made in {metric}."]
 
 
+_MEANINGS = {  # of metrics, to somebody who has never met them
+    "nDCG": "1 where the first{k} places of a list stand in the best order there is, 0 where nothing relevant is among "
+    "them; what stands higher counts more",
+    "precision": "the share of the first{k} places that hold something relevant",
+    "recall": "the share of all that is relevant that stands among the first{k} places",
+    "hit": "the share of queries with something relevant among the first{k} places",
+    "MRR": "1 / the place of the first relevant item, 0 where there is none: 0.5 is the second place",
+    "MAP": "the precision at the places of the relevant items, averaged: 1 where all of them come first",
+    "ERR": "1 / the place at which somebody who reads down the list is satisfied, on average",
+    "RBP": "how much that is relevant is met by somebody who goes on to the next place with a fixed probability",
+    "Rprec": "the share of relevant items among as many first places as there are relevant items",
+}
+
+
+def meaning(metric: str) -> str:
+    """What a metric is, in a sentence; "" for one that the table of `eval.metrics` was given by somebody else."""
+    kind, _, k = metric.replace("_exp", "").partition("@")
+    said = _MEANINGS.get(kind.partition("(")[0])
+    return f"{metric} is {said.format(k=f' {k}' if k else '')}. It is a mean over queries." if said else ""
+
+
 def format_table(report: dict[str, Any]) -> str:
     """The report as plain text of at most 110 columns: the conclusion, one line a row, one line a difference."""
     data = plain(report)
@@ -44,18 +65,21 @@ def format_table(report: dict[str, Any]) -> str:
     has_scann = any(row.get("scann") for row in data["rows"])
     header = ["", f"{primary} [{level(data)}]"]
     lines = [[row["name"], _interval(row["exact"].get(primary), number)] for row in data["rows"]]
+    counted = [["queries", queries_of(data, primary)]] * any(map(bool, query_counts(data).values()))
     extra: list[list[str]] = []
     if has_scann:
-        extra.append(["ScaNN", *(number((row["scann"] or {}).get(primary, {}).get("mean")) for row in data["rows"])])
+        means = [(row.get("scann") or {}).get(primary, {}).get("mean") for row in data["rows"]]
+        extra.append([f"ScaNN {primary}", *map(number, means)])
         changes = [scann_change(row, primary) for row in data["rows"]]
         cells = [_interval(c, signed) if c and c["low"] is not None else "–" for c in changes]
         extra.append([f"change [{level(data)}]", *cells])
-        extra.append(["recall@10", *(number(scann_recall(row)) for row in data["rows"])])
+        extra.append([recall_label(data), *(number(scann_recall(row)) for row in data["rows"])])
     extra.append(["ties", *(percent(row.get("tie_rate")) for row in data["rows"])])
     for metric in metric_names(data)[1:]:
         extra.append([metric, *(number(row["exact"].get(metric, {}).get("mean")) for row in data["rows"])])
-    table = [header, *lines]
+    table = [header, *lines, *counted]
     for column in extra:  # as many as fit; the page and the JSON have them all
+        column = [*column, *[queries_of(data, column[0])] * len(counted)]
         wider = [[*cells, cell] for cells, cell in zip(table, column, strict=True)]
         if len(_align(wider)[0]) <= _WIDTH:
             table = wider
@@ -73,11 +97,15 @@ def format_table(report: dict[str, Any]) -> str:
         said = [data["conclusion"], *said[1:]]
     said += [f"For the memo: {data['memo']}"] if data.get("memo") else []
     grades = f"; ERR with grades up to {data['max_grade']:g}" if data.get("max_grade") is not None else ""
-    prose = [*said, *data.get("warnings", []), "", f"{data['protocol']}; {data['gain']} gain{grades}", counts]
+    alike = {"cosine": "; cosine", "dot": "; inner product"}.get(data.get("similarity") or "", "")
+    head = f"{data['protocol']}; {data['gain']} gain{grades}{alike}"
+    prose = [*said, *data.get("warnings", []), "", head, counts]
     prose += [weights_in_words(data)] if data.get("weights") else []
     prose += [*data.get("notes", []), ""]
     wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
-    tables = [_align(table), _align(differences), _ladder_lines(data), _slice_lines(data)]
+    own_notes = [line for text in row_notes(data) for line in textwrap.wrap(text, _WIDTH)]
+    tables = [[*_align(table), *own_notes], _align(differences), _earned_lines(data), _ladder_lines(data)]
+    tables += [_slice_lines(data), _history_lines(data)]
     return "\n".join([*wrapped, *(line for lines in tables if lines for line in [*lines, ""])]).rstrip()
 
 
@@ -97,6 +125,24 @@ def _ladder_lines(report: dict[str, Any]) -> list[str]:
         ]
         lines += _align(table)
     return lines
+
+
+def _earned_lines(report: dict[str, Any]) -> list[str]:
+    """What each row would have earned, by each estimator; the page has the intervals of all."""
+    found = report.get("off_policy")
+    if not found:
+        return []
+    names = found["estimators"]
+    header = [f"earned in the first {found['depth']} places", *(f"{name} [{level(report)}]" for name in names)]
+
+    def cell(value: dict[str, Any], said: str) -> str:
+        return said if value["enough"] else f"too few ({value['effective']:.0f})"
+
+    rows = found["rows"].items()
+    wide = _align([header, *([row, *(cell(c[n], _interval(c[n], number)) for n in names)] for row, c in rows)])
+    if len(wide[0]) <= _WIDTH:
+        return wide
+    return _align([[header[0], *names], *([r, *(cell(c[n], number(c[n]["mean"])) for n in names)] for r, c in rows)])
 
 
 def _slice_lines(report: dict[str, Any], *, most: int = 5) -> list[str]:
@@ -126,6 +172,33 @@ def metric_names(report: dict[str, Any]) -> list[str]:
     for row in report["rows"]:
         names |= dict.fromkeys(row["exact"]) | dict.fromkeys(row.get("scann") or {})
     return list(names)
+
+
+def query_counts(report: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """{metric: {row: queries that its mean is over}}, of what is known."""
+    counts: dict[str, dict[str, int]] = {name: {} for name in metric_names(report)}
+    for row in report["rows"]:
+        for name, estimate in row["exact"].items():
+            if (estimate or {}).get("queries") is not None:
+                counts[name][row["name"]] = estimate["queries"]
+    return counts
+
+
+def queries_of(report: dict[str, Any], metric: str) -> str:
+    """Over how many queries a column is, "16 to 431" where its rows differ; "" for what is no metric."""
+    found = sorted(set(query_counts(report).get(metric, {}).values()))
+    return "" if not found else count(found[0]) if len(found) == 1 else f"{count(found[0])} to {count(found[-1])}"
+
+
+def row_notes(report: dict[str, Any]) -> list[str]:
+    """What the table itself has to say of single rows."""
+    return [f"{name}: {text}" for name, text in (report.get("row_notes") or {}).items()]
+
+
+def recall_label(report: dict[str, Any]) -> str:
+    """What the column of the index's recall is called, at its own depth: no metric has this name."""
+    names = (name for row in report["rows"] for name in row.get("scann_recall") or {})
+    return f"ScaNN {next(names, 'recall')}"
 
 
 def scann_recall(row: dict[str, Any]) -> float | None:
@@ -179,19 +252,24 @@ def plain(value: Any) -> Any:
 
 
 def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else _unsigned_zero(f"{value:.3f}")
 
 
 def signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+    return "–" if value is None else _unsigned_zero(f"{value:+.3f}").replace("-", "−")
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else _unsigned_zero(f"{100 * value:.1f}") + " %"
 
 
 def signed_percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.1f} %".replace("-", "−")
+    return "–" if value is None else _unsigned_zero(f"{100 * value:+.1f}").replace("-", "−") + " %"
+
+
+def _unsigned_zero(text: str) -> str:
+    """What rounds to zero has no sign: "-0.000" is no number, and "+0.000" says which way nothing points."""
+    return text if text.strip("+-0.") else text.lstrip("+-")
 
 
 def count(value: float | None) -> str:
@@ -203,6 +281,22 @@ def count(value: float | None) -> str:
 
 def p_value(value: float | None) -> str:
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _history_lines(report: dict[str, Any]) -> list[str]:
+    lines = report.get("history") or []
+    if not lines:
+        return []
+    sure = level(report)
+    table = [["release", "row", f"{report['primary_metric']} [{sure}]", "queries", "over", f"difference [{sure}]", ""]]
+    for line in lines:
+        difference = _interval(line["difference"], signed) if line["difference"] else "–"
+        same = "" if line["same_data"] else "other data"
+        value = _interval(line, number)
+        table.append(
+            [line["report"], line["row"], value, count(line["queries"]), line["against"] or "–", difference, same]
+        )
+    return _align(table)
 
 
 def _align(table: list[list[str]]) -> list[str]:

@@ -41,6 +41,10 @@ def define_flags(values: flags.FlagValues, *, store_required: bool = True) -> No
         "ladder", [], "name of a store to measure at every width, by truncation and PCA, float32 and int8.",
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_enum(
+        "similarity", None, ["cosine", "dot"],
+        "How vectors of stores are compared; cosine when absent. dot asks no ScaNN index.", flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_string("new", None, "The row that is compared with all others; the last store.", flag_values=values)
     flags.DEFINE_string(
         "against", None, "The row it is compared with first, by slices and by queries too.", flag_values=values
@@ -117,6 +121,7 @@ def ranker_options(values: flags.FlagValues) -> RankerOptions:
         ladders=values.ladder,
         new=values.new,
         against=values.against,
+        similarity=values.similarity,
     )
 
 
@@ -124,7 +129,8 @@ def search_options(values: flags.FlagValues) -> SearchOptions:
     """How the flags have an approximate index asked."""
     from eval.comparison.index_columns import SearchOptions
 
-    return SearchOptions(common_flags.scann_options(values.scann), values.allow_low_recall)
+    asked = "none" if values.similarity == "dot" else values.scann  # its indexes are of cosines
+    return SearchOptions(common_flags.scann_options(asked), values.allow_low_recall)
 
 
 def read_items_of(values: flags.FlagValues, *, split: str) -> Items:

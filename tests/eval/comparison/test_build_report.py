@@ -32,9 +32,9 @@ SHARED = {
     *("list_length", "primary_metric", "conclusion", "minimum_detectable", "new", "against", "rows"),
     *("weights", "memo", "decision", "confidence"),
     *("differences", "ladders", "slices", "beyond", "loss_curve", "gains", "losses", "grid", "warnings", "missing"),
-    "provenance",
+    *("provenance", "similarity", "notes", "off_policy", "trend"),
 }
-OF_LOGS = {"actions", "users", "notes", "log", "exposure"}
+OF_LOGS = {"actions", "users", "log", "exposure", "row_notes"}
 COLUMNS = {"query_id", "query_item", "query_item_row", "candidates"}
 
 

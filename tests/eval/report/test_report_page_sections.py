@@ -2,6 +2,7 @@
 
 import html
 import io
+import pathlib
 import re
 
 import numpy as np
@@ -89,6 +90,48 @@ def page_of(tmp_path, report):
     write_report(tmp_path / "report.html", report, images=jpeg)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     return page, html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)))
+
+
+def test_logs_have_a_legend_of_their_actions(tmp_path):
+    actions = {"impression": 0.0, "tap": 1.0, "like": 2.0, "wish": 0.5, "cart": 2.0, "purchase": 3.0}
+    page, text = page_of(tmp_path, whole_report(actions=actions))
+    for said in ("3: purchase", "2: like, cart", "1: tap", "0.5: wish", "0: none of these"):
+        assert said in text
+    assert 'class="gain1">0.5: wish' in page
+    assert "nDCG@5 is 1 where the first 5 places" in text
+
+
+def test_it_prints_whole():
+    style = (pathlib.Path(charts.__file__).parent / "report.css").read_text()
+    printed = style[style.index("@media print") :]
+    assert "details::details-content { content-visibility: visible" in printed  # what is folded
+    assert ".scroll { overflow: visible; }" in printed
+    assert "@media screen and (prefers-color-scheme: dark)" in style  # paper is white
+
+
+def test_what_each_would_have_earned_and_the_trend(tmp_path):
+    cells = {"independent": {**estimate(1.25), "effective": 123.4, "enough": True}}
+    few = {"independent": {**estimate(9.75), "effective": 3.2, "enough": False}}
+    earned = {"estimators": ["independent"], "depth": 5, "lists": 1234, "rows": {"old": cells, "new": cells, EVIL: few}}
+    earned["difference"] = {"independent": estimate(0.125, 0.05)}
+    report = whole_report(off_policy=earned, row_notes={"old": f"profits {EVIL}"}, similarity="dot")
+    report["trend"] = report["slices"]
+    page, text = page_of(tmp_path, report)
+    for said in (
+        "1,234 lists",
+        "1.250 1.240–1.260 123 effective lists",
+        "too few 3 effective lists",
+        "+0.125 +0.075 to",
+    ):
+        assert said in text
+    assert "9.750" not in text
+    assert "Over time" in text
+    assert "similarity: inner product" in text
+    assert "<script" not in page
+    table = format_table(report)
+    assert "earned in the first 5 places" in table
+    assert "too few (3)" in table
+    assert "old: profits" in table
 
 
 def test_intervals_of_the_index_and_of_all_comparisons_at_once(tmp_path):
