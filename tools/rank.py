@@ -242,9 +242,8 @@ def _log_source(values: flags.FlagValues) -> LogSource:
         values.config.evaluation.like_from = values.config.evaluation.like_from or LIKED_FROM
     named = (entry.partition("=") for entry in values.log_action)
     actions = {theirs: ours for ours, _, theirs in named}
-    form = log_format(
-        values.config, columns=columns, on_error=values.on_error, actions=actions, segments=values.segment
-    )
+    segments = [*values.segment, *rank_flags.cluster_columns(values)]
+    form = log_format(values.config, columns=columns, on_error=values.on_error, actions=actions, segments=segments)
     return LogSource(paths=values.logs, form=form, window=window)
 
 
