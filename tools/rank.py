@@ -176,12 +176,12 @@ def _rank_logs(values: flags.FlagValues) -> None:
     from siglip_jax.training.config import check
 
     config, dataset = values.config, values.dataset
-    certainty, rules = rank_flags.certainty_options(values), rank_flags.decision_rules(values)
     if "evaluation.relevant_from" in config_flags.get_override_values(values["config"]):  # typed, so it is meant
         config.evaluation.log_relevant_from = config.evaluation.relevant_from
     if values.repeats and values.protocol in ("logged_lists", "retrieval"):
         raise UserError(f"--repeats: {values.protocol} leaves nothing out that a user has seen; leave the flag out")
     config.evaluation.repeats = config.evaluation.repeats or values.repeats
+    certainty, rules = rank_flags.certainty_options(values), rank_flags.decision_rules(values)
     check(config)
     split = config.evaluation.split
     source = _log_source(values)
@@ -242,9 +242,8 @@ def _log_source(values: flags.FlagValues) -> LogSource:
         values.config.evaluation.like_from = values.config.evaluation.like_from or LIKED_FROM
     named = (entry.partition("=") for entry in values.log_action)
     actions = {theirs: ours for ours, _, theirs in named}
-    form = log_format(
-        values.config, columns=columns, on_error=values.on_error, actions=actions, segments=values.segment
-    )
+    segments = [*values.segment, *rank_flags.cluster_columns(values)]
+    form = log_format(values.config, columns=columns, on_error=values.on_error, actions=actions, segments=segments)
     return LogSource(paths=values.logs, form=form, window=window)
 
 

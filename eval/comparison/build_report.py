@@ -100,20 +100,9 @@ def build_report(
     }  # fmt: skip
     refused = log_notes.of_refused(indexed.refused, k=protocol.measures.deepest)
     unmeasured = log_notes.of_unmeasured(result.metrics, relevant_from=protocol.measures.relevant_from)
-    report["warnings"] = [*report["warnings"], *refused, *_few(conclusion["weights"]), *unmeasured]
+    report["warnings"] = [*report["warnings"], *refused, *unmeasured, *_few(conclusion["weights"])]
     report["notes"] = [*report.get("notes", []), *compared.notes]
     return report
-
-
-def _few(weights: Mapping[str, float]) -> list[str]:
-    """Said first where the queries come from too few users or items."""
-    few = [f"{weight:.1f} {plural(way)}" for way, weight in weights.items() if weight < FEW_CLUSTERS]
-    if not few:
-        return []
-    weight = " and ".join(few)
-    return [
-        f"The queries weigh as {weight}, fewer than {FEW_CLUSTERS}: intervals are not reliable, nothing is concluded."
-    ]
 
 
 def _check_hits(result: ProtocolResult, new: str, against: str) -> None:
@@ -126,6 +115,17 @@ def _check_hits(result: ProtocolResult, new: str, against: str) -> None:
             "relevant item so far up, so nothing can be said of them; look deeper, with "
             "--config.evaluation.metrics=\"('nDCG@100','recall@100')\", or give more queries"
         )
+
+
+def _few(weights: Mapping[str, float]) -> list[str]:
+    """Said first where the queries come from too few users or items."""
+    few = [f"{weight:.1f} {plural(way)}" for way, weight in weights.items() if weight < FEW_CLUSTERS]
+    if not few:
+        return []
+    weight = " and ".join(few)
+    return [
+        f"The queries weigh as {weight}, fewer than {FEW_CLUSTERS}: intervals are not reliable, nothing is concluded."
+    ]
 
 
 def _pairs(result: ProtocolResult, compared: RankersToCompare) -> list[tuple[str, str]]:

@@ -58,10 +58,13 @@ def rank_over_logs(
       UserError: TREC files that cannot be written, an index that returns what is no neighbour.
     """
     protocol, queries, items = task.protocol, task.queries, compared.items
+    # Columns that --cluster names are read as segments are; slices by what depends on each other would say nothing.
+    segments = {name: values for name, values in queries.segments.items() if name not in cluster}
+    sliced = dataclasses.replace(queries, segments=segments)
     query_set = QuerySet(
         clusters=_clusters(queries),
         columns=_columns(task, items.ids),
-        slicings=query_slicings(slicings, queries, task.live, task.counted, first_seen=task.first_seen),
+        slicings=query_slicings(slicings, sliced, task.live, task.counted, first_seen=task.first_seen),
         trend=by_period(queries.times),
     ).clustered_by(cluster)
     with contextlib.ExitStack() as stack:
@@ -89,6 +92,7 @@ def _columns(task: LogTask, ids: Sequence[str]) -> dict[str, np.ndarray]:
     """What is known of each query."""
     queries = task.queries
     return {
+        **queries.segments,
         "query_id": queries.ids,
         "list_id": queries.list_ids,
         "user_id": task.users,

@@ -147,7 +147,7 @@ def _segments(columns: Mapping[str, str], folders: Mapping[str, str], form: LogF
     for name in form.segments:
         if name not in columns and name not in folders:
             known = ", ".join([*columns, *folders])
-            raise UserError(f"log {file}: no column {name}, which --segment names; columns are {known}")
+            raise UserError(f"log {file}: no column {name}, which --segment or --cluster names; columns are {known}")
     return list(form.segments)
 
 

@@ -204,14 +204,19 @@ def _build(
     liked = before & (pairs.gains > 0)
     with_target, with_profile = np.unique(pairs.users[held_out]), np.unique(pairs.users[liked])
     users = np.intersect1d(with_target, with_profile)
+    at_once = pairs.users[(pairs.gains > 0) & ~held_out & ~before]  # coarse times do not tell what came first
+    together = len(np.intersect1d(np.setdiff1d(with_target, users), at_once))
     counts = {
-        "no liked item before": len(with_target) - len(users),
+        "all liked at one instant": together,
+        "no liked item before": len(with_target) - len(users) - together,
         "nothing held out": len(np.unique(pairs.users)) - len(with_target) - left_out.get(_EARLY, 0),
     }
     left_out = {**left_out, **{reason: count for reason, count in counts.items() if count}}
     if not len(users):
         said = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "no event"
-        raise UserError(f"no user with a liked item both before and held out ({said}); give another time or more log")
+        raise UserError(
+            f"no user with a liked item both before and held out ({said}); give another time, finer times or more log"
+        )
     last_time = np.full(int(users.max()) + 1, np.iinfo(np.int64).min)
     known = np.isin(pairs.users, users)
     np.maximum.at(last_time, pairs.users[held_out & known], pairs.times[held_out & known])

@@ -18,7 +18,7 @@ QUERIES = "query"  # what stands alone where nothing is named
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Grouping:
     """One grouping of the queries: by a way, or by several ways at once.
 
     Attributes:
@@ -49,7 +49,7 @@ class Clusters:
     """
 
     names: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[Grouping, ...]
     queries: int
     _codes: tuple[np.ndarray, ...] = field(repr=False)  # int64 [query] of each way
 
@@ -87,11 +87,11 @@ class Clusters:
                     joint = joint * (int(other.max(initial=0)) + 1) + other
                     joint = np.unique(joint, return_inverse=True)[1].reshape(-1)
                 groups = int(joint.max(initial=-1)) + 1
-                parts.append(Part(1 if size % 2 else -1, None if groups == queries else joint, groups))
+                parts.append(Grouping(1 if size % 2 else -1, None if groups == queries else joint, groups))
         return cls(names, tuple(parts), queries, codes)
 
     @property
-    def ways(self) -> tuple[Part, ...]:
+    def ways(self) -> tuple[Grouping, ...]:
         """The parts of one way each, in the order of `names`."""
         return self.parts[: len(self.names)]
 

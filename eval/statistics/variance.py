@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.statistics.clusters import Clusters, ClustersLike, Part, effective_number
+from eval.statistics.clusters import Clusters, ClustersLike, Grouping, effective_number
 from siglip_jax.errors import UserError
 
 
@@ -97,7 +97,7 @@ def clustered_moments(values: np.ndarray, clusters: ClustersLike = None) -> Mome
     )
 
 
-def _sizes(part: Part, missing: np.ndarray) -> list[np.ndarray]:
+def _sizes(part: Grouping, missing: np.ndarray) -> list[np.ndarray]:
     """Cluster sizes [groups] of each column, shared by columns that miss the same queries."""
     alike: dict[bytes, np.ndarray] = {}
     out = []

@@ -22,7 +22,13 @@ def rank(tmp_path_factory):
     for query, shown in enumerate(log.lists):
         for place, item in enumerate(shown):
             for action in ("impression", *(["tap"] if place == log.chosen[query] else [])):
-                row = (f"q{query}", f"u{log.users[query]}", "s", str(log.items[query]), 1_714_000_000 + query)
+                row = (
+                    f"q{query}",
+                    f"u{log.users[query]}",
+                    f"s{query % 7}",
+                    str(log.items[query]),
+                    1_714_000_000 + query,
+                )
                 for name, value in zip(columns, (*row, str(item), action), strict=True):
                     columns[name].append(value)
     pq.write_table(pa.table(columns), folder / "log.parquet")
@@ -48,17 +54,19 @@ def test_users_and_query_items_are_taken_as_dependent(rank, capsys):
     assert report["decision"] is None
     both = report["differences"][0]
     assert both["verdict"] == "undecided"
-    printed = capsys.readouterr().out
-    assert "Queries of one user or one query item are taken as dependent: 695 queries weigh as" in " ".join(
-        printed.split()
-    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"one user or one query item are taken as dependent: {report['queries']:,} queries weigh as" in printed
     assert "For the memo: new against old, nDCG_exp@5:" in printed
     _, by_user = rank("--cluster=user")
-    _, by_column = rank("--cluster=user_id,query_item")
+    _, by_column = rank("--cluster=user_id,query_item,session")
     assert set(by_user["weights"]) == {"user"}
     alone = by_user["differences"][0]
     assert both["high"] - both["low"] > 2 * (alone["high"] - alone["low"])
-    assert list(by_column["weights"].values()) == pytest.approx(list(report["weights"].values()))
+    weights = by_column["weights"]
+    assert (weights["user_id"], weights["query_item"]) == pytest.approx(tuple(report["weights"].values()))
+    assert weights["session"] == pytest.approx(7, rel=0.01)
+    assert by_column["differences"][0]["verdict"] == "too few"
+    assert any("The queries weigh as 7.0 sessions, fewer than 10" in warning for warning in by_column["warnings"])
 
 
 def test_rules_confidence_and_seed(rank, capsys):
@@ -89,7 +97,7 @@ def test_rules_confidence_and_seed(rank, capsys):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--cluster=shop", "--cluster=shop: queries have no such column; expected some of user, query_item, query_id"),
+        ("--cluster=shop", "no column shop, which --segment or --cluster names"),
         ("--cluster=user,query_item,query_id,time", "in 4 ways"),
         ("--guardrail=MRR", "by how much may it fall? expected --guardrail=MRR=0.005, or --margin"),
         ("--guardrail=MRR=much", "expected a number, such as MRR=0.005"),

@@ -16,6 +16,12 @@ if TYPE_CHECKING:  # numpy and more, which --help does not wait for
     from eval.statistics import DecisionRules
 
 
+# What --cluster may name without reading it from the log.
+_OF_QUERIES = (
+    *("user", "user_id", "query_item", "query_item_row", "query_id", "list_id", "time", "candidates", "relevant"),
+)
+
+
 def define_flags(values: flags.FlagValues, *, store_required: bool = True) -> None:
     flags.DEFINE_multi_string(
         "store",
@@ -57,7 +63,7 @@ def define_certainty(values: flags.FlagValues) -> None:
         "cluster",
         None,
         "Which queries are no independent evidence, in up to three ways, such as user,query_item: those of one user or "
-        "one query item. Or any column of --per_query. When absent, user,query_item over logs, else title.",
+        "one query item. Or any column of the log. When absent, user,query_item over logs, else title.",
         flag_values=values,
     )
     flags.DEFINE_float("confidence", 0.95, "Of intervals and verdicts.", flag_values=values)
@@ -77,6 +83,11 @@ def define_certainty(values: flags.FlagValues) -> None:
         "guardrail", [], "metric=0.005, which may fall by no more than that; metric alone takes --margin.",
         flag_values=values,
     )  # fmt: skip
+
+
+def cluster_columns(values: flags.FlagValues) -> list[str]:
+    """Columns of the log that --cluster names, beside what is known of every query."""
+    return [name for name in values.cluster or () if name not in _OF_QUERIES]
 
 
 def certainty_options(values: flags.FlagValues) -> dict[str, Any]:

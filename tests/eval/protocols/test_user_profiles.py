@@ -125,3 +125,12 @@ def test_no_user_to_split():
     assert only_late[0].left_out["last liked item before the window"] > 0
     at = split_time(pairs)
     assert np.mean(pairs.times < at) <= 0.8 < np.mean(pairs.times <= at) + 0.02
+
+
+def test_users_whose_times_do_not_tell_what_came_first_are_counted():
+    pairs = Pairs(np.array([0, 0, 1, 1, 2]), np.arange(5), np.array([7, 7, 7, 8, 7]), np.ones(5, np.float32))
+    queries, _, _ = leave_one_out(pairs)
+    assert queries.users.tolist() == [1]
+    assert queries.left_out == {"all liked at one instant": 1, "no liked item before": 1}
+    with pytest.raises(UserError, match=r"2 all liked at one instant.*finer times"):
+        leave_one_out(dataclasses.replace(pairs, times=np.full(5, 7)))
