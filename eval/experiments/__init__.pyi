@@ -20,7 +20,7 @@ from .interleaving import interleaving_sentence as interleaving_sentence
 from .interleaving import preference as preference
 from .interleaving import team_draft as team_draft
 from .moments import Measured as Measured
-from .moments import Moments as Moments
+from .moments import UserMoments as UserMoments
 from .moments import adjusted as adjusted
 from .moments import joined as joined
 from .moments import moments as moments

@@ -12,7 +12,7 @@ import scipy.stats
 from eval.experiments.effects import Looks, compare
 from eval.experiments.experiment_metrics import ExperimentMetric
 from eval.experiments.experiment_users import ExperimentUsers
-from eval.experiments.moments import Moments, moments, ratio
+from eval.experiments.moments import UserMoments, moments, ratio
 from eval.experiments.read_out import NO_VERDICT, UNDECIDED, compare_users
 
 WEARS_OFF, GROWS = "wears off", "grows"
@@ -93,7 +93,7 @@ def novelty(users: ExperimentUsers, metrics: list[ExperimentMetric], *, look: Lo
     return out
 
 
-def _change(arms: list[Moments], look: Looks) -> dict[str, Any]:
+def _change(arms: list[UserMoments], look: Looks) -> dict[str, Any]:
     """Lift of columns 2/3 minus lift of columns 0/1, control first."""
     values, variance = [], 0.0
     parts = []

@@ -14,7 +14,7 @@ from siglip_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Moments:
+class UserMoments:
     """Of the users of one variant: how many, float64 means [k], and covariances [k, k] with n - 1 below."""
 
     n: int
@@ -35,7 +35,7 @@ class Measured:
     effective: float = np.inf
 
 
-def moments(columns: np.ndarray) -> Moments:
+def moments(columns: np.ndarray) -> UserMoments:
     """Of float64 [user, k].
 
     Raises:
@@ -48,19 +48,19 @@ def moments(columns: np.ndarray) -> Moments:
         raise UserError("a metric is infinite or NaN for some user; expected finite numbers")
     mean = columns.mean(axis=0)
     centred = columns - mean
-    return Moments(len(columns), mean, centred.T @ centred / (len(columns) - 1))
+    return UserMoments(len(columns), mean, centred.T @ centred / (len(columns) - 1))
 
 
-def joined(a: Moments, b: Moments) -> Moments:
+def joined(a: UserMoments, b: UserMoments) -> UserMoments:
     """Of the users of both together."""
     n = a.n + b.n
     apart = a.mean - b.mean
     between = np.outer(apart, apart) * a.n * b.n / n
     cov = (a.cov * (a.n - 1) + b.cov * (b.n - 1) + between) / (n - 1)
-    return Moments(n, (a.n * a.mean + b.n * b.mean) / n, cov)
+    return UserMoments(n, (a.n * a.mean + b.n * b.mean) / n, cov)
 
 
-def ratio(of: Moments, numerator: int, denominator: int) -> tuple[float, np.ndarray]:
+def ratio(of: UserMoments, numerator: int, denominator: int) -> tuple[float, np.ndarray]:
     """(mean of a column by that of another, its gradient with respect to the means [k]); NaN where nothing is below."""
     gradient = np.zeros(len(of.mean))
     below = of.mean[denominator]
@@ -72,7 +72,7 @@ def ratio(of: Moments, numerator: int, denominator: int) -> tuple[float, np.ndar
     return float(value), gradient
 
 
-def sample(of: Moments, numerator: int = 0, denominator: int = 1) -> Measured:
+def sample(of: UserMoments, numerator: int = 0, denominator: int = 1) -> Measured:
     """A ratio of two columns, by the delta method."""
     value, gradient = ratio(of, numerator, denominator)
     variance = float(gradient @ of.cov @ gradient)
@@ -94,7 +94,7 @@ class Adjustment:
     reduction: float
 
 
-def adjusted(control: Moments, treatment: Moments) -> tuple[Measured, Measured, Adjustment]:
+def adjusted(control: UserMoments, treatment: UserMoments) -> tuple[Measured, Measured, Adjustment]:
     """CUPED (Deng, Xu, Kohavi and Walker 2013), for ratios of columns 0 and 1 with the covariate's in 2 and 3.
 
     theta is that of all users together. A covariate that is the same for every user changes nothing.
