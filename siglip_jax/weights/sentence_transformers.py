@@ -1,6 +1,7 @@
 """sentence-transformers' folders of SigLIP models: a Hugging Face folder, and how its outputs become unit vectors.
 
-Written for sentence-transformers from 5.4 on, which embeds images as well as texts; earlier ones read texts alone.
+Written for sentence-transformers from 5.4 on, which embeds images as well as texts, with transformers 5: what earlier
+ones call the output is not what these do.
 """
 
 from __future__ import annotations
@@ -42,13 +43,9 @@ def read(folder: epath.Path, preset: Preset | None = None) -> StoredModel:
 def write(model: StoredModel, folder: epath.Path, options: WriteOptions) -> list[str]:
     """Writes what `SentenceTransformer(folder)` reads: its `encode` gives our unit vectors, of titles and of images."""
     notes = huggingface.write(model, folder, options)
-    modules = [
-        (_TRANSFORMER, "", "base.modules.transformer"),
-        (_NORMALIZE, f"1_{_NORMALIZE}", "base.modules.normalize"),
-    ]
     listed = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.{module}.{name}"}
-        for number, (name, path, module) in enumerate(modules)
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for number, (name, path) in enumerate([(_TRANSFORMER, ""), (_NORMALIZE, f"1_{_NORMALIZE}")])
     ]
     (folder / MODULES).write_text(json.dumps(listed, indent=2) + "\n")
     (folder / f"1_{_NORMALIZE}").mkdir(exist_ok=True)

@@ -187,6 +187,16 @@ def test_pickles_are_refused_with_the_line_that_converts_them(tmp_path, name):
             siglip_jax.load(path)
 
 
+def test_a_folder_of_sentence_transformers_with_more_modules_is_refused(loaded, tmp_path):
+    """Such as a projection, which makes other embeddings."""
+    loaded.save(tmp_path / "st", format="sentence_transformers")
+    modules = json.loads((tmp_path / "st" / "modules.json").read_text())
+    dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (tmp_path / "st" / "modules.json").write_text(json.dumps([*modules, dense]))
+    with pytest.raises(UserError, match=r"modules \['Transformer', 'Normalize', 'Dense'\]; expected Transformer and"):
+        siglip_jax.load(tmp_path / "st")
+
+
 # --- installed ones ---------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ inputs = processor(
 outputs = model(**inputs)  # image_embeds, text_embeds and logits_per_image"""
 _SENTENCE_TRANSFORMERS = """from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer(folder)  # from 5.4 on
+model = SentenceTransformer(folder)  # from 5.4 on, with transformers 5
 model.encode(images), model.encode(titles)  # unit vectors"""
 _OPEN_CLIP = """import open_clip
 
