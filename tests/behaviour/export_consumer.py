@@ -45,6 +45,8 @@ def onnx_file(path):
     manifest = json.loads(session.get_modelmeta().custom_metadata_map["siglip_jax"])
 
     def run(signature, _, values):
+        if signature == "images":  # of many sizes, so one by one
+            return np.concatenate([session.run(["embedding"], {name: np.asarray(rgb(one))[None]})[0] for one in values])
         given = decoded(values, manifest["preprocessing"]) if signature == "serving_default" else values
         return session.run(["embedding"], {name: given})[0]
 
@@ -69,13 +71,17 @@ def decoded(pictures, preprocessing):
 
     assert preprocessing["resize"] == "bilinear", preprocessing
     (height, width), (low, high) = preprocessing["image_size"], preprocessing["value_range"]
-    rows = []
-    for picture in pictures:
-        image = PIL.Image.open(io.BytesIO(picture))
-        if image.mode.startswith("I;16"):
-            image = PIL.Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-        rows.append(np.asarray(image.convert("RGB").resize((width, height), PIL.Image.Resampling.BILINEAR)))
+    rows = [np.asarray(rgb(each).resize((width, height), PIL.Image.Resampling.BILINEAR)) for each in pictures]
     return np.stack(rows).astype(np.float32) * np.float32((high - low) / 255) + np.float32(low)
+
+
+def rgb(picture):
+    import PIL.Image
+
+    image = PIL.Image.open(io.BytesIO(picture))
+    if image.mode.startswith("I;16"):  # PIL would clip 16 bits instead of scaling them
+        image = PIL.Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def peak_mib():

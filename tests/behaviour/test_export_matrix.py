@@ -2,7 +2,8 @@
 
 The whole matrix is slow; `make test-exports` runs it. The gate has a diagonal: a SavedModel in float32, and ONNX in all
 precisions. A program for JAX (StableHLO) needs JAX, but not this library. ONNX and programs for JAX decode no pictures:
-their consumer reads bytes with PIL, as the preprocessing that travels along says, so damaged ones are its own matter.
+their consumer reads bytes with PIL, as the preprocessing that travels along says, so damaged ones are its own matter;
+an ONNX file that takes "images" is given what PIL decodes, each at its own size.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ FORMATS = {
 TAKES = {
     "bytes": ("serving_default", "image_bytes"),
     "pixels": ("pixels", "pixels"),
+    "images": ("images", "images"),  # decoded, of any size
     "ids": ("text_ids", "ids"),
     "strings": ("text", "text"),
 }
@@ -151,7 +153,7 @@ class Cell:
 
     @property
     def tower(self) -> str:
-        return "image" if self.takes in ("bytes", "pixels") else "text"
+        return "text" if self.takes in ("ids", "strings") else "image"
 
 
 def cells_of(format: str, precisions: tuple[str, ...]) -> list[Cell]:
@@ -162,6 +164,8 @@ def cells_of(format: str, precisions: tuple[str, ...]) -> list[Cell]:
         asked["bytes"] += refused()
     else:
         del asked["strings"]
+    if format == "onnx":
+        asked["images"] = list(pictures())
     return [Cell(format, each, takes, what) for each in precisions for takes in asked for what in asked[takes]]
 
 
@@ -181,7 +185,7 @@ class Exports:
         """The export that answers."""
         model, path = self.models[dtype_of(cell)], self.folder / f"{cell.format} {cell.precision}"
         if cell.format == "onnx":
-            path = path.with_name(f"{path.name} {cell.tower}.onnx")
+            path = path.with_name(f"{path.name} {'images' if cell.takes == 'images' else cell.tower}.onnx")
         if path.exists():
             return path
         if cell.format == "savedmodel":
@@ -189,7 +193,8 @@ class Exports:
         elif cell.format == "jax":
             export_programs(model, path)
         else:
-            export_tower(model, path, tower=cell.tower, precision=cell.precision)
+            takes = "images" if cell.takes == "images" else ""
+            export_tower(model, path, tower=cell.tower, precision=cell.precision, takes=takes)
         return path
 
     def rows(self, cell: Cell) -> list[str]:
@@ -211,6 +216,7 @@ class Exports:
 
     def expected(self, dtype: str, takes: str, what: str) -> tuple[dict[str, np.ndarray], Limits]:
         """Of a model in `dtype`: {name: embedding}, and how far an export may be from them."""
+        takes = "bytes" if takes == "images" else takes
         key = dtype, takes, what == ENORMOUS
         if key not in self._expected:
             model, tower = self.models[dtype], "image" if takes in ("bytes", "pixels") else "text"
@@ -256,7 +262,7 @@ class Exports:
         expected = np.stack([vectors[name] for name in self.rows(cell)])
         if found.shape != expected.shape or found.dtype != np.float32:
             return f"{found.dtype} {found.shape}; expected float32 {expected.shape}"
-        if cell.precision in LEAST_COSINE or cell.takes == "bytes":
+        if cell.precision in LEAST_COSINE or cell.takes in ("bytes", "images"):
             least = LEAST_COSINE.get(cell.precision, limits.min_cosine)
             cosine = np.sum(np.float64(found) * expected, axis=1) / np.linalg.norm(found, axis=1)
             row = int(np.argmin(cosine))
