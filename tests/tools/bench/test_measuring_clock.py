@@ -222,10 +222,10 @@ def test_a_run_of_50_ms_is_read_as_50_ms(bench, monkeypatch, capsys):
 
 
 def test_every_bench_that_prints_times_is_read_above():
-    """finetune, formats, resize and verdicts compare, and print no time; recipes has a clock around whole trainings,
+    """abtest, finetune, formats, resize and verdicts compare, and print no time; recipes has a clock around whole trainings,
     compiling included; search and serve measure other processes. The parts of gpu are below."""
     read = {name.partition(",")[0] for name in READ}
-    others = {"finetune", "formats", "resize", "verdicts", "gpu", "recipes", "search", "serve"}
+    others = {"abtest", "finetune", "formats", "resize", "verdicts", "gpu", "recipes", "search", "serve"}
     assert set(tools.bench.COMMANDS) - read == others
 
 
