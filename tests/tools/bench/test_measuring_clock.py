@@ -222,8 +222,8 @@ def test_a_run_of_50_ms_is_read_as_50_ms(bench, monkeypatch, capsys):
 
 
 def test_every_bench_that_prints_times_is_read_above():
-    """abtest, finetune, formats, resize and verdicts compare, and print no time; recipes has a clock around whole trainings,
-    compiling included; search and serve measure other processes. The parts of gpu are below."""
+    """abtest, finetune, formats, resize and verdicts compare, and print no time; recipes has a clock around whole
+    trainings, compiling included; search and serve measure other processes. The parts of gpu are below."""
     read = {name.partition(",")[0] for name in READ}
     others = {"abtest", "finetune", "formats", "resize", "verdicts", "gpu", "recipes", "search", "serve"}
     assert set(tools.bench.COMMANDS) - read == others

@@ -73,7 +73,7 @@ def test_live_queries_are_answered_by_both(tmp_path, save_index, picture):
         assert (found["empty"], found["queries"]["item"]) == (1, 5)
         assert found["overlap"] == pytest.approx(sum(shares) / 5)
         client.post("/search", content=picture(0), headers={"Content-Type": "image/png"})
-        assert compared(6)["queries"]["image"] == 1
+        assert compared(7)["queries"]["image"] == 1
         assert "siglip_jax_compare_overlap_count 6.0" in client.get("/metrics").text
         assert client.post("/switch").json()["generation"] == made[1].generation
         assert client.get("/ready").json()["candidate"]["generation"] == made[0].generation
