@@ -112,7 +112,7 @@ $(CONSUMERS)/node_modules:
 
 test-consumers: $(READY) $(CONSUMERS)/node_modules  ## Node embeds golden pictures as the model does, and C++ with ONNXRUNTIME=folder
 	SIGLIP_JAX_CONSUMERS=$(CONSUMERS) SIGLIP_JAX_ONNXRUNTIME=$(ONNXRUNTIME) \
-	  .venv/bin/python -m pytest -q -rPs tests/examples/test_consumers.py
+	  .venv/bin/python -m pytest -q -rPs tests/examples/serving/test_serving_consumers.py
 
 test-slow: $(READY)  ## runs that are killed and resumed many times
 	.venv/bin/python -m pytest -q -n 2 -m "slow"
