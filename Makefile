@@ -20,8 +20,8 @@ LAYOUT ?= catalog
 CONFIG ?= $(if $(CATALOG),configs/fashion.py,configs/demo.py)
 
 # `make help` shows the text behind ##.
-.PHONY: help demo finetune-start finetune-compare test test-newest test-newest-smoke test-tensorflows test-consumers \
-  test-slow test-tpu gpu-wheels docs lint lock clean
+.PHONY: help demo finetune-start finetune-compare test test-newest test-newest-smoke test-tensorflows test-exports \
+  test-consumers test-slow test-tpu gpu-wheels docs lint lock clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml uv.lock
@@ -102,6 +102,10 @@ TENSORFLOW := tensorflow$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell una
 test-tensorflows: $(TENSORFLOWS:=/ready)  ## TensorFlow 2.16 to 2.21 read what the oldest jax writes, and the newest where .venv-newest is
 	.venv/bin/python -m pytest -q -rP tests/behaviour/test_tensorflow_releases.py
 
+# In one process: the exports are made once and asked in one process of each format.
+test-exports: $(READY)  ## every format, tower and precision of an export beside the model, with odd pictures and titles
+	.venv/bin/python -m pytest -q -rs tests/behaviour/test_export_matrix.py
+
 # Other languages' onnxruntime. Without npm's install scripts, which would fetch CUDA libraries. For C++ unpack a release
 # of onnxruntime, or give ONNXRUNTIME=folder with include/ and lib/; for Java put onnxruntime.jar into .consumers.
 CONSUMERS := .consumers
@@ -112,7 +116,7 @@ $(CONSUMERS)/node_modules:
 
 test-consumers: $(READY) $(CONSUMERS)/node_modules  ## Node embeds golden pictures as the model does, and C++ with ONNXRUNTIME=folder
 	SIGLIP_JAX_CONSUMERS=$(CONSUMERS) SIGLIP_JAX_ONNXRUNTIME=$(ONNXRUNTIME) \
-	  .venv/bin/python -m pytest -q -rPs tests/examples/serving/test_serving_consumers.py
+	  .venv/bin/python -m pytest -q -rPs tests/examples/test_examples_consumers.py
 
 test-slow: $(READY)  ## runs that are killed and resumed many times
 	.venv/bin/python -m pytest -q -n 2 -m "slow"

@@ -86,10 +86,10 @@ results-ablations: $(INPUT_STORES:%=%/manifest.json)  ## loss, batch, groups, pr
 	  --reduce="as configured=truncate:128" --reduce="as configured=pca:128" \
 	  --reduce="no prefixes=truncate:128" --reduce="no prefixes=pca:128"
 
-# A quarter of the steps of configs/distilled.py for each row.
+# An eighth of the steps of configs/distilled.py for each row.
 results-teacher: $(ADAPTED)/train/manifest.json  ## weights of the teacher, for a small tower of images
 	$(RUN) bench recipes --config=configs/distilled.py --relevance=$(CONFIG) --dataset=$(DATA) --workdir=$(RESULTS)/teacher \
-	  --config.teacher.store=$(ADAPTED)/train --config.steps=1600 --store=encoder=$(RESULTS)/encoder/test \
+	  --config.teacher.store=$(ADAPTED)/train --config.steps=800 --store=encoder=$(RESULTS)/encoder/test \
 	  --recipe="teacher 0: teacher.cosine=0.0" --recipe="teacher 1: teacher.cosine=1.0" \
 	  --recipe="teacher 3: teacher.cosine=3.0" --recipe="teacher 30: teacher.cosine=30.0" \
 	  --recipe="neighbours 10: teacher.cosine=0.0, teacher.similarity=10.0"

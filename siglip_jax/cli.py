@@ -37,6 +37,9 @@ PROGRAMS = {
     "serve": "a page and a JSON API over an index: visually similar items",
     "rank": "embedding stores, with or without logs -> ranking metrics with intervals, and the report",
     "simulate": "a dataset -> simulated sessions in the format of logs, to try `rank` on",
+    "abtest": "logs of an online experiment -> lifts with intervals, sample ratio first; page, JSON, memo",
+    "plan": "logs -> users and days that an online experiment needs to find a lift",
+    "interleave": "two embedding stores -> lists mixed by team-draft, which `abtest --interleaved` reads out",
     "export": "a model -> SavedModel, checked without JAX; a store -> Vertex AI, Parquet, .npy, faiss",
     "bench": "time, memory and FLOPs of a part, beside its peers and its floor",
 }
@@ -116,6 +119,7 @@ def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value (see --help)")
         values.validate_all_flags()
+        _check_numbers(values)
         for name in configs:
             if (config := getattr(values, name)) is not None:
                 config.lock()  # a file that is not there is only said at the first use
@@ -130,6 +134,13 @@ def _parse_and_run(program: str, module: ModuleType, values: FlagValues) -> int:
         raise UserError(f"{given}: {type(error).__name__}: {error}; see the fields in the config file") from error
     module.main(values)
     return 0
+
+
+def _check_numbers(values: FlagValues) -> None:
+    """Raises a UserError for NaN, which absl's bounds let through."""
+    for name in values:
+        if isinstance(given := values[name].value, float) and given != given:
+            raise UserError(f"--{name}=nan: expected a number")
 
 
 def one_line(message: str) -> str:

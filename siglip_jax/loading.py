@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -12,7 +13,7 @@ from etils import epath
 
 from siglip_jax.errors import UserError, check_choice
 from siglip_jax.model import Model, check_preprocessing
-from siglip_jax.models.architecture import DTYPES, Architecture
+from siglip_jax.models.architecture import DTYPES, GELUS, Architecture
 from siglip_jax.models.presets import PRESETS, Preset
 from siglip_jax.models.towers import TwoTowers, parameter_shapes, storage_dtype
 from siglip_jax.models.transformer import REMAT_POLICIES
@@ -43,11 +44,12 @@ def load(
     """Loads a model, with the preprocessing that its format carries.
 
     Args:
-      name_or_path: a preset such as "google/siglip2-base-patch16-256", or a path (local or gs://) of a Hugging Face
-        folder, a big_vision .npz, a training run's workdir (its newest checkpoint; workdir@best is the best one), one
-        of its checkpoints (workdir/checkpoints/500), or a folder of `Model.save`. `Model.source` tells which it was.
-      weights: where a preset's weights are: a Hugging Face folder or an .npz. Without it: the folder that the
-        environment variable SIGLIP_JAX_WEIGHTS names, then huggingface_hub.
+      name_or_path: a preset such as "google/siglip2-base-patch16-256", or a path (local or gs://) of a folder for
+        transformers, sentence-transformers or open_clip, a big_vision .npz, a training run's workdir (its newest
+        checkpoint; workdir@best is the best one), one of its checkpoints (workdir/checkpoints/500), or a folder of
+        `Model.save`. `Model.source` tells which it was.
+      weights: where a preset's weights are: such a folder, an .npz, or a .safetensors of open_clip's or transformers'
+        tensors. Without it: the folder that the environment variable SIGLIP_JAX_WEIGHTS names, then huggingface_hub.
       tokenizer: a SentencePiece file or a Hugging Face tokenizer.json, for weights that come without one (.npz).
       preprocessing: takes the place of what the format says. A preset's name stands for what its big_vision weights
         were trained with, at the model's own picture size and text length: for weights like them in an .npz.
@@ -139,6 +141,18 @@ def with_image_size(model: Model, image_size: tuple[int, int], *, method: str = 
     preprocessing = model.preprocessing and model.preprocessing.replace(image_size=image_size)
     module = model.module.clone(architecture=architecture)
     return model.replace(module=module, params=params, preprocessing=preprocessing, source=model.source)
+
+
+def with_image_gelu(model: Model, gelu: str) -> Model:
+    """The model with another GELU in its image tower, "tanh" or "exact"; embeddings change a little.
+
+    Raises:
+      UserError: an unknown one, or an adapter.
+    """
+    check_choice("image_gelu", gelu, GELUS)
+    tower = model.architecture.pictures_tower("image_gelu")
+    architecture = dataclasses.replace(model.architecture, image=dataclasses.replace(tower, gelu=gelu))
+    return model.replace(module=model.module.clone(architecture=architecture))
 
 
 # --- where the weights are --------------------------------------------------------------------------------------------

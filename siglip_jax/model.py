@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from siglip_jax.errors import UserError, check_choice
 from siglip_jax.models.architecture import Architecture
@@ -22,15 +23,18 @@ from siglip_jax.models.towers import TwoTowers, example_inputs
 from siglip_jax.preprocessing import Patches, Preprocessing
 from siglip_jax.weights import native
 from siglip_jax.weights.formats import FORMATS, written_formats
-from siglip_jax.weights.stored_model import LAYOUTS, StoredModel
+from siglip_jax.weights.stored_model import LAYOUTS, SHARD_BYTES, StoredModel, WriteOptions
 
 MAX_BATCH = 256
+_IN_FLIGHT = 2  # batches on their way while the host makes the next one
 FAR_OUTSIDE = 4  # times the range of pixels: what is meant otherwise, such as 0 to 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A SigLIP model ready to encode.
+    """A SigLIP model ready to encode, on every device of this process.
+
+    `batch_size` of the encode methods bounds the rows of a device. Set `jax_default_device` for one device alone.
 
     Attributes:
       module: the two towers.
@@ -172,14 +176,22 @@ class Model:
             preprocessing=self.preprocessing,
         )
 
-    def save(self, path: epath.PathLike, *, format: str = "native", layout: str = "stacked") -> list[str]:
+    def save(
+        self,
+        path: epath.PathLike,
+        *,
+        format: str = "native",
+        layout: str = "stacked",
+        shard_bytes: int = SHARD_BYTES,
+    ) -> list[str]:
         """Writes the model so that `load` reads it, or that big_vision or transformers do.
 
         Args:
           path: a folder; of "big_vision" an .npz file.
-          format: "native" (safetensors and JSON), "huggingface" (config.json, safetensors, processor), "big_vision", or
-            another that `siglip_jax.weights.formats` has an entry for.
+          format: "native" (safetensors and JSON), "huggingface" (config.json, safetensors, processor), "big_vision",
+            "sentence_transformers", "open_clip", or another that `siglip_jax.weights.formats` has an entry for.
           layout: of the layers in an .npz, "stacked" or "layers".
+          shard_bytes: the most that one file of the tensors of a Hugging Face folder holds.
 
         Returns:
           What the format could not hold, a line each; the native one holds everything.
@@ -190,6 +202,8 @@ class Model:
         """
         for option, value, choices in (("format", format, written_formats()), ("layout", layout, LAYOUTS)):
             check_choice(f"save: {option}", value, choices)
+        if type(shard_bytes) is not int or shard_bytes < 1:
+            raise UserError(f"save: shard_bytes={shard_bytes!r}; expected a whole number of bytes")
         check_preprocessing(self)
         if not os.fspath(path):
             raise UserError("save: an empty path")
@@ -205,7 +219,7 @@ class Model:
             preprocessing=self.preprocessing,
             dtype=jax.numpy.dtype(self.module.dtype).name,
         )
-        return write(stored, path, layout)
+        return write(stored, path, WriteOptions(layout=layout, shard_bytes=shard_bytes))
 
     def _known_preprocessing(self, what: str) -> Preprocessing:
         if self.preprocessing is None:
@@ -216,26 +230,41 @@ class Model:
         return self.preprocessing
 
     def _encode(self, method: str, rows: Any, batch_size: int) -> np.ndarray:
-        """Batches of at most `batch_size`, the last padded to a power of two so that few shapes are compiled."""
+        """Batches of at most `batch_size` rows a device, the last padded to a power of two of them so that few shapes
+        are compiled."""
         if type(batch_size) is not int or batch_size < 1:
             raise UserError(f"{method}: batch_size={batch_size!r}; expected a whole number of at least 1")
         count = len(jax.tree.leaves(rows)[0])
         if count == 0:
             return np.zeros((0, self.architecture.embedding_dim), np.float32)
-        encode, outputs = _encoder(self.module, method), []
-        for begin in range(0, count, batch_size):
-            size = min(batch_size, count - begin)
-            padding = min(batch_size, 1 << (size - 1).bit_length()) - size
-            batch = jax.tree.map(lambda x: _padded(x[begin : begin + size], padding), rows)  # noqa: B023
-            outputs.append((encode(self._device_params, batch), size))
+        encode, (mesh, params) = _encoder(self.module, method), self._on_devices
+        spread, most = NamedSharding(mesh, PartitionSpec("data")), batch_size * mesh.size
+        outputs: list[tuple[Any, int]] = []
+        for begin in range(0, count, most):
+            size = min(most, count - begin)
+            each = min(batch_size, 1 << (-(-size // mesh.size) - 1).bit_length())
+            batch = jax.tree.map(lambda x: _padded(x[begin : begin + size], each * mesh.size - size), rows)  # noqa: B023
+            outputs.append((encode(params, jax.device_put(batch, spread)), size))
+            if len(outputs) > _IN_FLIGHT:  # the device has the next one: wait for this, so that inputs do not pile up
+                outputs[-_IN_FLIGHT - 1] = np.asarray(outputs[-_IN_FLIGHT - 1][0]), outputs[-_IN_FLIGHT - 1][1]
         embeddings = np.concatenate([np.asarray(z)[:size] for z, size in outputs])
         if bad := np.flatnonzero(~np.isfinite(embeddings).all(axis=1)).tolist():
             raise UserError(f"{method}: NaN in the embeddings of rows {bad[:10]}; are their inputs finite?")
         return embeddings
 
     @functools.cached_property
-    def _device_params(self) -> Any:
-        return jax.device_put(self.params)
+    def _on_devices(self) -> tuple[Mesh, Any]:
+        """The devices of this process in one row, and the parameters on each of them."""
+        mesh = Mesh(np.array(encoding_devices()), ("data",))
+        return mesh, jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
+
+
+def encoding_devices() -> list[jax.Device]:
+    """What `Model.encode_*` compute on: all devices of this process, or the one that `jax_default_device` names."""
+    chosen = getattr(jax.config, "jax_default_device", None)  # its stubs do not know it
+    if isinstance(chosen, str):
+        return jax.local_devices(backend=chosen)
+    return [chosen] if chosen is not None else jax.local_devices()
 
 
 @functools.lru_cache(maxsize=32)

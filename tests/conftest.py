@@ -223,7 +223,7 @@ def embed_in_two(embed_script, free_port, process_environment):
         processes = [
             subprocess.Popen(
                 [sys.executable, "-c", embed_script, str(sys.maxsize), *flags, *group, f"--process_id={index}"],
-                env=process_environment(2),
+                env=process_environment(1),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -186,3 +186,16 @@ def filters(entries: list[str], *, what: str) -> dict[str, list[str]]:
             raise UserError(f"{what}={entry}: expected attribute=value, such as type=dress")
         found.setdefault(name, []).append(value)
     return found
+
+
+def define_folders(values: flags.FlagValues) -> None:
+    """--shard_size and --report: of folders that libraries of others read."""
+    flags.DEFINE_string(
+        "shard_size",
+        "5GB",
+        "Most bytes of one safetensors file of a Hugging Face folder, such as 500MB; beyond it there are several.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "report", None, "The .json beside a report of siglip-jax rank, for the folder's model card.", flag_values=values
+    )

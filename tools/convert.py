@@ -1,7 +1,16 @@
-"""siglip-jax convert: weights from any format to any that can be written: native, huggingface, big_vision.
+"""siglip-jax convert: weights from any format to any that can be written.
+
+native                 our own folder: safetensors, the architecture, the preprocessing
+huggingface            transformers: config.json, safetensors (shards beyond --shard_size), the processor, a model card
+sentence_transformers  the same with what SentenceTransformer(folder) reads
+open_clip              open_clip_config.json with safetensors and the tokenizer
+big_vision             an .npz
+
+Read are these, and a .safetensors of tensors alone with the name of a preset (--model=NAME --weights=FILE).
 
 siglip-jax convert --model=google/siglip2-base-patch16-256 --output=siglip2.npz --to=big_vision
-siglip-jax convert --model=runs/fashion --output=hf_folder --to=huggingface
+siglip-jax convert --model=runs/fashion --output=hf_folder --to=huggingface --report=runs/report.json
+siglip-jax convert --model=runs/fashion --output=clip_folder --to=open_clip --image_gelu=exact
 siglip-jax convert --model=google/siglip-base-patch16-224 --weights=webli_en_b16_224_63724782.npz
   --tokenizer=spiece.model --output=native --to=native
 """
@@ -19,7 +28,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "to",
         "native",
-        "Format to write: native, huggingface or big_vision.",
+        "Format to write: native, huggingface, sentence_transformers, open_clip or big_vision.",
         values,
     )
     flags.DEFINE_enum("layout", "stacked", ["stacked", "layers"], "Layers in an .npz.", flag_values=values)
@@ -30,6 +39,15 @@ def define_flags(values: flags.FlagValues) -> None:
         "Type of the parameters; stored keeps every bit.",
         flag_values=values,
     )
+    flags.DEFINE_enum(
+        "image_gelu",
+        "stored",
+        ["stored", "tanh", "exact"],
+        "GELU of the image tower; another one than it was trained with changes embeddings a little. open_clip 3.3 and "
+        "earlier know timm's base towers with the exact one alone.",
+        flag_values=values,
+    )
+    common_flags.define_folders(values)
     flags.DEFINE_string("weights", None, "Where a preset's weights are (see siglip_jax.load).", flag_values=values)
     flags.DEFINE_string(
         "preprocessing",
@@ -45,18 +63,15 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    from etils import epath
-
     from siglip_jax.errors import UserError, check_choice
-    from siglip_jax.loading import load
+    from siglip_jax.loading import load, with_image_gelu
     from siglip_jax.models.presets import PRESETS
     from siglip_jax.preprocessing import Preprocessing
     from siglip_jax.weights.formats import written_formats
+    from tools.workflow.exports.folders import check_new, write_folder
 
     check_choice("--to", values.to, written_formats())
-    output = epath.Path(values.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output={output} exists; give a new path")
+    output = check_new(values.output)
     if values.image_size < 0:
         raise UserError(f"--image_size={values.image_size}; expected the side of a square in pixels")
     preprocessing = values.preprocessing or None
@@ -72,6 +87,11 @@ def main(values: flags.FlagValues) -> None:
         param_dtype=values.dtype,
     )
     source = model.source or values.model  # of a run, the checkpoint
-    for lost in model.save(output, format=values.to, layout=values.layout):
-        print(f"not in {output}: {lost}")
+    if values.image_gelu != "stored":
+        model = with_image_gelu(model, values.image_gelu)
+    lost = write_folder(
+        model, output, format=values.to, layout=values.layout, shard_size=values.shard_size, report=values.report
+    )
+    for line in lost:
+        print(f"not in {output}: {line}")
     print(f"{source} -> {output} ({values.to})")

@@ -15,7 +15,7 @@ ranking and search know that the item is missing.
 
 --update embeds what is new in the dataset or was changed, keeps the rest and drops what is gone; who reads the store
 reads the old one until the new one is whole. --dtype=float16 or int8 stores smaller numbers. --pool=mean makes
-one vector of all pictures of an item, with --pool_by=product of all items of a product.
+one vector of all pictures of an item, with --pool_by=product of all items of a product; --pool=each a row of each.
 
 Started again after a stop it continues, finished shards kept. Several processes share out the shards
 (docs/guide/launch.md).
@@ -61,8 +61,9 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_enum(
-        "pool", None, ["mean"],
-        "All pictures of an item as one vector: the mean of unit vectors, made a unit vector again.",
+        "pool", None, ["mean", "each"],
+        "All pictures of an item, not the first alone. mean: as one vector, the mean of unit vectors made a unit "
+        "vector again. each: a row of each, 17, 17#2, 17#3; search shows an item once, by its nearest picture.",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string(
@@ -81,8 +82,12 @@ def main(values: flags.FlagValues) -> None:
     where = {"dataset": values.dataset, "split": values.split, "output": values.output}
     if values.pool_by and not values.pool:
         raise UserError("--pool_by says which items are one; say how they become one, --pool=mean")
+    if values.pool_by and values.pool != "mean":
+        raise UserError(f"--pool={values.pool}: a row of each picture is not pooled; leave --pool_by out")
     if values.pool and values.features and not values.pool_by:
-        raise UserError("--pool=mean: an adapter has one vector of an item; give --pool_by, or leave --pool out")
+        raise UserError(
+            f"--pool={values.pool}: an adapter has one vector of an item; give --pool_by, or leave --pool out"
+        )
     if values.update and values.overwrite:
         raise UserError("--update keeps what is unchanged, --overwrite nothing: give one of them")
     changes = None
@@ -101,7 +106,7 @@ def main(values: flags.FlagValues) -> None:
             overwrite=values.overwrite,
             update=values.update,
             dtype=values.dtype,
-            pool=values.pool is not None,
+            pool=values.pool,
             pool_by=values.pool_by,
         )
     manifest = read_manifest(values.output)

@@ -23,6 +23,9 @@ An adapter is written alone, to take its stored vectors by name, unless --encode
 --dataset and --features its check uses those of a split, otherwise vectors that are made up (docs/guide/export.md).
 
 --format writes a store instead: a batch for Vertex AI Vector Search, or one file of all vectors (docs/guide/search.md).
+With --model it writes a folder for transformers, sentence-transformers or open_clip (docs/guide/models.md):
+
+siglip-jax export --model=runs/fashion --output=runs/fashion-hf --format=huggingface --report=runs/report.json
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from absl import flags
 from siglip_jax.errors import UserError
 from siglip_jax.export.stablehlo import READERS
 from tools import common_flags
+from tools.workflow.exports.folders import FOLDERS
 
 FORMATS = ("vertex", "parquet", "npy", "faiss")
 OF_TOWERS = (
@@ -121,7 +125,14 @@ def define_flags(values: flags.FlagValues) -> None:
         "Towers in bfloat16 need 2.20.",
         flag_values=values,
     )
-    flags.DEFINE_enum("format", None, list(FORMATS), "What a store is written as.", flag_values=values)
+    flags.DEFINE_enum(
+        "format",
+        None,
+        [*FORMATS, *FOLDERS],
+        "What a store is written as, or what folder a model becomes: huggingface, sentence_transformers, open_clip.",
+        flag_values=values,
+    )
+    common_flags.define_folders(values)
     flags.DEFINE_string(
         "store",
         None,
@@ -140,6 +151,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
+    if values.format in FOLDERS:
+        _export_folder(values)
+        return
+    if unused := [name for name in ("shard_size", "report") if values[name].present]:
+        raise UserError(f"--{unused[0]} is of --format={', '.join(FOLDERS)}; leave it out")
     jobs = [name for name in ("model", "format", "verify") if values[name].value is not None]
     if len(jobs) != 1:
         raise UserError(
@@ -166,6 +182,22 @@ def main(values: flags.FlagValues) -> None:
         _export_store(values)
     else:
         _export_model(values)
+
+
+def _export_folder(values: flags.FlagValues) -> None:
+    from siglip_jax.loading import load
+    from tools.workflow.exports.folders import write_folder
+
+    if values.model is None or values.output is None:
+        raise UserError(f"--format={values.format} writes a model; expected --model and --output")
+    others = ("verify", "dataset", "split", "features", "encoder", "target_tensorflow", "store", *OF_TOWERS, *OF_VERTEX)
+    if given := [name for name in others if values[name].present]:
+        raise UserError(f"--{given[0]} is not of --format={values.format}; leave it out")
+    model = load(values.model, param_dtype="stored")
+    lost = write_folder(model, values.output, format=values.format, shard_size=values.shard_size, report=values.report)
+    for line in lost:
+        print(f"not in {values.output}: {line}")
+    print(f"{model.source or values.model} -> {values.output} ({values.format})")
 
 
 def _export_store(values: flags.FlagValues) -> None:

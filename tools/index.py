@@ -91,6 +91,7 @@ def main(values: flags.FlagValues) -> None:
 def _build(values: flags.FlagValues) -> None:
     from eval.embeddings import read_store
     from eval.search import build_index, measure_recall, tuned_index
+    from eval.search.recall import shortfall
     from eval.search.updates import encoder_of
 
     store = read_store(values.store)
@@ -116,6 +117,8 @@ def _build(values: flags.FlagValues) -> None:
     if values.target_recall is not None:
         said = ", ".join(f"{name} {value}" for name, value in index.options.items() if name != "mode")
         print(f"target {values.target_recall} reached with {said}")
+    if short := shortfall(index):
+        print(f"rank and serve refuse this index, since it {short}")
     _say_missing(index)
 
 
@@ -142,14 +145,17 @@ def _change(values: flags.FlagValues, job: str) -> None:
 
 def _update(values: flags.FlagValues, index: Index) -> Index:
     from eval.embeddings import read_store
-    from eval.search.updates import check_same_encoder, deleted, upserted, with_missing
+    from eval.search.updates import check_same_encoder, deleted, gone_pictures, upserted, with_missing
 
     store = read_store(values.update)
     check_same_encoder(index, store.manifest, store=values.update)
     in_store = set(store.ids)
-    others = [item for item in index.ids if item not in in_store]
+    gone = gone_pictures(index, in_store)
+    others = [item for item in index.ids if item not in in_store.union(gone)]
     found = upserted(index, store.vectors, store.ids)
-    index = deleted(found.index, others).index if values.prune else found.index
+    index = deleted(found.index, [*gone, *(others if values.prune else ())]).index
+    if gone:
+        print(f"{len(gone)} pictures taken out of items that no longer have them")
     fate = "taken out" if values.prune else "kept"
     print(
         f"{len(found.new)} new, {len(found.changed)} changed, {found.equal} equal, {len(others)} {fate} that the store "

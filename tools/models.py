@@ -1,4 +1,4 @@
-"""siglip-jax models: the published checkpoints, and the check of one on a networked machine.
+"""siglip-jax models: the published checkpoints, the formats of files, and the check of one on a networked machine.
 
 siglip-jax models
 siglip-jax models --verify=google/siglip2-base-patch16-256
@@ -31,7 +31,10 @@ def main(values: flags.FlagValues) -> None:
     elif values.weights or values.tokenizer or values.image:
         raise UserError("--weights, --tokenizer and --image go with --verify=NAME")
     else:
-        print(_table(markdown=values.format == "markdown"))
+        markdown = values.format == "markdown"
+        print(_table(markdown=markdown))
+        if not markdown:
+            print(f"\n{_formats()}")
 
 
 def _table(*, markdown: bool) -> str:
@@ -59,6 +62,16 @@ def _table(*, markdown: bool) -> str:
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
+    )
+
+
+def _formats() -> str:
+    from siglip_jax.weights.formats import FORMATS
+
+    width = max(map(len, FORMATS))
+    ways = {True: "read         ", False: "read, written"}
+    return "\n".join(
+        f"{name:{width}}  {ways[each.write is None]}  {each.description}" for name, each in FORMATS.items()
     )
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
+from ml_collections import config_flags
 
 from siglip_jax.errors import UserError
 from tools import common_flags
@@ -44,6 +45,8 @@ LOG_FLAGS = (
         "train_until",
         "log_column",
         "log_action",
+        "segment",
+        "repeats",
         "layout",
         "train_dataset",
         "trec",
@@ -59,11 +62,19 @@ def define_flags(values: flags.FlagValues) -> None:
     common_flags.define_config(values, default="demo.py")
     text("dataset", None, "Folder written by siglip-jax data; with --logs, for pictures, titles, dates and leakage.")
     common_flags.define_output(values, "The report, an .html file; the same as .json is written beside it.")
+    flags.DEFINE_enum("format", None, ["html", "md"], "md: a memo of one page, instead.", flag_values=values)
     rank_flags.define_flags(values)
+    rank_flags.define_certainty(values)
     flags.DEFINE_multi_string(
         "slice",
         None,
         "Attribute, or attribute:bands for a number, to slice the queries by; absent, the attributes of relevance.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "history",
+        [],
+        "The .json of an earlier report of the same protocol, for a table of releases.",
         flag_values=values,
     )
     common_flags.define_scann(values)
@@ -76,10 +87,16 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "log_action", [], "ours=theirs, an action of another word; ours alone, of rows without any.", flag_values=values
     )
+    flags.DEFINE_multi_string(
+        "segment", [], "Column of the log to slice the queries by, such as platform or country.", flag_values=values
+    )
     flags.DEFINE_enum(
         "layout", "log", ["log", "movielens"], "movielens: userId, movieId, rating; 4 and more is liked.",
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_boolean(
+        "repeats", False, "Users' earlier items stay candidates, so that buying again counts.", flag_values=values
+    )
     text("from", None, "Queries from this time on, ISO 8601; of time_split the time itself.")
     text("until", None, "Queries before this time.")
     text("train_from", None, "Popularity and item-to-item count from this time on.")
@@ -97,8 +114,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    if not values.output.endswith(".html"):
-        raise UserError(f"--output={values.output}: expected a file name ending in .html")
+    if not values.output.endswith((".html", ".md")):
+        raise UserError(f"--output={values.output}: expected a file name ending in .html, or .md for a memo")
+    if values.format:
+        values["output"].value = f"{values.output.rpartition('.')[0]}.{values.format}"
     if (values.protocol == ATTRIBUTES) == bool(values.logs):
         given = "--logs" if values.logs else f"--protocol={values.protocol}"
         raise UserError(
@@ -125,6 +144,7 @@ def _rank_attributes(values: flags.FlagValues) -> None:
     items = rank_flags.read_items_of(values, split=split)
     relevance_over(config, items)  # before minutes are spent on rankers
     slicings = _slicings(values, items)
+    certainty, rules = rank_flags.certainty_options(values), rank_flags.decision_rules(values)
     compared = read_rankers(rank_flags.ranker_options(values), dataset=dataset, split=split, items=items)
     result = rank_by_attributes(
         compared.rankers.values(),
@@ -133,10 +153,13 @@ def _rank_attributes(values: flags.FlagValues) -> None:
         items=items,
         search=rank_flags.search_options(values),
         slicings=slicings,
+        cluster=values.cluster or (),
     )
     report = build_report(
         result,
         compared,
+        rules=rules,
+        **certainty,
         title=f"Ranking of {pathlib.Path(dataset).name}",
         provenance={"versions": versions(), **compared.provenance},
     )
@@ -153,6 +176,12 @@ def _rank_logs(values: flags.FlagValues) -> None:
     from siglip_jax.training.config import check
 
     config, dataset = values.config, values.dataset
+    if "evaluation.relevant_from" in config_flags.get_override_values(values["config"]):  # typed, so it is meant
+        config.evaluation.log_relevant_from = config.evaluation.relevant_from
+    if values.repeats and values.protocol in ("logged_lists", "retrieval"):
+        raise UserError(f"--repeats: {values.protocol} leaves nothing out that a user has seen; leave the flag out")
+    config.evaluation.repeats = config.evaluation.repeats or values.repeats
+    certainty, rules = rank_flags.certainty_options(values), rank_flags.decision_rules(values)
     check(config)
     split = config.evaluation.split
     source = _log_source(values)
@@ -164,7 +193,7 @@ def _rank_logs(values: flags.FlagValues) -> None:
         train_dataset=values.train_dataset,
         train_split=config.data.train_split,
         leakage=values.leakage,
-        output=values.output.removesuffix(".html") + ".leakage.csv",
+        output=values.output.rpartition(".")[0] + ".leakage.csv",
     )
     slicings = _slicings(values, items) if dataset else []
     options = rank_flags.ranker_options(values)
@@ -177,11 +206,14 @@ def _rank_logs(values: flags.FlagValues) -> None:
         config=config,
         search=rank_flags.search_options(values),
         slicings=slicings,
+        cluster=values.cluster or (),
         trec=TrecFiles(values.trec, values.trec_depth) if values.trec else None,
     )
     report = build_report(
         result,
         compared,
+        rules=rules,
+        **certainty,
         title=f"Ranking over {', '.join(pathlib.Path(path).name for path in values.logs)}",
         provenance={**_log_provenance(values), **compared.provenance},
         grid=0,
@@ -210,7 +242,8 @@ def _log_source(values: flags.FlagValues) -> LogSource:
         values.config.evaluation.like_from = values.config.evaluation.like_from or LIKED_FROM
     named = (entry.partition("=") for entry in values.log_action)
     actions = {theirs: ours for ours, _, theirs in named}
-    form = log_format(values.config, columns=columns, on_error=values.on_error, actions=actions)
+    segments = [*values.segment, *rank_flags.cluster_columns(values)]
+    form = log_format(values.config, columns=columns, on_error=values.on_error, actions=actions, segments=segments)
     return LogSource(paths=values.logs, form=form, window=window)
 
 
@@ -232,7 +265,10 @@ def _write(
 ) -> None:
     from eval.comparison.per_query import write_per_query
     from eval.report import format_table, write_report
+    from eval.report.history import read_history
 
+    if values.history:
+        report["history"] = read_history(values.history, report)
     write_report(values.output, report, images=images)
     if values.per_query:
         write_per_query(values.per_query, result)

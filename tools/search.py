@@ -100,12 +100,16 @@ def _table(found: dict) -> str:
         rows.append(
             (str(place), f"{item['score']:.3f}", *(_line(item[key]) for key in ("id", "title")), _line(attributes))
         )
-    left_out = found.get("collapsed", 0)
+    notes = [
+        f"no item has {name}={_line(value)}" for name, some in found.get("unmatched", {}).items() for value in some
+    ]
     if len(rows) == 1:
-        return "no item found"
+        return "\n".join(["no item found", *notes])
+    if left_out := found.get("collapsed", 0):
+        notes.append(f"{left_out} near-duplicates of these left out")
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join([*lines, *([f"{left_out} near-duplicates of these left out"] if left_out else [])])
+    return "\n".join([*lines, *notes])
 
 
 def _line(text: str) -> str:

@@ -11,15 +11,18 @@ import numpy as np
 
 from eval.comparison import log_notes
 from eval.comparison.choose_rankers import RankersToCompare
-from eval.comparison.comparison_table import Bootstrap, compare_rows
+from eval.comparison.comparison_table import Certainty, compare_rows
 from eval.comparison.conclusions import beyond_table, conclude
 from eval.comparison.dimension_ladder import measure_ladder
 from eval.comparison.index_columns import IndexColumns, index_columns
 from eval.comparison.protocol_result import LISTED, ProtocolResult
+from eval.protocols.off_policy.estimators import ESTIMATORS, LEAST_EFFECTIVE
 from eval.rankers import VectorRanker
 from eval.report.example_queries import ShownItems, example_queries, largest_changes
-from eval.statistics import measure_slices
+from eval.statistics import DecisionRules, Slicing, mean_columns, measure_slices
+from eval.statistics.significance import FEW_CLUSTERS, plural
 from siglip_jax import __version__
+from siglip_jax.errors import UserError
 
 
 def build_report(
@@ -32,6 +35,8 @@ def build_report(
     grid: int = 8,
     changes: int = 6,
     seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    rules: DecisionRules | None = None,
 ) -> dict[str, Any]:
     """The report, as `eval.report.report_page` describes it.
 
@@ -41,13 +46,23 @@ def build_report(
       provenance: more of where the numbers come from.
       grid: how many queries, drawn by `seed`, to show with what every ranker puts first.
       changes: how many of the largest gains, and of the largest losses, to show.
+      seed: also of the draws that correct for several comparisons.
+      options: "samples" and "confidence" of `Certainty`, where they are not its own.
+      rules: that decide, in report names of metrics.
+
+    Raises:
+      UserError: neither `compared.new` nor `compared.against` ever found anything.
     """
     protocol, new, against = result.protocol, compared.new, compared.against
-    bootstrap = Bootstrap(result.queries.clusters, seed=seed)
-    table = compare_rows(result.metrics, pairs=_pairs(result, compared), tied=result.tied, bootstrap=bootstrap)
-    conclusion = conclude(table, result.metrics, new=new, against=against, bootstrap=bootstrap)
+    _check_hits(result, new, against)
+    rules = rules or DecisionRules()
+    certainty = Certainty(result.queries.clusters, seed=seed, **(options or {})).over(len(protocol))
+    table = compare_rows(
+        result.metrics, pairs=_pairs(result, compared), tied=result.tied, certainty=certainty, margin=rules.margin
+    )
+    conclusion = conclude(result.metrics, new=new, against=against, certainty=certainty, rules=rules)
     indexed = index_columns(
-        result.exact, result.indexed, allow_low_recall=result.search.allow_low_recall, bootstrap=bootstrap
+        result.exact, result.indexed, allow_low_recall=result.search.allow_low_recall, certainty=certainty
     )
     gains, losses = _largest_changes(result, compared, count=changes, seed=seed)
     report = {
@@ -59,12 +74,15 @@ def build_report(
         **conclusion,
         "new": new,
         "against": against,
-        "resampled": f"{result.queries.cluster}s",
+        "confidence": certainty.confidence,
+        "similarity": compared.similarity,
         "rows": _rows(table, result, compared, indexed),
         "differences": table["differences"],
-        "ladders": _ladders(result, compared, bootstrap),
-        "slices": _slices(result, compared, bootstrap),
-        "beyond": _beyond(result, compared, bootstrap),
+        "ladders": _ladders(result, compared, certainty),
+        "slices": _slices(result, compared, certainty, result.queries.slicings),
+        "trend": _trend(result, compared, certainty),
+        "beyond": _beyond(result, compared, certainty),
+        "off_policy": _off_policy(result, compared, certainty),
         "loss_curve": [{"step": line["step"], "loss": line["loss"]} for line in loss_curve if "loss" in line],
         "gains": gains,
         "losses": losses,
@@ -72,16 +90,42 @@ def build_report(
         **result.parts.tail,
         "provenance": {
             **result.parts.source,
-            "bootstrap": {
-                "samples": bootstrap.samples, "clusters": result.queries.cluster, "confidence": bootstrap.confidence
+            "intervals": {
+                "clusters": list(result.queries.clusters), "confidence": certainty.confidence,
+                "samples": certainty.samples, "seed": seed,
             },
             "ScaNN": "not run" if result.search.scann is None else dict(result.search.scann),
             **(provenance or {}),
         },
     }  # fmt: skip
     refused = log_notes.of_refused(indexed.refused, k=protocol.measures.deepest)
-    report["warnings"] = [*report["warnings"], *refused]
+    unmeasured = log_notes.of_unmeasured(result.metrics, relevant_from=protocol.measures.relevant_from)
+    report["warnings"] = [*report["warnings"], *refused, *unmeasured, *_few(conclusion["weights"])]
+    report["notes"] = [*report.get("notes", []), *compared.notes]
     return report
+
+
+def _check_hits(result: ProtocolResult, new: str, against: str) -> None:
+    """Refuses a comparison of two rankers that never found anything: their difference of 0 would be no finding."""
+    primary, values = result.protocol.measures.primary, result.values
+    known = ~np.isnan(values[new]) & ~np.isnan(values[against])
+    if known.any() and not values[new][known].any() and not values[against][known].any():
+        raise UserError(
+            f"{primary} of {new} and of {against} is 0 in all {int(known.sum()):,} queries: neither ever puts a "
+            "relevant item so far up, so nothing can be said of them; look deeper, with "
+            "--config.evaluation.metrics=\"('nDCG@100','recall@100')\", or give more queries"
+        )
+
+
+def _few(weights: Mapping[str, float]) -> list[str]:
+    """Said first where the queries come from too few users or items."""
+    few = [f"{weight:.1f} {plural(way)}" for way, weight in weights.items() if weight < FEW_CLUSTERS]
+    if not few:
+        return []
+    weight = " and ".join(few)
+    return [
+        f"The queries weigh as {weight}, fewer than {FEW_CLUSTERS}: intervals are not reliable, nothing is concluded."
+    ]
 
 
 def _pairs(result: ProtocolResult, compared: RankersToCompare) -> list[tuple[str, str]]:
@@ -108,30 +152,41 @@ def _rows(
     ]
 
 
-def _ladders(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> list[dict[str, Any]]:
+def _ladders(result: ProtocolResult, compared: RankersToCompare, certainty: Certainty) -> list[dict[str, Any]]:
     primary = result.protocol.measures.primary
 
     def rank(vectors: np.ndarray) -> np.ndarray:
         return result.protocol.metrics_of(VectorRanker("", vectors))[primary]
 
     return [
-        measure_ladder(ladder, rank, ranker=name, metric=primary, full=result.values[name], bootstrap=bootstrap)
+        measure_ladder(ladder, rank, ranker=name, metric=primary, full=result.values[name], certainty=certainty)
         for name, ladder in compared.ladders.items()
     ]
 
 
-def _slices(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> dict[str, Any] | None:
+def _trend(result: ProtocolResult, compared: RankersToCompare, certainty: Certainty) -> dict[str, Any] | None:
+    """`new` against `against` in the order of time; None where all queries are of one day or week."""
+    trend = result.queries.trend
+    if trend is None or len(trend.labels) < 2:
+        return None
+    found = _slices(result, compared, certainty, [trend])
+    if found is not None:
+        found["slices"].sort(key=lambda row: trend.labels.index(row["label"]))
+    return found
+
+
+def _slices(
+    result: ProtocolResult, compared: RankersToCompare, certainty: Certainty, slicings: Sequence[Slicing]
+) -> dict[str, Any] | None:
     """`new` against `against` in parts of the queries; None where nothing tells the queries apart."""
-    if not result.queries.slicings:
+    if not slicings:
         return None
     new, against = (result.values[name] for name in (compared.new, compared.against))
-    sliced = measure_slices(
-        result.queries.slicings, new, against, clusters=bootstrap.clusters, confidence=bootstrap.confidence
-    )
+    sliced = measure_slices(slicings, new, against, **certainty.of_means())
     return {**sliced, "new": compared.new, "base": compared.against, "metric": result.protocol.measures.primary}
 
 
-def _beyond(result: ProtocolResult, compared: RankersToCompare, bootstrap: Bootstrap) -> dict[str, Any] | None:
+def _beyond(result: ProtocolResult, compared: RankersToCompare, certainty: Certainty) -> dict[str, Any] | None:
     """What the first lists are like; None where candidates are given, since their variety is not the ranker's doing."""
     if not result.first_lists:
         return None
@@ -141,8 +196,39 @@ def _beyond(result: ProtocolResult, compared: RankersToCompare, bootstrap: Boots
         k=LISTED,
         attributes=result.attributes,
         popularity=result.popularity,
-        bootstrap=bootstrap,
+        certainty=certainty,
     )
+
+
+def _off_policy(result: ProtocolResult, compared: RankersToCompare, certainty: Certainty) -> dict[str, Any] | None:
+    """What each ranker would have earned; None where chance had no say in the lists."""
+    found = {name: ranked.off_policy for name, ranked in result.exact.items() if ranked.off_policy}
+    if not found:
+        return None
+    new, against = found.get(compared.new), found.get(compared.against)
+    columns: dict[tuple[str | None, str], np.ndarray]  # None for the difference
+    columns = {(name, key): values for name, each in found.items() for key, values in each["values"].items()}
+    if new and against:
+        columns |= {(None, key): new["values"][key] - against["values"][key] for key in ESTIMATORS}
+    intervals = mean_columns(np.stack(list(columns.values()), axis=1), **certainty.of_means())
+    cells = {
+        place: {"mean": each.mean, "low": each.low, "high": each.high, "queries": each.queries}
+        for place, each in zip(columns, intervals, strict=True)
+    }
+    return {
+        "estimators": list(ESTIMATORS),
+        "depth": next(iter(found.values()))["depth"],
+        "lists": cells[next(iter(cells))]["queries"],
+        "rows": {
+            name: {
+                key: cells[name, key]
+                | {"effective": each["effective"][key], "enough": each["effective"][key] >= LEAST_EFFECTIVE}
+                for key in ESTIMATORS
+            }
+            for name, each in found.items()
+        },
+        "difference": {key: cells[None, key] for key in ESTIMATORS} if new and against else None,
+    }
 
 
 def _largest_changes(
@@ -156,7 +242,11 @@ def _largest_changes(
     return [
         example_queries(chosen, result.protocol, rankers, shown, values=values)
         for chosen in largest_changes(
-            values[compared.new], values[compared.against], groups=result.queries.clusters, count=count, seed=seed
+            values[compared.new],
+            values[compared.against],
+            groups=next(iter(result.queries.clusters.values())),
+            count=count,
+            seed=seed,
         )
     ]
 

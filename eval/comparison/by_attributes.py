@@ -53,6 +53,7 @@ def rank_by_attributes(
     items: Items,
     search: SearchOptions | None = None,
     slicings: Sequence[Slicing] = (),
+    cluster: Sequence[str] = (),
 ) -> ProtocolResult:
     """Ranks each item against the others with every ranker.
 
@@ -61,14 +62,14 @@ def rank_by_attributes(
       config: `config.evaluation` decides relevance, gain and metrics.
       dataset: that the items are of, named in the report.
       slicings: of the items as queries.
+      cluster: see `QuerySet.clustered_by`.
     """
     check_queries(items.ids)
     relevance = relevance_over(config, items)
     protocol = AttributeAgreement(relevance, attribute_measures(config, relevance))
     ids = np.array(items.ids, object)
     queries = QuerySet(
-        clusters=title_groups(items.titles),  # queries of one title are no independent evidence
-        cluster="title",
+        clusters={"title": title_groups(items.titles)},  # queries of one title are no independent evidence
         columns={
             "query_id": ids,
             "query_item": ids,
@@ -76,7 +77,7 @@ def rank_by_attributes(
             "candidates": protocol.candidate_counts(),
         },
         slicings=slicings,
-    )
+    ).clustered_by(cluster)
     result = run_protocol(protocol, rankers, queries, search=search)
     return dataclasses.replace(
         result,

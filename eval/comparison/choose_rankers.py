@@ -22,6 +22,7 @@ BASELINES = ("random", "raw pixels", "title TF-IDF", "popularity:COLUMN")
 DEFAULT_BASELINES = ["random", "raw pixels"]
 OF_LOG = ("popularity", "item-to-item")  # baselines that are counted in a log
 LOGGED_ORDER = "logged order"
+_ALIKE = 1.05  # largest ratio of the 95th to the 5th percentile of lengths that are called alike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class RankerOptions:
       fits: {store: folder of a store of training items, by the same encoder}, for its PCA.
       ladders: stores to measure at every width.
       new, against: the two of the headline; None for the last store and the ranker before it.
+      similarity: of the stores' vectors, "cosine" or "dot"; None for cosine, with a note where norms vary.
     """
 
     stores: Mapping[str, str]
@@ -44,6 +46,7 @@ class RankerOptions:
     ladders: Sequence[str] = ()
     new: str | None = None
     against: str | None = None
+    similarity: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,8 @@ class RankersToCompare:
       ladders: {name of a store: what to measure at every width}.
       provenance: where the vectors came from.
       of_log: baselines that a log has to be counted for, in the order of the flags.
+      similarity: "cosine" or "dot", of the stores' vectors.
+      notes: what a reader has to know of that, sentences.
     """
 
     rankers: Mapping[str, Ranker]
@@ -69,6 +74,8 @@ class RankersToCompare:
     ladders: Mapping[str, Ladder] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     of_log: Sequence[str] = ()
+    similarity: str = "cosine"
+    notes: Sequence[str] = ()
 
     def with_rankers_of_log(self, counted: Mapping[str, Ranker]) -> RankersToCompare:
         """With those of `of_log` that could be counted, behind "random".
@@ -110,6 +117,8 @@ def read_rankers(
     baselines, reduced = _checked_names(options, dataset=dataset, over_logs=over_logs)
     of_log = [name for name in baselines if over_logs and name in OF_LOG]
 
+    similarity = options.similarity or "cosine"
+    notes: list[str] = []
     rankers: dict[str, Ranker] = {}
     sizes: dict[str, int] = {}
     ladders: dict[str, Ladder] = {}
@@ -128,7 +137,8 @@ def read_rankers(
     for name, path in options.stores.items():
         vectors, about = read_vectors(name, path, items=items, dataset=dataset, any_order=over_logs)
         provenance["stores"][name] = about
-        add(name, VectorRanker(name, vectors, ids=items.ids), 4 * vectors.shape[1])
+        add(name, VectorRanker(name, vectors, ids=items.ids, similarity=similarity), 4 * vectors.shape[1])
+        notes += _of_norms(name, vectors) if options.similarity is None else []
         specs = [spec for owner, spec in reduced if owner == name]
         if not specs and name not in options.ladders:
             continue
@@ -143,8 +153,24 @@ def read_rankers(
     new, against = _headline(options, [*of_log, *rankers])
     return RankersToCompare(
         rankers=rankers, items=items, new=new, against=against, bytes_per_item=sizes, ladders=ladders,
-        provenance=provenance, of_log=of_log,
+        provenance=provenance, of_log=of_log, similarity=similarity, notes=notes,
     )  # fmt: skip
+
+
+def _of_norms(name: str, vectors: np.ndarray) -> list[str]:
+    """A note where vectors are of several lengths, so that cosine and inner product rank differently."""
+    import numpy as np
+
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    low, high = np.percentile(norms, [5, 95])
+    if high <= _ALIKE * low:
+        return []
+    return [
+        (
+            f"The vectors of {name} are of several lengths ({low:.3g} to {high:.3g} for nine in ten): they were "
+            "compared by cosine, the default, which leaves length out; --similarity=dot takes the inner product."
+        )
+    ]
 
 
 def _checked_names(
@@ -179,6 +205,11 @@ def _check_names(options: RankerOptions, baselines: Sequence[str], reduced: Sequ
         if unknown := [name for name in names if name not in stores]:
             raise UserError(f"--{flag}={unknown[0]}: no such store; --store names {', '.join(stores) or 'none'}")
     used = {*reduced, *options.ladders}
+    if options.similarity == "dot" and used:
+        raise UserError(
+            f"--similarity=dot with --reduce or --ladder of {min(used)}: smaller vectors are made for cosines; leave "
+            "one of them out"
+        )
     if idle := [name for name in options.fits if name not in used]:
         raise UserError(f"--fit={idle[0]}=...: nothing to fit; give --reduce={idle[0]}=pca:128 or --ladder={idle[0]}")
 
@@ -195,11 +226,16 @@ def read_vectors(
     from eval.comparison.items import places_in_store
     from eval.embeddings import read_store
     from eval.embeddings.embedding_files import read_embeddings
+    from eval.embeddings.pictures import first_pictures
     from input_pipeline.dataset import dataset_fingerprint
 
     ids = items.ids
     if paths.Path(path).is_dir():
-        store = read_store(path)
+        store, further = first_pictures(read_store(path))
+        if further:
+            print(
+                f"store {name!r}: {further} rows of further pictures left out; an item is ranked by its first picture"
+            )
         if dataset and not any_order:
             places = places_in_store(name, store, items, fingerprint=dataset_fingerprint(dataset))
             whole = len(places) == len(store.ids)

@@ -7,9 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from eval.comparison.comparison_table import Bootstrap
+from eval.comparison.comparison_table import Certainty
+from eval.metrics import mean_metrics
 from eval.metrics.beyond_accuracy import beyond_accuracy
-from eval.statistics import bootstrap_columns, conclusion, holm, paired_bootstrap, simultaneous_intervals
+from eval.statistics import (
+    Clusters,
+    DecisionRules,
+    Difference,
+    conclusion,
+    decide,
+    difference_columns,
+    mean_interval,
+)
 
 BEYOND_NOTES = {
     "coverage": "share of the items that any list shows",
@@ -20,66 +29,55 @@ BEYOND_NOTES = {
 
 
 def conclude(
-    table: dict[str, Any],
     metrics: Mapping[str, Mapping[str, np.ndarray]],
     *,
     new: str,
     against: str,
-    bootstrap: Bootstrap,
+    certainty: Certainty,
+    rules: DecisionRules | None = None,
 ) -> dict[str, Any]:
-    """{"conclusion", "minimum_detectable"} of new against `against` in the first metric, for the report.
+    """What the report says first, of new against `against`: {"conclusion", "minimum_detectable", "weights", "memo",
+    "decision"}.
 
-    Writes into the table's differences what corrects them for the number of rankers that `new` is compared with:
-    p_holm, and low_all and high_all, the intervals of the first metric that hold all at once.
+    All other rankers are compared with `new` at once, metric by metric, as in the table of `compare_rows`.
 
     Args:
-      table: of `eval.comparison.comparison_table.compare_rows`, all pairs with `new` first.
-      metrics: {ranker: {metric: float64 [query]}} that it was made of.
+      metrics: {ranker: {metric: float64 [query]}}, the first metric decides.
     """
-    primary = table["metrics"][0]
-    for metric in table["metrics"]:
-        cells = [cell for cell in table["differences"] if cell["metric"] == metric]
-        corrected = holm([np.nan if cell["p"] is None else cell["p"] for cell in cells])
-        for cell, p in zip(cells, corrected, strict=True):
-            cell["p_holm"] = None if np.isnan(p) else float(p)
-    cells = [cell for cell in table["differences"] if cell["metric"] == primary]
-    cell = next(cell for cell in cells if cell["b"] == against)
-    _widen(cells, metrics, metric=primary, bootstrap=bootstrap)
-    means = {row["name"]: row["metrics"][primary]["mean"] for row in table["rows"]}
-    difference = paired_bootstrap(metrics[new][primary], metrics[against][primary], **bootstrap.options())
+    rules, primary = rules or DecisionRules(), next(iter(metrics[new]))
+    queries = len(metrics[new][primary])
+    certainty = certainty.over(queries)
+    compared = dict.fromkeys([primary, *(metric for metric in rules.guardrails if metric in metrics[new])])
+    differences = {name: _of_all(metrics, name, new=new, against=against, certainty=certainty) for name in compared}
+    a, b = metrics[new][primary], metrics[against][primary]
+    weights = Clusters.of(certainty.clusters, queries).effective(~np.isnan(a - b))
+    means = [mean_metrics({primary: values})[primary]["mean"] for values in (a, b)]
     found = conclusion(
         new,
         against,
-        difference,
+        differences[primary],
         metric=primary,
-        means=None if None in (means[new], means[against]) else (means[new], means[against]),
-        adjusted_p=np.nan if cell["p_holm"] is None else cell["p_holm"],
-        comparisons=len(cells),
+        means=None if np.isnan(means).any() else (means[0], means[1]),
+        effective=weights,
+        confidence=certainty.confidence,
+        margin=rules.margin,
     )
     least = found.minimum_detectable
-    return {"conclusion": found.text, "minimum_detectable": None if np.isnan(least) else float(least)}
+    return {
+        "conclusion": found.text,
+        "minimum_detectable": None if np.isnan(least) else float(least),
+        "weights": weights,
+        **decide(differences, new=new, against=against, rules=rules, confidence=certainty.confidence),
+    }
 
 
-def _widen(
-    cells: Sequence[dict[str, Any]],
-    metrics: Mapping[str, Mapping[str, np.ndarray]],
-    *,
-    metric: str,
-    bootstrap: Bootstrap,
-) -> None:
-    """Writes simultaneous intervals into the differences of one metric, where there are several.
-
-    They are of the same queries: a pair that lacks more of them than its first row does (a logged order without
-    positions) has none.
-    """
-    pairs = [(cell, metrics[cell["a"]][metric], metrics[cell["b"]][metric]) for cell in cells]
-    alike = [(cell, a - b) for cell, a, b in pairs if np.array_equal(np.isnan(a - b), np.isnan(a))]
-    if len(alike) < 2:
-        return
-    columns = np.stack([difference for _, difference in alike], axis=1)
-    for (cell, _), found in zip(alike, simultaneous_intervals(columns, **bootstrap.options()), strict=True):
-        if not np.isnan(found.low):
-            cell |= {"low_all": found.low, "high_all": found.high}
+def _of_all(
+    metrics: Mapping[str, Mapping[str, np.ndarray]], name: str, *, new: str, against: str, certainty: Certainty
+) -> Difference:
+    """Of new against `against`, corrected for all that `new` is compared with."""
+    others = [against, *(other for other in metrics if other not in (new, against))]
+    columns = np.stack([metrics[new][name] - metrics[other][name] for other in others], axis=1)
+    return difference_columns(columns, **certainty.of_differences(), together=True)[0]
 
 
 def beyond_table(
@@ -88,7 +86,7 @@ def beyond_table(
     items: int,
     k: int,
     attributes: Mapping[str, Sequence[str]],
-    bootstrap: Bootstrap,
+    certainty: Certainty,
     popularity: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """The report's "beyond" part: coverage, evenness and variety of each ranker's first k.
@@ -104,7 +102,7 @@ def beyond_table(
         rows[name] = {}
         for metric, value in found.items():
             if isinstance(value, np.ndarray):
-                (interval,) = bootstrap_columns(value[:, None], **bootstrap.options())
+                interval = mean_interval(value, **certainty.of_means())
                 rows[name][metric] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
             else:
                 rows[name][metric] = value

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.comparison.comparison_table import Bootstrap
+from eval.comparison.comparison_table import Certainty
 from eval.embeddings.reduction import Reduction, Spec, fit, ladder_specs
-from eval.statistics import bootstrap_columns, difference_columns
+from eval.statistics import difference_columns, mean_columns
 from input_pipeline.progress import progress
 
 FULL = Spec("", 0, False)
@@ -47,7 +47,7 @@ def measure_ladder(
     ranker: str,
     metric: str,
     full: np.ndarray | None = None,
-    bootstrap: Bootstrap,
+    certainty: Certainty,
 ) -> dict[str, Any]:
     """Ranks with every reduction of the vectors and compares each with the full ones, on the same queries.
 
@@ -66,10 +66,10 @@ def measure_ladder(
     watched = progress(reductions, total=len(reductions), label=f"ladder of {ranker}", unit="rungs")
     columns = [full, *(rank(reduction(vectors)) for reduction in watched)]
     values = np.stack(columns, axis=1)
-    levels = bootstrap_columns(values, **bootstrap.options())
+    levels = mean_columns(values, **certainty.of_means())
     losses: list[Any] = [None]
     if reductions:
-        losses += difference_columns(values[:, 1:] - values[:, :1], **bootstrap.options())
+        losses += difference_columns(values[:, 1:] - values[:, :1], **certainty.of_differences())
     rungs: list[dict[str, Any]] = []
     for reduction, level, loss in zip([None, *reductions], levels, losses, strict=True):
         spec = FULL if reduction is None else reduction.spec

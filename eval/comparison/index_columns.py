@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.comparison.comparison_table import Bootstrap, compare_rows
+from eval.comparison.comparison_table import Certainty, compare_rows
 from eval.protocols import Ranked
 from eval.search.recall import LEAST_RECALL
 
@@ -59,7 +59,7 @@ def index_columns(
     approximate: Mapping[str, Ranked],
     *,
     allow_low_recall: bool,
-    bootstrap: Bootstrap,
+    certainty: Certainty,
 ) -> IndexColumns:
     """Compares the rankers of `approximate` with those of the same name in `exact`, over the same queries.
 
@@ -82,7 +82,7 @@ def index_columns(
             **{_EXACT + name: exact[name].metrics for name in shown},
         },
         pairs=[(name, _EXACT + name) for name in shown],
-        bootstrap=bootstrap,
+        certainty=certainty,
     )
     change: dict[str, dict[str, Any]] = {name: {} for name in shown}
     for cell in table["differences"]:

@@ -10,6 +10,7 @@ from etils import epath
 
 from eval.embeddings import EmbeddingStore, read_store
 from eval.embeddings.embedding_files import read_embeddings
+from eval.embeddings.pictures import first_pictures, has_picture_rows
 from eval.embeddings.store import read_manifest, skipped_of
 from eval.embeddings.stored_rows import StoredRows
 from input_pipeline.dataset import dataset_fingerprint, open_split
@@ -108,7 +109,7 @@ def read_items(dataset: epath.PathLike | None, split: str, stores: Mapping[str, 
     else:
         raise UserError("no items: give --dataset or a --store")
     for name, manifest in manifests.items():
-        if "pool" in manifest:
+        if "pool" in manifest and not has_picture_rows(manifest):
             away = _pooled_away(folders[name], found)
             missing[name] = missing.get(name, []) + away
             ids |= {each["id"] for each in away}
@@ -149,7 +150,9 @@ def _pooled_away(folder: str, items: Items) -> list[dict[str, Any]]:
 
 
 def _of_store(path: str) -> Items:
-    ids = list(read_store(path).ids if epath.Path(path).is_dir() else read_embeddings(path).ids or [])
+    ids = list(
+        first_pictures(read_store(path))[0].ids if epath.Path(path).is_dir() else read_embeddings(path).ids or []
+    )
     if not ids:
         raise UserError(f"{path}: holds no ids, which tell the log's items apart; give --dataset or a store with ids")
     return Items(ids, [""] * len(ids), {}, list(range(len(ids))))

@@ -11,6 +11,7 @@ from eval.logs import Live, Queries
 from eval.logs.log_times import iso
 from eval.metrics import report_name
 from eval.protocols.exposure import Propensity
+from eval.protocols.logged_lists import LOGGED_ORDER
 from eval.search.recall import LEAST_RECALL
 from eval.simulate import PREFIX
 
@@ -35,6 +36,7 @@ def of_log(
         notes.append(
             f"{counts['unknown_items']:,} items of the log ({counts['unknown_rows']:,} events) are not in the "
             f"catalogue, such as {counts['unknown_example']!r}."
+            + (f" Many differ in {counts['unknown_cause']}." if counts["unknown_cause"] else "")
         )
     notes += [f"Assumed of the log: {line}." for line in counts["assumed"]]
     begin = "the begin" if since is None else iso(since)
@@ -69,6 +71,11 @@ def of_queries(
         notes.append(f"Live: {live.rule}{without}.")
     if protocol == "logged_lists" and (alike := int((found == sizes[relevant > 0]).sum())):
         notes.append(f"Lists of which every item was acted upon, so that any order is right: {alike:,}.")
+    if against := int((queries.gains < 0).sum()):
+        notes.append(
+            f"Items of gain below 0: {against:,}. Ranking metrics count them as not relevant; what each row would have "
+            "earned counts them in full."
+        )
     if queries.left_out:
         notes.append(f"Queries left out: {_listed(queries.left_out)}.")
     for reason, count in queries.dropped.items():
@@ -94,7 +101,7 @@ def of_heavy(queries: Queries, heavy: Mapping[str, int]) -> list[str]:
     return [
         (
             f"Users far above the others, kept: {named}{more}; the busiest user has {100 * share:.1f} % of the "
-            "queries. Intervals draw whole users."
+            "queries. Intervals take a user's queries together."
         )
     ]
 
@@ -120,12 +127,31 @@ def of_exposure(exposure: Mapping[str, dict[str, Any]], metric: str, propensity:
     )
     return [
         (
-            f"Sensitivity to position, not the headline: {name} of one acted-upon item at a time, weighted by 1 / "
-            f"propensity, propensity (1 / (1 + position))^{propensity.power:g}, weights clipped at "
+            f"Sensitivity to position, not the headline: {name} of one acted-upon item at a time, weighted by gain / "
+            f"propensity (unweighted: by gain), propensity (1 / (1 + position from 0))^{propensity.power:.3g} "
+            f"({propensity.source}), its inverse clipped at "
             f"{propensity.clip:g} ({100 * first['clipped'] / first['samples']:.1f} % of them), self-normalised: "
             f"{said}. Effective sample size {first['effective_samples']:,.0f} of {first['samples']:,}."
         )
     ]
+
+
+def of_chance(why_not: str) -> list[str]:
+    return [f"Not estimated what each row would have earned: {why_not}."] if why_not else []
+
+
+def of_logged_order(rows: Sequence[str], *, randomised: bool) -> dict[str, str]:
+    """{row: what the table has to say of it}; randomised: whether chance put every list in its order."""
+    if LOGGED_ORDER not in rows:
+        return {}
+    said = (
+        "chance put these lists in order: what it scores above random is what positions alone earn, here for every row "
+        "that agrees with them."
+        if randomised
+        else "profits from its own positions: what it put first was seen more, so acted upon more. A ranker that is as "
+        "good scores lower than it here."
+    )
+    return {LOGGED_ORDER: said}
 
 
 def of_absent(rows: Sequence[str]) -> list[str]:
@@ -136,6 +162,20 @@ def of_absent(rows: Sequence[str]) -> list[str]:
         (
             f"No row {' or '.join(rows)}: no event of some worth before the evaluation window; give --from, so that "
             "the log before it can be counted."
+        )
+    ]
+
+
+def of_unmeasured(metrics: Mapping[str, Mapping[str, np.ndarray]], *, relevant_from: float) -> list[str]:
+    """Metrics that no row has; metrics: {row: {metric: float64 [q]}}."""
+    rows = list(metrics.values())
+    lacking = [name for name in rows[0] if all(np.isnan(row[name]).all() for row in rows)]
+    if not lacking:
+        return []
+    return [
+        (
+            f"Not measured, shown as –: {', '.join(lacking)}. No query has an item of gain {relevant_from:g} or more, "
+            "from which on an item counts as relevant there."
         )
     ]
 

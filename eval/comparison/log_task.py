@@ -18,10 +18,13 @@ from eval.logs.queries import heavy_users
 from eval.protocols import FullCatalogue, LoggedLists, Measures
 from eval.protocols.exposure import Propensity
 from eval.protocols.full_catalogue import reachable
+from eval.protocols.position_bias import measure_position_bias
 from eval.protocols.prepare_queries import PROTOCOLS, CountedPairs, Prepared, Window, prepare, rankers_of_log
 from eval.rankers import Ranker
 from eval.report.trec import query_names
 from siglip_jax.errors import check_choice
+
+MEASURED = -1.0  # a config's propensity_power that leaves it to the log
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class LogTask:
       counted: what rankers may learn from, None where there is nothing; `training` says it in words.
       gains: {action: gain}.
       users: objects [q], the user_id of each query.
+      first_seen: int64 [users of the log], microseconds since 1970 of each one's first event.
       heavy: {user_id: events} of users far above the others.
       counts: of the log, see `eval.logs.Log`.
       window: of the log, checked.
@@ -57,6 +61,7 @@ class LogTask:
     training: str
     gains: Mapping[str, float]
     users: np.ndarray
+    first_seen: np.ndarray
     heavy: Mapping[str, int]
     counts: Mapping[str, Any]
     window: Window
@@ -99,6 +104,7 @@ def read_log_task(
             queries = reachable(prepared.queries, live, prepared.history)
             prepared = dataclasses.replace(prepared, queries=queries)
         users = log.user_names()[prepared.queries.users]
+        (first_seen,) = log.sql.arrays("select min(time) from events group by user order by user")
         heavy, counts = heavy_users(log), dict(log.counts)
     if prepared.history is not None:
         prepared = dataclasses.replace(prepared, queries=dataclasses.replace(prepared.queries, ids=users))
@@ -110,6 +116,7 @@ def read_log_task(
         training=prepared.training,
         gains=source.form.gains(),
         users=users,
+        first_seen=first_seen.astype(np.int64),
         heavy=heavy,
         counts=counts,
         window=window,
@@ -129,11 +136,28 @@ def _protocol(
 ) -> LoggedLists | FullCatalogue:
     """gains: of the actions."""
     measures = Measures(
-        tuple(options.metrics), options.gain, relevant_from=options.relevant_from, max_grade=max(gains.values())
+        tuple(options.metrics), options.gain, relevant_from=options.log_relevant_from, max_grade=max(gains.values())
     )
-    propensity = Propensity(options.propensity_power, options.propensity_clip)
     if key == "logged_lists":
+        propensity = _propensity(prepared.queries, options)
         return LoggedLists(queries=prepared.queries, measures=measures, propensity=propensity)
     return FullCatalogue(
         name=PROTOCOLS[key], queries=prepared.queries, live=live, measures=measures, history=prepared.history
+    )
+
+
+def _propensity(queries: Queries, options: Any) -> Propensity:
+    """As the config gives it; measured where it does not and the log allows; else assumed."""
+    clip = options.propensity_clip
+    if options.propensity_power != MEASURED:
+        return Propensity(options.propensity_power, clip, "given")
+    bias = measure_position_bias(queries)
+    if bias is None or not bias.usable:
+        few = "" if bias is None else f", as {bias.actions:,} actions on items seen at several places tell too little"
+        return Propensity(1.0, clip, f"assumed{few}")
+    return Propensity(
+        max(0.0, bias.power),
+        clip,
+        f"measured, ± {1.96 * bias.error:.2f}, from {bias.actions:,} actions on {bias.items:,} items that one "
+        "query item was shown with at several places",
     )

@@ -16,11 +16,13 @@ from eval.comparison.by_attributes import relevance_attributes
 from eval.comparison.choose_rankers import RankersToCompare
 from eval.comparison.index_columns import SearchOptions
 from eval.comparison.log_task import LogTask
-from eval.comparison.protocol_result import ProtocolResult, QuerySet, ReportParts, run_protocol
+from eval.comparison.protocol_result import ProtocolResult, QuerySet, ReportParts, own_where_missing, run_protocol
+from eval.logs import Queries
 from eval.logs.log_times import iso
 from eval.protocols import LoggedLists
 from eval.protocols.measures import Sink
-from eval.protocols.prepare_queries import query_slicings
+from eval.protocols.off_policy.chance_lists import chance_lists
+from eval.protocols.query_slices import by_period, query_slicings
 from eval.report.trec import TrecWriter
 from eval.statistics import Slicing
 
@@ -40,6 +42,7 @@ def rank_over_logs(
     config: ml_collections.ConfigDict,
     search: SearchOptions | None = None,
     slicings: Sequence[Slicing] = (),
+    cluster: Sequence[str] = (),
     trec: TrecFiles | None = None,
 ) -> ProtocolResult:
     """Ranks with every ranker under the protocol of the task.
@@ -48,18 +51,22 @@ def rank_over_logs(
       compared: with the rankers that the log tells of, see `RankersToCompare.with_rankers_of_log`.
       config: `config.evaluation` names the attributes that the variety of lists is measured by.
       slicings: of the items, by which queries are sliced that have a query item.
+      cluster: see `QuerySet.clustered_by`.
       trec: where to write the rankings; None for nowhere.
 
     Raises:
       UserError: TREC files that cannot be written, an index that returns what is no neighbour.
     """
     protocol, queries, items = task.protocol, task.queries, compared.items
+    # Columns that --cluster names are read as segments are; slices by what depends on each other would say nothing.
+    segments = {name: values for name, values in queries.segments.items() if name not in cluster}
+    sliced = dataclasses.replace(queries, segments=segments)
     query_set = QuerySet(
-        clusters=queries.users,
-        cluster="user",
+        clusters=_clusters(queries),
         columns=_columns(task, items.ids),
-        slicings=query_slicings(slicings, queries, task.live, task.counted),
-    )
+        slicings=query_slicings(slicings, sliced, task.live, task.counted, first_seen=task.first_seen),
+        trend=by_period(queries.times),
+    ).clustered_by(cluster)
     with contextlib.ExitStack() as stack:
         sinks: list[tuple[Sink, int]] = []
         if trec:
@@ -75,10 +82,17 @@ def rank_over_logs(
     )
 
 
+def _clusters(queries: Queries) -> dict[str, np.ndarray]:
+    """Queries of one user, and queries for one item where items are asked for, are no independent evidence."""
+    items = {"query_item": own_where_missing(queries.items)} if (queries.items >= 0).any() else {}
+    return {"user": queries.users, **items}
+
+
 def _columns(task: LogTask, ids: Sequence[str]) -> dict[str, np.ndarray]:
     """What is known of each query."""
     queries = task.queries
     return {
+        **queries.segments,
         "query_id": queries.ids,
         "list_id": queries.list_ids,
         "user_id": task.users,
@@ -108,6 +122,7 @@ def _parts(task: LogTask, compared: RankersToCompare, result: ProtocolResult) ->
                 *_exposure_notes(task, exposure),
                 log_notes.of_users(primary, means),
             ],
+            "row_notes": log_notes.of_logged_order(list(result.exact), randomised=_all_random(task)),
             "log": _log(task, sizes=result.queries.columns["candidates"]),
             "exposure": exposure,
         },
@@ -152,7 +167,11 @@ def _exposure_notes(task: LogTask, exposure: Mapping[str, dict[str, Any]]) -> li
     protocol = task.protocol
     if not isinstance(protocol, LoggedLists) or protocol.propensity is None:
         return []
-    return log_notes.of_exposure(exposure, protocol.measures.metrics[0], protocol.propensity)
+    _, why_not = chance_lists(task.queries)
+    return [
+        *log_notes.of_exposure(exposure, protocol.measures.metrics[0], protocol.propensity),
+        *log_notes.of_chance(why_not),
+    ]
 
 
 def _log(task: LogTask, *, sizes: np.ndarray) -> dict[str, Any]:
@@ -166,6 +185,12 @@ def _log(task: LogTask, *, sizes: np.ndarray) -> dict[str, Any]:
         "live": task.live.rule,
         "leaked": None if task.leaked.found is None else len(task.leaked.found),
     }
+
+
+def _all_random(task: LogTask) -> bool:
+    """Whether chance put every list in its order."""
+    randomised = task.queries.randomised
+    return randomised is not None and bool(randomised.all())
 
 
 def _mean_over_users(values: np.ndarray, users: np.ndarray) -> float:

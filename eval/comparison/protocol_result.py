@@ -15,6 +15,7 @@ from eval.protocols.measures import Sink
 from eval.rankers import Ranker, VectorRanker
 from eval.statistics import Slicing
 from input_pipeline.progress import progress
+from siglip_jax.errors import UserError
 
 LISTED = 10  # first items of a ranking that coverage and variety are measured on
 
@@ -24,17 +25,44 @@ class QuerySet:
     """The q queries of a protocol, for intervals, slices and whoever wants to look.
 
     Attributes:
-      clusters: [q], queries of one number are no independent evidence.
-      cluster: what a cluster is, in a word: "title", "user".
+      clusters: {way: [q]}, such as of "title", or of "user" and "query_item": queries of one number are no independent
+        evidence. The first way also tells examples apart.
       columns: {name: [q]}, what is known of each query. Every protocol has query_id, query_item (an id, "" where the
         query is a profile), query_item_row (-1 then) and candidates (how many).
       slicings: of the queries.
+      trend: of the queries by time, its labels in that order; None where they have no times.
     """
 
-    clusters: np.ndarray
-    cluster: str
+    clusters: Mapping[str, np.ndarray]
     columns: Mapping[str, np.ndarray]
     slicings: Sequence[Slicing] = ()
+    trend: Slicing | None = None
+
+    def clustered_by(self, names: Sequence[str]) -> QuerySet:
+        """The same with other ways, where any are named: names of `clusters` or of `columns`.
+
+        A query without a value ("") depends on no other.
+
+        Raises:
+          UserError: no such column.
+        """
+        chosen: dict[str, np.ndarray] = {}
+        for name in names:
+            if name not in self.clusters and name not in self.columns:
+                known = ", ".join(dict.fromkeys([*self.clusters, *self.columns]))
+                raise UserError(f"--cluster={name}: queries have no such column; expected some of {known}")
+            chosen[name] = self.clusters[name] if name in self.clusters else own_where_missing(self.columns[name])
+        return dataclasses.replace(self, clusters=chosen or self.clusters)
+
+
+def own_where_missing(values: np.ndarray) -> np.ndarray:
+    """Codes int64 [q] of values [q]; those that are "" or -1 each get one of their own."""
+    values = np.asarray(values)
+    text = values.astype(str)
+    codes = np.unique(text, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    missing = (text == "") | (text == "-1")
+    codes[missing] = len(codes) + np.arange(int(missing.sum()))
+    return codes
 
 
 @dataclasses.dataclass(frozen=True)

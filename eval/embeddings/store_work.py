@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.embeddings.entries import Entries, joined_inputs, mean_vectors
+from eval.embeddings.pictures import has_picture_rows, picture_row_id
 from eval.embeddings.sharded_writer import EmbeddingPlan
 from eval.embeddings.store_shards import ShardRows
 from eval.embeddings.stored_rows import StoredRows
@@ -18,7 +19,7 @@ class EmbeddedRows:
     """Vectors of some rows of a split.
 
     Attributes:
-      rows: int64 [n]; a row may be there several times where vectors are pooled.
+      rows: int64 [n]; a row is there several times where an item has further pictures, the first one first.
       ids: of the items.
       vectors: float32 [n, dimension].
       inputs: what each was made of, as of `ShardRows`.
@@ -36,12 +37,14 @@ class StoreWork:
 
     Attributes:
       kept: int64 [entries], the row of `stored` that an entry takes its vector from; -1 of one that is embedded.
+      kept_rows: int64 [entries], how many rows from there on are its own: 1, but for items with a row for each picture.
     """
 
     plan: EmbeddingPlan
     entries: Entries
     stored: StoredRows | None
     kept: np.ndarray
+    kept_rows: np.ndarray
 
     def new(self, number: int) -> np.ndarray:
         """Rows of the split to embed for a shard."""
@@ -63,8 +66,11 @@ class StoreWork:
             inputs = [made_of for each in embedded for made_of in each.inputs]
             ids, inputs, entry_of = [ids[k] for k in order], [inputs[k] for k in order], entry_of[order]
             vectors = np.concatenate([each.vectors for each in embedded])[order]
-            if "pool" in self.plan.manifest:
-                starts = np.flatnonzero(np.diff(entry_of, prepend=-1))
+            starts = np.flatnonzero(np.diff(entry_of, prepend=-1))
+            if has_picture_rows(self.plan.manifest):
+                pictures = np.arange(len(ids)) - np.repeat(starts, np.diff([*starts, len(ids)])) + 1
+                ids = [picture_row_id(item, number) for item, number in zip(ids, pictures.tolist(), strict=True)]
+            elif "pool" in self.plan.manifest:
                 ids, entry_of = [ids[k] for k in starts], entry_of[starts]
                 vectors, inputs = mean_vectors(vectors, starts, ids=ids), joined_inputs(inputs, starts)
             parts.append(ShardRows.of(ids, vectors, dtype=self.plan.dtype, inputs=inputs))
@@ -73,6 +79,8 @@ class StoreWork:
         reused = np.flatnonzero(self.kept[span.start : span.stop] >= 0) + span.start
         if len(reused):
             assert self.stored is not None
-            parts.append(self.stored.take(self.kept[reused]))
-            places.append(reused)
+            each = self.kept_rows[reused]
+            within = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each)
+            parts.append(self.stored.take(np.repeat(self.kept[reused], each) + within))
+            places.append(np.repeat(reused, each))
         return ShardRows.joined(parts).at(np.argsort(np.concatenate(places), kind="stable")) if parts else None

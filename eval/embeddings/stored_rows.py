@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from etils import epath
 
+from eval.embeddings.pictures import picture_row_id
 from eval.embeddings.store import dtype_of, read_manifest
 from eval.embeddings.store_shards import ShardRows, read_ids, read_rows
 from siglip_jax.errors import UserError
@@ -77,6 +78,25 @@ class StoredRows:
             if row >= 0 and made_of is not None and self.inputs[row] == made_of:
                 rows[number] = row
         return rows
+
+    def unchanged_pictures(
+        self, ids: Sequence[str], inputs: Sequence[Sequence[bytes | None]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [n] twice: as `unchanged` for items with a row for each picture, and how many rows each has.
+
+        Args:
+          inputs: of all pictures of each item, the first one first.
+        """
+        rows, counts = self.unchanged(ids, [each[0] for each in inputs]), np.array([len(each) for each in inputs])
+        for number, (item, made_of) in enumerate(zip(ids, inputs, strict=True)):
+            if rows[number] < 0:
+                continue
+            first = int(rows[number])
+            there = self.inputs[first : first + len(made_of)] == list(made_of) and None not in made_of
+            names = [self.places.get(picture_row_id(item, k + 1)) for k in range(len(made_of) + 1)]
+            if not there or names != [*range(first, first + len(made_of)), None]:
+                rows[number] = -1
+        return rows, counts
 
     def shards(self) -> Iterator[ShardRows]:
         """Its rows in order, a shard at a time."""

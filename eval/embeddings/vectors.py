@@ -9,28 +9,33 @@ from siglip_jax.errors import UserError
 
 
 class Scorer:
-    """Cosine of unit queries to a set of items, exactly equal for equal items.
+    """Inner product of queries with a set of items, exactly equal for equal items; the cosine where all are unit.
 
     A matrix product may round one column otherwise than its equal twin (edge kernels of the BLAS), and relisted
     pictures would not tie. So each distinct vector is scored once.
     """
 
-    def __init__(self, vectors: np.ndarray, *, ids: Sequence[str] | None = None):
-        """vectors: real [item, dimension], normalised here. UserError names a NaN, infinite or zero one."""
+    def __init__(self, vectors: np.ndarray, *, ids: Sequence[str] | None = None, unit: bool = True):
+        """vectors: real [item, dimension]; unit: to normalise them. UserError names a NaN, infinite or zero one."""
         first, self._inverse = distinct_rows(vectors)
         self._repeats = len(first) < len(vectors)
-        self._unit = unit_rows(vectors, what="vector", ids=ids, rows=first if self._repeats else None)
+        rows = first if self._repeats else None
+        if unit:
+            self._rows = unit_rows(vectors, what="vector", ids=ids, rows=rows)
+        else:
+            check_vectors(vectors, what="vector", ids=ids)
+            self._rows = np.array(vectors if rows is None else vectors[rows], np.float32)
 
     def vectors(self) -> np.ndarray:
-        """The unit vectors: float32 [item, dimension]."""
+        """The vectors, unit ones unless told otherwise: float32 [item, dimension]."""
         return self.rows(np.arange(len(self._inverse)))
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        return self._unit[self._inverse[rows]]
+        return self._rows[self._inverse[rows]]
 
     def scores(self, queries: np.ndarray) -> np.ndarray:
         """float32 [query, item], a fresh array."""
-        scores = queries @ self._unit.T
+        scores = queries @ self._rows.T
         return scores[:, self._inverse] if self._repeats else scores
 
 

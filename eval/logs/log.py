@@ -2,6 +2,7 @@
 
     query_id   one request for items; user_id; time; item_id; action  ("impression", "tap", "like", "purchase", ...)
     position   of the item in its list; list_id  where one query shows several lists; query_item_id  what was looked at
+    propensity  with which the item came to stand at its position; randomised  whether chance put the list in order
 
 One row is one event, so an item that was shown and tapped has two. Logs without queries (user, item, time, and an
 action or a rating) serve the protocols over users. Whole folders are read, file by file, into a DuckDB database that
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from eval.id_causes import describe_mismatch, likely_cause
 from eval.logs.database import Database
 from eval.logs.log_columns import likely_action
-from eval.logs.log_files import RAW, insert_file, log_files
+from eval.logs.log_files import create_raw, insert_file, log_files, segment_columns
 from eval.logs.log_format import COLUMNS, LogFormat
 from eval.logs.log_times import AUTO, EXPECTED, FIRST, LAST, READINGS, check_unit, iso
 from input_pipeline.progress import progress
@@ -30,7 +32,9 @@ __all__ = ["Log", "LogFormat", "read_log"]
 
 PROBLEMS = (  # the first that fits
     "no time", "no user", "no item", "no query", "no action", "impossible position", "impossible time",
+    "impossible propensity",
 )  # fmt: skip
+FEW_JOINED = 0.05  # share of the ids of the log, or of the catalogue, below which hardly any is in both
 _SHOWN = 60  # letters of a value in a message
 
 
@@ -39,18 +43,21 @@ class Log:
 
     events: query, list (text, null where the log has none), user, item (int32; the catalogue's row, or from n on an
     item that it lacks), time (int64, microseconds since 1970), position (int32 or null, 0 the first), action, gain
-    (float64), query_item (text or null).
+    (float64), query_item (text or null), propensity (float64 or null), randomised (bool or null), segment_0,
+    ... (text).
 
     Attributes:
       items: n, of the catalogue.
       columns: those that any file has.
+      segments: of the `LogFormat`, segment_0 the first.
       counts: {"files", "rows", "events", "skipped": {problem: rows}, "users", "items", "unknown_items",
-        "unknown_rows", "unknown_example", "actions": {action: events}, "first", "last", "assumed": [lines]}; first and
+        "unknown_rows", "unknown_example", "unknown_cause": in what many of these differ from the catalogue's ids or "",
+        "actions": {action: events}, "first", "last", "assumed": [lines]}; first and
         last are ISO times.
     """
 
-    def __init__(self, sql: Database, items: int):
-        self.sql, self.items, self.columns = sql, items, set[str]()
+    def __init__(self, sql: Database, items: int, segments: Sequence[str] = ()):
+        self.sql, self.items, self.columns, self.segments = sql, items, set[str](), tuple(segments)
         self.counts: dict[str, Any] = {}
 
     def __enter__(self) -> Log:
@@ -93,10 +100,10 @@ def read_log(paths: Sequence[str], *, items: Sequence[str], form: LogFormat, sho
         raise UserError(f"--log_action={unknown[0]}: no such action; known are {', '.join(gains)}")
     files = log_files(paths)
     sql = Database()
-    log = Log(sql, len(items))
+    log = Log(sql, len(items), form.segments)
     assumed: list[str] = []
     try:
-        sql.execute(RAW)
+        create_raw(sql, form)
         for file in progress(files, total=len(files), label="reading logs", unit="files", show=show):
             columns, said = insert_file(sql, file, form)
             log.columns |= columns
@@ -108,7 +115,7 @@ def read_log(paths: Sequence[str], *, items: Sequence[str], form: LogFormat, sho
     except BaseException:
         log.close()
         raise
-    log.counts["assumed"] = assumed
+    log.counts["assumed"] = assumed + log.counts["assumed"]
     log.counts["files"] = len(files)
     return log
 
@@ -169,7 +176,9 @@ def _check_times(sql: Database, rows: int, form: LogFormat) -> None:
 def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], form: LogFormat) -> None:
     """`raw` checked, coded and counted as `events`, `users` and `items`."""
     sql = log.sql
-    rank = f"(try_cast(position as double) - {int(form.first_position)})"
+    first_position, said = _first_position(sql, form)
+    rank = f"(try_cast(position as double) - {first_position})"
+    chance = "try_cast(propensity as double)"
     queries = "query_id" in log.columns
     odd_time = f"time not between {FIRST} and {LAST - 1}"
     tests = {
@@ -181,6 +190,7 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
         "impossible position": f"position is not null and not coalesce({rank} between 0 and 1e9 and "
         f"{rank} = floor({rank}), false)",
         "impossible time": odd_time if form.time_unit == AUTO else "false",
+        "impossible propensity": f"propensity is not null and not coalesce({chance} > 0 and {chance} <= 1, false)",
     }
     cases = " ".join(f"when {tests[kind]} then '{kind}'" for kind in PROBLEMS)
     (rows,) = sql.one("select count(*) from raw")
@@ -220,7 +230,9 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
     with sql.table("worth", {"action": list(gains), "gain": list(gains.values())}):
         sql.execute(
             f"create table events as select query, list, users.code as user, items.code as item, time, "
-            f"cast({rank} as integer) as position, action, gain, query_item from distinct_rows "
+            f"cast({rank} as integer) as position, action, gain, query_item, {chance} as propensity, "
+            f"lower(randomised) in ('1', 'true', 't', 'yes') as randomised"
+            f"{''.join(f', {name}' for name in segment_columns(form))} from distinct_rows "
             "join items on item_id = items.id join users on user_id = users.id join worth using (action)"
         )
     sql.execute("drop table distinct_rows")
@@ -230,13 +242,9 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
         "count(*) filter (item >= $n) from events",
         {"n": len(items)},
     )
-    (theirs,) = sql.one("select min(id) from items where code >= ?", [len(items)])
-    if len(items) and unknown == seen:
-        raise UserError(
-            f"log: none of its {seen} items is in the catalogue; ids are compared as text: {theirs!r} is one of the "
-            f"log, {items[0]!r} one of the catalogue; write both alike"
-        )
+    theirs, cause = _check_joined(sql, items, seen=seen, unknown=unknown)
     log.counts |= {
+        "assumed": said,
         "rows": rows,
         "events": kept,
         "skipped": dict(sorted(skipped.items())),
@@ -245,7 +253,45 @@ def _make_events(log: Log, items: Sequence[str], gains: Mapping[str, float], for
         "unknown_items": unknown,
         "unknown_rows": unknown_rows,
         "unknown_example": theirs,
+        "unknown_cause": cause,
         "actions": sql.counts("select action, count(*) from events group by 1 order by 2 desc, 1"),
         "first": iso(first),
         "last": iso(last),
     }
+
+
+def _first_position(sql: Database, form: LogFormat) -> tuple[int, list[str]]:
+    """(the position of the first item in a list, what was assumed of it)."""
+    if form.first_position >= 0:
+        return form.first_position, []
+    (least,) = sql.one("select min(try_cast(position as double)) from raw")
+    if least != 1:
+        return 0, []
+    return 1, ["positions begin at 1 (--config.evaluation.first_position=0 where the first place is never logged)"]
+
+
+def _check_joined(sql: Database, items: Sequence[str], *, seen: int, unknown: int) -> tuple[str | None, str]:
+    """(an item of the log that the catalogue lacks, in what many such ids differ from the catalogue's; "").
+
+    Stops where none joins, and where hardly any does that would if it were written alike. A log of the whole shop over
+    a small split joins rarely too, so few alone are no fault.
+    """
+    theirs = sql.arrays("select id from items where code >= ? order by id", [len(items)])[0]
+    if not len(items) or not unknown:
+        return (str(theirs[0]) if unknown else None), ""
+    known = set(sql.arrays("select distinct id from items join events on item = code where code < ?", [len(items)])[0])
+    ours = [item for item in items if item not in known]
+    joined, cause = seen - unknown, likely_cause(theirs, ours)
+    if not joined or (cause and joined < FEW_JOINED * min(seen, len(items))):
+        said = describe_mismatch(theirs, ours, of_theirs="the log", of_ours="the catalogue")
+        raise UserError(
+            f"log: {_some(joined)} of its {seen} items {'is' if joined == 1 else 'are'} in the catalogue; {said}; "
+            "write both alike"
+        )
+    if cause:
+        return cause.theirs, f"{cause.words}: the catalogue has {cause.ours!r}"
+    return str(theirs[0]), ""
+
+
+def _some(count: int) -> str:
+    return f"only {count}" if count else "none"

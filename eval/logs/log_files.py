@@ -1,7 +1,8 @@
 """The files of a log, and how the rows of each get into the table `raw` of a database, as text, times apart.
 
-raw  query, list, user_id, item_id, position, action, query_item: text or null;  time: microseconds since 1970;
-     reading: of `log_times.READINGS`;  odd_time: the text of a time that is none or not plausible, else null
+raw  query, list, user_id, item_id, position, action, query_item, propensity, randomised: text or null;
+     time: microseconds since 1970;  reading: of `log_times.READINGS`;
+     odd_time: the text of a time that is none or not plausible, else null;  segment_0, ...: of `LogFormat.segments`
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from input_pipeline.catalogue.tables.text_options import other_separator
 from siglip_jax.errors import UserError
 
 SUFFIXES = ("parquet", "csv", "tsv", "jsonl")
-RAW = (
-    "create table raw (query text, list text, user_id text, item_id text, time bigint, position text, action text, "
-    "query_item text, reading tinyint, odd_time text)"
+_RAW = (
+    "query text, list text, user_id text, item_id text, time bigint, position text, action text, query_item text, "
+    "propensity text, randomised text, reading tinyint, odd_time text"
 )
 # As tools write that nothing is there.
 NO_VALUE = ("", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL", "None", "\\N")
@@ -41,6 +42,16 @@ class Dialect:
     delimiter: str = ","
     quote: str = '"'
     assumed: str = ""  # what its suffix does not say
+
+
+def create_raw(sql: Database, form: LogFormat) -> None:
+    """The empty table."""
+    sql.execute(f"create table raw ({', '.join([_RAW, *(f'{name} text' for name in segment_columns(form))])})")
+
+
+def segment_columns(form: LogFormat) -> list[str]:
+    """What the segments of a log are called in `raw` and in `events`."""
+    return [f"segment_{number}" for number in range(len(form.segments))]
 
 
 def log_files(paths: Sequence[str]) -> list[pathlib.Path]:
@@ -87,12 +98,17 @@ def insert_file(sql: Database, file: pathlib.Path, form: LogFormat) -> tuple[set
     dialect, columns = _describe(sql, file, suffix)
     folders = {name: value for name, value in folder_values(file.as_posix()).items() if name not in columns}
     names = choose_columns(columns | dict.fromkeys(folders, "FOLDER"), form, file)
-    read = [theirs for theirs in names.values() if theirs not in folders] if suffix == "jsonl" else columns
+    segments = _segments(columns, folders, form, file)
+    read = (
+        [theirs for theirs in dict.fromkeys([*names.values(), *segments]) if theirs not in folders]
+        if suffix == "jsonl"
+        else columns
+    )
     source = _source(file, suffix, dialect, list(read))
     cells = {name: _as_text(name, kind) for name, kind in columns.items()}
     cells |= {name: literal(value) for name, value in folders.items()}
     text = {ours: f"nullif(trim({cells[theirs]}), '')" for ours, theirs in names.items()}
-    for ours in ("user_id", "query_id", "action", "position"):
+    for ours in ("user_id", "query_id", "action", "position", "propensity", "randomised"):
         if ours in text:
             text[ours] = f"case when {text[ours]} not in {NO_VALUE!r} then {text[ours]} end"
     kind, column = columns.get(names["time"], "FOLDER").upper(), quoted(names["time"])
@@ -116,13 +132,23 @@ def insert_file(sql: Database, file: pathlib.Path, form: LogFormat) -> tuple[set
     else:
         text["action"] = _renamed(text.get("action", "null"), form.action_names)
         acted |= {"action"} if "" in form.action_names else set()
-    ordered = ("query_id", "list_id", "user_id", "item_id", "time", "position", "action", "query_item_id")
-    wanted = ", ".join(text.get(name, "null") for name in (*ordered, "reading", "odd_time"))
+    ordered = ("query_id", "list_id", "user_id", "item_id", "time", "position", "action", "query_item_id", "propensity")
+    cells_of = [text.get(name, "null") for name in (*ordered, "randomised", "reading", "odd_time")]
+    wanted = ", ".join([*cells_of, *(f"coalesce(trim({cells[name]}), '')" for name in segments)])
     try:
         sql.execute(f"insert into raw select {wanted} from {source}")
     except Unreadable as error:
         raise _damaged(file, suffix, dialect, columns) from error
     return acted, f"{file}: {dialect.assumed}" if dialect.assumed else ""
+
+
+def _segments(columns: Mapping[str, str], folders: Mapping[str, str], form: LogFormat, file: pathlib.Path) -> list[str]:
+    """The columns of `form.segments`; raises a UserError where one is not there."""
+    for name in form.segments:
+        if name not in columns and name not in folders:
+            known = ", ".join([*columns, *folders])
+            raise UserError(f"log {file}: no column {name}, which --segment or --cluster names; columns are {known}")
+    return list(form.segments)
 
 
 def _damaged(
@@ -234,3 +260,55 @@ def _as_text(name: str, kind: str) -> str:
     whole = f"{column} = floor({column}) and abs({column}) < {2**53}"
     text = f"when {whole} then cast(cast({column} as bigint) as text) else cast({column} as text)"
     return f"case when isnan({column}) then null {text} end"
+
+
+@dataclasses.dataclass(frozen=True)
+class EventFile:
+    """A file of rows of any columns, and SQL of its columns as text; an empty text is null.
+
+    Attributes:
+      columns: {name: type}; folders such as `day=01` on its path are of type "FOLDER".
+      source: SQL of its rows.
+      assumed: what its suffix does not say of how it is written, "" for nothing.
+    """
+
+    file: pathlib.Path
+    suffix: str
+    dialect: Dialect
+    columns: Mapping[str, str]
+    folders: Mapping[str, str]
+    source: str
+
+    @property
+    def assumed(self) -> str:
+        return f"{self.file}: {self.dialect.assumed}" if self.dialect.assumed else ""
+
+    def text(self, name: str) -> str:
+        cell = literal(self.folders[name]) if name in self.folders else _as_text(name, self.columns[name])
+        return f"case when trim({cell}) not in {NO_VALUE!r} then trim({cell}) end"
+
+    def time(self, name: str, unit: str) -> tuple[str, str]:
+        """SQL of (microseconds since 1970, the one of `log_times.READINGS` that its text has)."""
+        kind, column = self.columns[name].upper(), quoted(name)
+        if kind.startswith(("TIMESTAMP", "DATE")):
+            instant = f"try_cast({column} as timestamptz)"
+            zoned = "null" if "TIME ZONE" in kind or "TZ" in kind else "0"
+            return f"case when isfinite({instant}) then epoch_us({instant}) end", zoned
+        reading = reading_of_text(self.text(name), unit)
+        return time_of_text(self.text(name), reading), reading
+
+    def insert(self, sql: Database, table: str, cells: Sequence[str]) -> None:
+        """Adds SQL cells of every row to a table. UserError where the file is damaged."""
+        try:
+            sql.execute(f"insert into {table} select {', '.join(cells)} from {self.source}")
+        except Unreadable as error:
+            raise _damaged(self.file, self.suffix, self.dialect, self.columns) from error
+
+
+def event_file(sql: Database, file: pathlib.Path) -> EventFile:
+    """UserError where the file is damaged or its header has a name twice."""
+    suffix = file.suffix[1:].lower()
+    dialect, columns = _describe(sql, file, suffix)
+    folders = {name: value for name, value in folder_values(file.as_posix()).items() if name not in columns}
+    source = _source(file, suffix, dialect, list(columns))
+    return EventFile(file, suffix, dialect, columns | dict.fromkeys(folders, "FOLDER"), folders, source)

@@ -1,6 +1,7 @@
 """A log's queries: what was asked when and by whom, with the items shown or acted upon and their gains.
 
-Gain is a declared map from action to number; of several actions on one item the highest counts. A query belongs to the
+Gain is a declared map from action to number; of several actions on one item the highest counts, or, where one is below
+0 (hidden, reported), the lowest. A query belongs to the
 window in which it began, with all that was done of it later.
 """
 
@@ -8,14 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from eval.checks import duplicates
-from eval.logs.log import Log
+from eval.id_causes import describe_mismatch, likely_cause
+from eval.logs.log import FEW_JOINED, Log
 from siglip_jax.errors import UserError, checked_on_error
 
 QUERY_ITEMS = ("query_item_id", "query_id", "first:<action>")
+GAIN = "case when min(gain) < 0 then min(gain) else max(gain) end"  # SQL, of several actions of a user on an item
+_PER_QUERY = ("ids", "list_ids", "users", "times", "items", "randomised")
+_PER_CANDIDATE = ("candidates", "gains", "positions", "propensities")
 _LACKS = "query item not in the catalogue"
 
 
@@ -33,6 +39,9 @@ class Queries:
       candidates: int64 [m], item codes; rows of the catalogue once `known_items` has been through.
       gains: float32 [m].
       positions: int64 [m], 0 the first; -1 where not known.
+      propensities: float64 [m], with which each came to stand there, NaN where not known; None where the log has none.
+      randomised: bool [q], whether chance put the list in order; None where the log does not say.
+      segments: {name: objects [q]}, of `LogFormat.segments`, at the query's first event; "" for none.
       left_out: {reason: queries that were in the window and are not here}.
       dropped: {reason: {"candidates": of lists that are here, "relevant": of those, with a gain}}.
     """
@@ -48,6 +57,9 @@ class Queries:
     positions: np.ndarray
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     dropped: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    propensities: np.ndarray | None = None
+    randomised: np.ndarray | None = None
+    segments: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,10 +95,12 @@ class Queries:
             return self
         of = np.repeat(queries, self.lengths)
         left_out = {**self.left_out, reason: self.left_out.get(reason, 0) + int((~queries).sum())}
-        per_query = {name: getattr(self, name)[queries] for name in ("ids", "list_ids", "users", "times", "items")}
-        per_candidate = {name: getattr(self, name)[of] for name in ("candidates", "gains", "positions")}
         starts = np.concatenate([[0], np.cumsum(self.lengths[queries])])
-        return dataclasses.replace(self, **per_query, **per_candidate, starts=starts, left_out=left_out)
+        per_query, per_candidate = self._chosen(_PER_QUERY, queries), self._chosen(_PER_CANDIDATE, of)
+        segments = {name: values[queries] for name, values in self.segments.items()}
+        return dataclasses.replace(
+            self, **per_query, **per_candidate, starts=starts, left_out=left_out, segments=segments
+        )
 
     def drop(self, candidates: np.ndarray, *, reason: str) -> Queries:
         """Without the candidates for which `candidates` (bool [m]) is true; they are counted under `reason`."""
@@ -99,13 +113,15 @@ class Queries:
         }
         kept = ~candidates
         lengths = np.bincount(self.owner[kept], minlength=len(self))
-        per_candidate = {name: getattr(self, name)[kept] for name in ("candidates", "gains", "positions")}
         return dataclasses.replace(
             self,
-            **per_candidate,
+            **self._chosen(_PER_CANDIDATE, kept),
             starts=np.concatenate([[0], np.cumsum(lengths)]),
             dropped={**self.dropped, reason: counts},
         )
+
+    def _chosen(self, names: tuple[str, ...], chosen: np.ndarray) -> dict[str, Any]:
+        return {name: getattr(self, name)[chosen] for name in names if getattr(self, name) is not None}
 
     def only_items(self, kept: np.ndarray, *, reason: str) -> Queries:
         """Without the items for which `kept` (bool [code]) is false, as candidates and as query items."""
@@ -174,16 +190,14 @@ def read_queries(
         {"n": log.items, "lacks": _LACKS, **_bounds(since, until)},
     )
     left_out = sql.counts("select problem, count(*) from placed where problem is not null group by 1")
-    (unknown,) = log.sql.one(
-        "select min(asked.asked) from asked join placed using (query) where problem = $p", {"p": _LACKS}
-    )
-    (ours,) = log.sql.one("select min(id) from items where code < ?", [log.items])
+    unjoined = _unjoined_query_items(log) if first is None else None
     list_id = "coalesce(list, '')" if lists else "''"
     after = " and time > start" if first is not None else ""
-    worth = "" if lists else " having max(gain) > 0"
+    worth = "" if lists else f" having {GAIN} > 0"
     sql.execute(
-        f"create or replace temp table entries as select query, {list_id} as list, events.item, max(gain) as gain, "
-        f"min(position) as position, events.item = placed.item as own from events join placed using (query) "
+        f"create or replace temp table entries as select query, {list_id} as list, events.item, {GAIN} as gain, "
+        f"min(position) as position, max(propensity) as propensity, bool_or(randomised) as randomised, "
+        f"events.item = placed.item as own from events join placed using (query) "
         f"where problem is null{after} group by query, {list_id}, events.item, own{worth}"
     )
     own = log.sql.one("select count(*), count(*) filter (gain > 0) from entries where own")
@@ -197,17 +211,24 @@ def read_queries(
     ids, list_ids, users, times, items = log.sql.arrays(
         "select query, list, user, start, item from units order by unit"
     )
-    unit, candidates, gains, positions = log.sql.arrays(
-        "select unit, entries.item, gain, coalesce(position, -1) as position from entries join units "
+    unit, candidates, gains, positions, chances, by_chance = log.sql.arrays(
+        "select unit, entries.item, gain, coalesce(position, -1) as position, coalesce(propensity, 'nan'::double), "
+        "coalesce(randomised, false) from entries join units "
         "using (query, list) where not own order by unit, position < 0, entries.position, entries.item"
     )
+    segments = _segments(log)
     for table in ("asked", "placed", "entries", "units"):
         sql.execute(f"drop table {table}")
     if not len(ids):
         said = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "none in the window"
-        ids_of_both = f"; {unknown!r} is a query item of the log, {ours!r} an id of the catalogue" if unknown else ""
+        more = f"; {unjoined.said}" if unjoined else ""
         raise UserError(f"log: no query to evaluate ({said}); events are from {log.counts['first']} to "
-                        f"{log.counts['last']}{ids_of_both}")  # fmt: skip
+                        f"{log.counts['last']}{more}")  # fmt: skip
+    if unjoined and unjoined.refused:
+        raise UserError(
+            f"log: {left_out[_LACKS]:,} of {left_out[_LACKS] + len(ids):,} queries have a query item that the "
+            f"catalogue lacks; {unjoined.said}; write both alike"
+        )
     lengths = np.bincount(unit, minlength=len(ids))
     dropped = {"the query item itself": {"candidates": own[0], "relevant": own[1]}} if own[0] else {}
     return Queries(
@@ -222,7 +243,43 @@ def read_queries(
         positions.astype(np.int64),
         dict(sorted(left_out.items())),
         dropped,
+        propensities=chances.astype(np.float64) if "propensity" in log.columns else None,
+        randomised=np.bincount(unit, by_chance, minlength=len(ids)) > 0 if "randomised" in log.columns else None,
+        segments=segments,
     )
+
+
+def _segments(log: Log) -> dict[str, np.ndarray]:
+    """{name: value of each query at its first event}, of the temporary table `units`."""
+    found = {}
+    for number, name in enumerate(log.segments):
+        (found[name],) = log.sql.arrays(
+            f"select value from units join (select query, arg_min(segment_{number}, (time, item)) as value from events "
+            "group by query) using (query) order by unit"
+        )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unjoined:
+    """Query items that the catalogue lacks: `said`, an id of each side; `refused`, whether hardly any is there."""
+
+    said: str
+    refused: bool
+
+
+def _unjoined_query_items(log: Log) -> _Unjoined | None:
+    """Of the temporary tables `asked` and `placed`, whose query items are ids; None where the catalogue has all."""
+    of = "select distinct cast(asked.asked as text) from asked join placed using (query) where problem"
+    theirs = log.sql.arrays(f"{of} = ?", [_LACKS])[0]
+    if not len(theirs):
+        return None
+    joined = set(log.sql.arrays(f"{of} is distinct from ?", [_LACKS])[0])
+    names = log.sql.arrays("select id from items where code < ? order by code", [log.items])[0]
+    ours = [item for item in names if item not in joined]
+    said = describe_mismatch(theirs, ours or names, of_theirs="the log's query items", of_ours="the catalogue's ids")
+    few = len(joined) < FEW_JOINED * min(len(theirs) + len(joined), log.items)
+    return _Unjoined(said, few and likely_cause(theirs, ours) is not None)
 
 
 def known_items(queries: Queries, *, items: int, rule: str) -> Queries:
@@ -265,8 +322,8 @@ def repeated_queries(queries: Queries) -> np.ndarray:
 def heavy_users(log: Log, *, factor: float = 10, at_least: int = 100) -> dict[str, int]:
     """{user_id: events} of users with more events of some worth than `factor` times the 99th percentile of the others.
 
-    A crawler or a tester. They stay: the bootstrap draws whole users, so one of them widens the interval, and the mean
-    over users is reported beside the mean over queries.
+    A crawler or a tester. They stay: a user's queries are taken together, so one of them widens the interval, and the
+    mean over users is reported beside the mean over queries.
     """
     names, counts = log.sql.arrays(
         "select users.id, count(*) as n from events join users on user = users.code where gain > 0 group by 1 "

@@ -2,7 +2,8 @@
 
 Labels come from lists that somebody ranked: what stood below was seen less, so its taps count for more. Each acted-upon
 item i is one sample of what a ranking is worth, weighted by w_i = gain_i * min(clip, 1 / propensity(position_i)), with
-propensity (1 / (1 + position))^power (Joachims, Swaminathan and Schnabel 2017); the estimate is self-normalised,
+propensity (1 / (1 + position))^power (Joachims, Swaminathan and Schnabel 2017), the power as
+`eval.protocols.position_bias` measures it, or assumed; the estimate is self-normalised,
 sum w_i f_i / sum w_i (Swaminathan and Joachims 2015). f_i is the metric of the list with item i alone relevant, under
 the same tie rule. A power that was not measured on swapped lists is an assumption: this is a sensitivity column beside
 the unweighted mean over the same samples, never the headline.
@@ -21,10 +22,11 @@ from siglip_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Propensity:
-    """power 0 weighs all positions alike; clip is the largest weight."""
+    """power 0 weighs all positions alike; clip is the largest 1 / propensity; source says where power comes from."""
 
     power: float = 1.0
     clip: float = 10.0
+    source: str = "assumed"
 
     def __post_init__(self) -> None:
         if not (0 <= self.power < 10 and 1 <= self.clip < float("inf")):

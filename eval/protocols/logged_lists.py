@@ -15,6 +15,7 @@ from eval.logs import Queries
 from eval.metrics.topk import select_top
 from eval.protocols.exposure import Exposure, Propensity
 from eval.protocols.measures import BLOCK, Collected, Measures, Ranked, Sink, check_ranker_names
+from eval.protocols.off_policy.chance_lists import chance_lists
 from eval.protocols.protocol import Progress, RankingProtocol
 from eval.rankers import Ranker
 
@@ -30,7 +31,8 @@ class LoggedLists(RankingProtocol):
 
     Attributes:
       queries: candidates are rows of the catalogue.
-      propensity: for the position-weighted means (`Ranked.exposure`), None to leave them out.
+      propensity: for the position-weighted means (`Ranked.exposure`); None to leave them out, and with them what each
+        ranker would have earned (`Ranked.off_policy`).
     """
 
     queries: Queries
@@ -68,6 +70,7 @@ class LoggedLists(RankingProtocol):
             for name in asked
             if self.propensity
         }
+        chance = chance_lists(self.queries)[0] if self.propensity else None
         for lo, hi in _blocks(self.queries.lengths):
             at, (candidates, gains, positions) = np.arange(lo, hi), self.queries.padded(lo, hi)
             mask = candidates >= 0
@@ -81,12 +84,18 @@ class LoggedLists(RankingProtocol):
                 collected[name].take(at, scores, gains, mask, undefined=unplaced)
                 if name in exposures:
                     exposures[name].add(scores, gains, np.where(unplaced[:, None], -1, positions), mask)
+                if chance:
+                    chance.take(name, lo, hi, scores)
                 if sink is not None:
                     sink(name, at, np.where(unplaced[:, None], -1, candidates), scores)
             if progress is not None:
                 progress(hi, len(self))
         weighted = {name: exposure.result() for name, exposure in exposures.items()}
-        return {name: gathered.ranked(exposure=weighted.get(name)) for name, gathered in collected.items()}
+        earned = chance.results(depth=self.measures.primary_depth, as_shown=LOGGED_ORDER) if chance else {}
+        return {
+            name: gathered.ranked(exposure=weighted.get(name), off_policy=earned.get(name))
+            for name, gathered in collected.items()
+        }
 
     def metrics_of(self, ranker: Ranker) -> dict[str, np.ndarray]:
         """See `RankingProtocol`."""

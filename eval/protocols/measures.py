@@ -40,6 +40,11 @@ class Measures:
         return max(1, max_cutoff(self.metrics))
 
     @property
+    def primary_depth(self) -> int:
+        """The cutoff of the first metric; 100 where it has none."""
+        return max_cutoff(self.metrics[:1]) or _UNCUT_DEPTH
+
+    @property
     def index_depth(self) -> int:
         """How many results to ask an approximate index for: metrics without a cutoff look at the first 100."""
         return max(self.deepest, _UNCUT_DEPTH if has_uncut(self.metrics) else 0)
@@ -50,10 +55,13 @@ class Measures:
         return self.max_grade if needs_max_grade(self.metrics) else None
 
     def of(self, scores: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """{metric: float64 [b]}, by the names given, of scores, labels and mask [b, k]."""
+        """{metric: float64 [b]}, by the names given, of scores, labels and mask [b, k].
+
+        Labels below 0 count as 0: these metrics know nothing worse than not relevant.
+        """
         return rank_metrics(
             scores,
-            labels,
+            np.maximum(labels, 0),
             mask,
             metrics=self.metrics,
             gain=self.gain,
@@ -72,12 +80,15 @@ class Ranked:
       tied: bool [q], equal scores within or across the deepest cutoff.
       index_recall: float64 [q], share of the exact best that an approximate index found; None if exact.
       exposure: see `eval.protocols.exposure.Exposure.result`; None where not computed.
+      off_policy: see `eval.protocols.off_policy.chance_lists.ChanceLists.results`; None where chance had no say in
+        any list.
     """
 
     metrics: dict[str, np.ndarray]
     tied: np.ndarray
     index_recall: np.ndarray | None = None
     exposure: dict[str, Any] | None = None
+    off_policy: dict[str, Any] | None = None
 
 
 class Sink(Protocol):

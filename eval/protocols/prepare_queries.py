@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from eval.logs import Live, Log, LogFormat, Queries, known_items, read_queries, repeated_queries
+from eval.logs import Log, LogFormat, Queries, known_items, read_queries, repeated_queries
 from eval.logs.log_times import iso
 from eval.protocols import user_profiles
 from eval.protocols.full_catalogue import LEAVE_ONE_OUT, RETRIEVAL, TIME_SPLIT
@@ -18,10 +18,9 @@ from eval.protocols.logged_lists import LOGGED_LISTS
 from eval.rankers import Ranker
 from eval.rankers.baselines import PopularityRanker
 from eval.rankers.item_to_item import CooccurrenceRanker
-from eval.statistics import Slicing
-from eval.statistics.slices import by_age, by_popularity, by_volume
 from siglip_jax.errors import UserError
 
+MOSTLY = 0.9  # share of lists, or of what they show, from which on nearly all is relevant
 PROTOCOLS = {
     "logged_lists": LOGGED_LISTS,
     "retrieval": RETRIEVAL,
@@ -65,8 +64,9 @@ def log_format(
     columns: Mapping[str, str],
     on_error: str,
     actions: Mapping[str, str] = types.MappingProxyType({}),
+    segments: Sequence[str] = (),
 ) -> LogFormat:
-    """From `config.evaluation` and the flags; actions: {the log's word: our action}."""
+    """From `config.evaluation` and the flags; actions: {the log's word: our action}; segments: columns of the log."""
     options = config.evaluation
     return LogFormat(
         actions=dict(options.actions),
@@ -76,6 +76,7 @@ def log_format(
         like_from=options.like_from,
         first_position=options.first_position,
         on_error=on_error,
+        segments=tuple(dict.fromkeys(segments)),
     )
 
 
@@ -119,12 +120,7 @@ def prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndar
             queries = queries.keep(queries.lengths > 1, reason="fewer than two candidates")
             if not len(queries):
                 raise UserError("log: no list with two items of the catalogue; nothing to rank")
-            if not (queries.gains == 0).any():
-                raise UserError(
-                    f"log: in all {len(queries)} lists every item was acted upon, so that any order of them is right: "
-                    "the log has no impressions; add what was shown and not acted upon, as rows with action "
-                    "impression, or ask --protocol=retrieval, leave_one_out or time_split"
-                )
+            _check_not_all_relevant(queries)
         if window.train_until is None:
             return Prepared(queries, None, None, "none")
         pairs = user_profiles.read_pairs(log, until=window.train_until)
@@ -135,16 +131,39 @@ def prepare(log: Log, protocol: str, options: Any, window: Window, kept: np.ndar
         return Prepared(queries, None, CountedPairs(pairs, counted) if any_worth else None, training)
     if window.train_since is not None or (window.train_until is not None and window.train_until != window.since):
         raise UserError(f"--train_from, --train_until: {protocol} learns from the users' histories; leave them out")
-    pairs = user_profiles.read_pairs(log, until=window.until)
+    repeats = options.repeats
+    pairs = user_profiles.read_pairs(log, until=window.until, repeats=repeats)
     pairs = pairs.only(kept[pairs.items])
     if protocol == "leave_one_out":
-        queries, history, held_out = user_profiles.leave_one_out(pairs, profile=options.profile, since=window.since)
+        queries, history, held_out = user_profiles.leave_one_out(
+            pairs, profile=options.profile, since=window.since, repeats=repeats
+        )
         training = "all events but the held-out ones, of any time"
         return Prepared(queries, history, CountedPairs(pairs, ~held_out), training)
     at = user_profiles.split_time(pairs) if window.since is None else window.since
-    queries, history, _ = user_profiles.time_split(pairs, at=at, profile=options.profile)
+    queries, history, _ = user_profiles.time_split(pairs, at=at, profile=options.profile, repeats=repeats)
     share = "the time before which 80 % of the events lie" if window.since is None else "as given"
     return Prepared(queries, history, CountedPairs(pairs, pairs.times < at), f"before {iso(at)} ({share})")
+
+
+def _check_not_all_relevant(queries: Queries) -> None:
+    """Refuses lists of which nearly every order is right: the log lacks what was shown and not acted upon."""
+    relevant = np.bincount(queries.owner[queries.gains > 0], minlength=len(queries))
+    acted, whole = int((relevant > 0).sum()), int((relevant == queries.lengths).sum())
+    few = queries.gains[relevant[queries.owner] > 0] > 0
+    if not acted or (whole < MOSTLY * acted and few.mean() < MOSTLY):
+        return
+    lists = f"all {acted} lists" if whole == acted else f"{whole} of {acted} lists"
+    said = (
+        f"in {lists} every item was acted upon"
+        if whole >= MOSTLY * acted
+        else f"{100 * few.mean():.0f} % of what lists show was acted upon"
+    )
+    raise UserError(
+        f"log: {said}, so that nearly any order of them is right: the log has no impressions, or hardly any; add what "
+        "was shown and not acted upon, as rows with action impression, or ask --protocol=retrieval, leave_one_out or "
+        "time_split"
+    )
 
 
 def rankers_of_log(names: Sequence[str], counted: CountedPairs | None, items: int) -> dict[str, Ranker]:
@@ -157,20 +176,3 @@ def rankers_of_log(names: Sequence[str], counted: CountedPairs | None, items: in
         "item-to-item": CooccurrenceRanker(liked.users, liked.items, items),
     }
     return {name: made[name] for name in names}
-
-
-def query_slicings(
-    slicings: Sequence[Slicing],
-    queries: Queries,
-    live: Live,
-    counted: CountedPairs | None,
-) -> list[Slicing]:
-    """By attributes of the query item, its age and popularity, and how much its user asks; none for profiles."""
-    if not len(queries) or (queries.items < 0).any():
-        return []
-    found = [dataclasses.replace(slicing, codes=slicing.codes[queries.items]) for slicing in slicings]
-    if counted is not None:
-        found.append(by_popularity(counted.popularity(len(live.since))[queries.items]))
-    if (days := live.age(queries.items, queries.times)).size and not np.isnan(days).all():
-        found.append(by_age(days))
-    return [*found, by_volume(queries.users)]

@@ -1,7 +1,8 @@
 """Users as queries, for data such as MovieLens: earlier liked items against all that the user has not yet seen.
 
-Each pair of user and item counts once, at its first event other than an impression, with its highest gain. Events of
-one user at the same instant are put in an order drawn by a hash, so that no catalogue order decides which is last.
+Each pair of user and item counts once, at its first event other than an impression, with its highest gain, or below 0
+its lowest. Where repeats count, each of its instants does, and what a user has seen stays a candidate. Events of one
+user at the same instant are put in an order drawn by a hash, so that no catalogue order decides which is last.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from eval.embeddings.vectors import Scorer
 from eval.logs import Log, Queries
+from eval.logs.queries import GAIN
 from eval.rankers import Ranker
 from siglip_jax.errors import UserError
 
@@ -84,12 +86,15 @@ class History:
         return np.linalg.norm(self.profiles(scorer, at), axis=1)
 
 
-def read_pairs(log: Log, *, until: int | None = None) -> Pairs:
-    """Every pair of user and item of the catalogue with an event other than an impression, before `until`."""
+def read_pairs(log: Log, *, until: int | None = None, repeats: bool = False) -> Pairs:
+    """Every pair of user and item of the catalogue with an event other than an impression, before `until`.
+
+    repeats: a pair for each instant at which the user did something with the item, not for the first alone.
+    """
     most = np.iinfo(np.int64).max if until is None else until
     users, items, times, gains = log.sql.arrays(
-        "select user, item, min(time) as time, max(gain) as gain from events where action <> 'impression' and item < ? "
-        "and time < ? group by user, item",
+        f"select user, item, min(events.time) as time, {GAIN} as gain from events where action <> 'impression' "
+        f"and item < ? and events.time < ? group by user, item{', events.time' * repeats}",
         [log.items, int(most)],
     )
     with np.errstate(over="ignore"):
@@ -103,12 +108,16 @@ def read_pairs(log: Log, *, until: int | None = None) -> Pairs:
 
 
 def leave_one_out(
-    pairs: Pairs, *, profile: str = "mean", since: int | None = None
+    pairs: Pairs, *, profile: str = "mean", since: int | None = None, repeats: bool = False
 ) -> tuple[Queries, History, np.ndarray]:
     """Each user's last liked item is held out; the query is the user at that moment.
 
+    The profile is what was liked strictly before. What happened at the same instant, the same day of a log of days,
+    tells nothing of what came first: it is in no profile, and no candidate.
+
     Args:
       since: only items liked from then on are held out.
+      repeats: as for `read_pairs`: what was seen before stays a candidate.
 
     Returns:
       queries, their history, and which pairs are held out: bool [m].
@@ -124,19 +133,26 @@ def leave_one_out(
     held_out = np.zeros(len(pairs), bool)
     held_out[targets[~early]] = True
     left_out = {"last liked item before the window": int(early.sum())} if early.any() else {}
-    before = np.arange(len(pairs)) < _first_target(pairs, held_out)
-    queries, history = _build(pairs, held_out, before, profile=profile, left_out=left_out)
+    time = _time_of_target(pairs, held_out)
+    before, seen = pairs.times < time, (pairs.times <= time) & ~held_out
+    queries, history = _build(
+        pairs, held_out, before, seen & ~(before & repeats), profile=profile, left_out=left_out, repeats=repeats
+    )
     return queries, history, held_out
 
 
-def time_split(pairs: Pairs, *, at: int, profile: str = "mean") -> tuple[Queries, History, np.ndarray]:
+def time_split(
+    pairs: Pairs, *, at: int, profile: str = "mean", repeats: bool = False
+) -> tuple[Queries, History, np.ndarray]:
     """Everything liked from `at` on is held out; a user's query time is that of the last such item.
 
-    Returns and Raises as `leave_one_out`.
+    Args, Returns and Raises as `leave_one_out`.
     """
     before = pairs.times < at
     held_out = ~before & (pairs.gains > 0)
-    queries, history = _build(pairs, held_out, before, profile=profile, left_out={})
+    queries, history = _build(
+        pairs, held_out, before, before & (not repeats), profile=profile, left_out={}, repeats=repeats
+    )
     return queries, history, held_out
 
 
@@ -152,30 +168,55 @@ def popularity(pairs: Pairs, counted: np.ndarray, n: int) -> np.ndarray:
     return np.bincount(pairs.items[counted & (pairs.gains > 0)], minlength=n)
 
 
-def _first_target(pairs: Pairs, held_out: np.ndarray) -> np.ndarray:
-    """Of each pair, where its user's held-out item stands; len(pairs) where there is none: int64 [m]."""
-    place = np.full(int(pairs.users.max(initial=-1)) + 1, len(pairs))
-    place[pairs.users[held_out]] = np.flatnonzero(held_out)
-    return place[pairs.users]
+def _time_of_target(pairs: Pairs, held_out: np.ndarray) -> np.ndarray:
+    """Of each pair, when its user's held-out item was liked; the smallest int64 where there is none: int64 [m]."""
+    time = np.full(int(pairs.users.max(initial=-1)) + 1, np.iinfo(np.int64).min)
+    time[pairs.users[held_out]] = pairs.times[held_out]
+    return time[pairs.users]
+
+
+def _once(pairs: Pairs, where: np.ndarray) -> np.ndarray:
+    """Of the pairs at these places, the last of the highest gain of each user and item, in the same order."""
+    order = np.lexsort([np.arange(len(where)), pairs.gains[where], pairs.items[where], pairs.users[where]])
+    users, items = pairs.users[where][order], pairs.items[where][order]
+    last = np.ones(len(order), bool)
+    last[:-1] = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
+    return where[np.sort(order[last])]
 
 
 def _build(
-    pairs: Pairs, held_out: np.ndarray, before: np.ndarray, *, profile: str, left_out: dict[str, int]
+    pairs: Pairs,
+    held_out: np.ndarray,
+    before: np.ndarray,
+    seen_before: np.ndarray,
+    *,
+    profile: str,
+    left_out: dict[str, int],
+    repeats: bool,
 ) -> tuple[Queries, History]:
-    """Users that have both an earlier liked item and a held-out one, as queries by time."""
+    """Users that have both an earlier liked item and a held-out one, as queries by time.
+
+    Args:
+      held_out, before, seen_before: bool [m], what is asked for, what may be in a profile, what is no candidate.
+    """
     if profile not in PROFILES:
         raise UserError(f"config.evaluation.profile={profile!r}; expected {' or '.join(PROFILES)}")
     liked = before & (pairs.gains > 0)
     with_target, with_profile = np.unique(pairs.users[held_out]), np.unique(pairs.users[liked])
     users = np.intersect1d(with_target, with_profile)
+    at_once = pairs.users[(pairs.gains > 0) & ~held_out & ~before]  # coarse times do not tell what came first
+    together = len(np.intersect1d(np.setdiff1d(with_target, users), at_once))
     counts = {
-        "no liked item before": len(with_target) - len(users),
+        "all liked at one instant": together,
+        "no liked item before": len(with_target) - len(users) - together,
         "nothing held out": len(np.unique(pairs.users)) - len(with_target) - left_out.get(_EARLY, 0),
     }
     left_out = {**left_out, **{reason: count for reason, count in counts.items() if count}}
     if not len(users):
         said = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "no event"
-        raise UserError(f"no user with a liked item both before and held out ({said}); give another time or more log")
+        raise UserError(
+            f"no user with a liked item both before and held out ({said}); give another time, finer times or more log"
+        )
     last_time = np.full(int(users.max()) + 1, np.iinfo(np.int64).min)
     known = np.isin(pairs.users, users)
     np.maximum.at(last_time, pairs.users[held_out & known], pairs.times[held_out & known])
@@ -186,6 +227,7 @@ def _build(
     def lists(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(starts [q + 1], pair of each entry), in the order of the queries."""
         where = np.flatnonzero(chosen & known)
+        where = _once(pairs, where) if repeats else where
         owner = number[pairs.users[where]]
         order = np.argsort(owner, kind="stable")
         return np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))]), where[order]
@@ -195,7 +237,7 @@ def _build(
     if profile == "last":
         liked_pairs = liked_pairs[liked_starts[1:] - 1]
         liked_starts = np.arange(len(users) + 1)
-    seen_starts, seen = lists(before)
+    seen_starts, seen = lists(seen_before)
     ids = np.array([str(user) for user in users], object)
     queries = Queries(
         ids=ids,

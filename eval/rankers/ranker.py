@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from eval.embeddings.vectors import Scorer
-from siglip_jax.errors import UserError
+from siglip_jax.errors import UserError, check_choice
 
+SIMILARITIES = ("cosine", "dot")
 _BLOCK = 1 << 23  # numbers gathered at once for lists of candidates
 
 
@@ -36,18 +37,20 @@ class Ranker(Protocol):
 
 
 class VectorRanker:
-    """Cosine between the vectors of query and candidate."""
+    """Cosine between the vectors of query and candidate, or their inner product (similarity "dot")."""
 
-    def __init__(self, name: str, vectors: np.ndarray, *, ids: Sequence[str] | None = None):
+    def __init__(self, name: str, vectors: np.ndarray, *, ids: Sequence[str] | None = None, similarity: str = "cosine"):
         """vectors: real [n, dimension], any norm but 0. UserError names, by `ids`, a NaN, infinite or zero one."""
+        check_choice("similarity", similarity, SIMILARITIES)
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or not vectors.size:
             raise UserError(f"row {name!r}: vectors of shape {list(vectors.shape)}; expected [n, dimension], not empty")
         self.name = name
-        self.scorer = Scorer(vectors, ids=ids)
+        self.similarity = similarity
+        self.scorer = Scorer(vectors, ids=ids, unit=similarity == "cosine")
 
     def vectors(self) -> np.ndarray:
-        """The unit vectors, float32 [n, dimension]: what an index would hold."""
+        """float32 [n, dimension], unit vectors for cosines: what an index would hold."""
         return self.scorer.vectors()
 
     def scores(self, queries: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
@@ -62,6 +65,6 @@ class VectorRanker:
             exists = listed >= 0
             found = self.scorer.rows(np.where(exists, listed, 0))
             # einsum adds up each pair by itself in one order, where a matrix product would round equal items apart.
-            cosine = np.einsum("qd,qkd->qk", asked[lo : lo + step], found)
-            np.copyto(out[lo : lo + step], cosine, where=exists)
+            product = np.einsum("qd,qkd->qk", asked[lo : lo + step], found)
+            np.copyto(out[lo : lo + step], product, where=exists)
         return out

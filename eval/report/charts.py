@@ -20,7 +20,7 @@ def nice_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     step = 10 ** math.floor(math.log10(span / about))
     step *= next((factor for factor in (1, 2, 5) if span / (step * factor) <= about), 10)
     first = math.ceil(low / step - 1e-9)
-    return [round(step * i, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [round(step * i, 10) + 0.0 for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def bars(estimates: Sequence[dict[str, Any] | None], *, zero: bool = True) -> tuple[list[Any], list[dict[str, Any]]]:
@@ -89,7 +89,7 @@ def ladder(found: dict[str, Any]) -> dict[str, Any] | None:
             {
                 "x": round(x(rung["bytes"]) + shift, 1),
                 **{name: y(rung["lost"][key]) for name, key in (("y", "mean"), ("low", "low"), ("high", "high"))},
-                "title": f"{kind} {rung['width']}, {precision}: {rung['bytes']} bytes, {rung['lost']['mean']:+.4f}",
+                "title": f"{kind} {rung['width']}, {precision}: {rung['bytes']} bytes, {_signed(rung['lost']['mean'])}",
             }
             for rung in sorted(line, key=lambda rung: rung["bytes"])
         ]
@@ -159,7 +159,8 @@ def curves(lines: dict[str, list[dict[str, Any]]], *, marked: float) -> dict[str
                     {
                         "x": x(p["x"]) + shift,  # side by side, where whiskers of two lines would cover each other
                         **{key: y(p[place]) for key, place in (("y", "mean"), ("low", "low"), ("high", "high"))},
-                        "title": f"{name}, {p['x']:g}: {p['mean']:+.4f} [{p['low']:+.4f}, {p['high']:+.4f}]",
+                        "title": f"{name}, {p['x']:g}: {_signed(p['mean'])} "
+                        f"[{_signed(p['low'])}, {_signed(p['high'])}]",
                     }
                     for p in points
                 ],
@@ -172,6 +173,12 @@ def curves(lines: dict[str, list[dict[str, Any]]], *, marked: float) -> dict[str
             {"at": y(value), "label": f"{value or 0:.3g}".replace("-", "−")} for value in nice_ticks(low, high)
         ],
     }
+
+
+def _signed(value: float) -> str:
+    """Four places; what rounds to zero has no sign."""
+    text = f"{value:+.4f}"
+    return text if text.strip("+-0.") else text[1:]
 
 
 def _shifts(lines: int) -> list[float]:

@@ -3,7 +3,7 @@
 The page loads nothing from anywhere: style, charts and pictures are inside. Every sentence in it is derived from the
 numbers it is given; titles and names are data and are escaped.
 
-The report is a dict; an estimate is {"mean", "low", "high"}, intervals are of 95 % throughout.
+The report is a dict; an estimate is {"mean", "low", "high"}, intervals are of one confidence throughout.
   title, protocol, gain ("linear" or "exponential"), primary_metric: str;  queries, items, left_out: int
   relevance: [{"gain": 3, "agree": ["type", "colour"]}, ...];  relevant_from: int
   rows: [{"name", "exact": {metric: estimate}, "scann": the same or None,
@@ -18,23 +18,34 @@ What follows may be absent:
   warnings: [str], what a reader must know before the numbers (leaks, heavy users, an index of low recall)
   missing: {store: [{"row", "id", "reason"}]}, items that it was embedded without, and that no row has
   notes: [str], sentences below the counts: what was left out, and why
-  resampled: what the bootstrap draws, "queries" when absent
+  confidence: float, of all intervals, 0.95 when absent
+  weights: {way: effective clusters}, in which ways queries are taken as dependent, and what that leaves of them
+  memo: str, one line;  decision: what `eval.statistics.decide` gives
   new, against: names of the two rows in the headline
   max_grade: number, the highest grade there can be, where a metric (ERR) depends on it
   users: int;  list_length: int, or {"min", "median", "mean", "max"}
   rows: also "bytes_per_item": int; "scann_change": {metric: estimate of ScaNN minus exact, paired by query}
-  differences: also "relative", "p", "p_holm": float; above 0.05 the latter leaves a difference undecided; "low_all",
-    "high_all": float, the ends of the interval that holds for all differences in this metric at once
+  differences: also "relative", "p": float; "verdict": str; of several comparisons "low_all", "high_all", "p_all", the
+    interval that holds for all differences in this metric at once, by which the verdict goes, and its p
+  row_notes: {row name: str}, what the table has to say of single rows
+  similarity: str, by what vectors are compared
   columns: [{"name", "note", "values": {row name: number or estimate}}], more columns of the first table
+  off_policy: {"estimators": [name], "depth": int, "lists": int,
+    "rows": {row name: {estimator: an estimate, "effective" lists and whether they are "enough"}},
+    "difference": {estimator: an estimate of new minus against} or None}: what each would have earned, see
+    `eval.protocols.off_policy.estimators`
   beyond: {"metrics": [name], "rows": {row name: {metric: number or estimate}}, "notes": {what: str}}, coverage, say
   ladders: what `eval.comparison.dimension_ladder.measure_ladder` gives, a list
   slices: what `eval.statistics.slices.measure_slices` gives, with "new", "base", "metric": names
+  trend: the same by day or week, in the order of time
+  history: what `eval.report.history.read_history` gives, releases side by side
   gains, losses: as grid, each also "values": {row name: the primary metric of this query}
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +54,7 @@ import jinja2
 from etils import epath
 
 from eval.report import charts, report_text
+from eval.report.memo import format_memo
 from eval.report.report_text import format_table, headlines
 from eval.report.thumbnails import thumbnails
 from siglip_jax.errors import UserError
@@ -57,6 +69,8 @@ _EXAMPLE_ROWS = 6  # systems of an example
 
 def write_report(path: epath.PathLike, report: dict[str, Any], *, images: Callable[[str], bytes]) -> None:
     """Write the page to `path` (for example `runs/demo/report.html`) and its data to the same name ending in .json.
+
+    A `path` that ends in .md gets a memo of one page, in Markdown, instead.
 
     `images` gives the encoded image of an item by its id; where it raises KeyError or OSError, or gives no image, the
     page has an empty frame. In the JSON, numbers that are not finite are null.
@@ -73,7 +87,7 @@ def write_report(path: epath.PathLike, report: dict[str, Any], *, images: Callab
             f"report {target}: its data would overwrite {beside}, which is no earlier report; choose another name"
         )
     data = report_text.plain(report)
-    page = render(data, images=images)
+    page = format_memo(data) if target.suffix == ".md" else render(data, images=images)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
@@ -104,8 +118,12 @@ def render(data: dict[str, Any], *, images: Callable[[str], bytes]) -> str:
     lead, end, aside = (data.get("conclusion") or headlines(data)[0]).partition("). ")  # what follows is how sure
     return environment.get_template(_TEMPLATE).render(
         report=data,
+        level=report_text.level(data),
+        weights=report_text.weights_in_words(data) if data.get("weights") else "Queries are taken as independent.",
         lead=lead + end.rstrip(),
         aside=aside,
+        meaning=report_text.meaning(primary),
+        legend_entries=_legend(data),
         sentences=headlines(data)[1:],
         metrics=report_text.metric_names(data),
         rows=[
@@ -116,6 +134,9 @@ def render(data: dict[str, Any], *, images: Callable[[str], bytes]) -> str:
         has_scann=has_scann,
         compared_at_once=sum(d.get("low_all") is not None for d in first),
         has_bytes=any(row.get("bytes_per_item") for row in data["rows"]),
+        recall_label=report_text.recall_label(data),
+        queries_of={name: report_text.queries_of(data, name) for name in report_text.metric_names(data)},
+        most_queries={name: max(n.values(), default=0) for name, n in report_text.query_counts(data).items()},
         recall_name=next((name for row in data["rows"] for name in row.get("scann_recall") or {}), "recall"),
         low_recall=[row["name"] for row in data["rows"] if (report_text.scann_recall(row) or 1) < _LEAST_RECALL],
         least_recall=_LEAST_RECALL,
@@ -123,9 +144,10 @@ def render(data: dict[str, Any], *, images: Callable[[str], bytes]) -> str:
         means={row["name"]: row["exact"].get(primary) for row in data["rows"]},
         primary_differences=_forest(first),
         other_differences=_forest([d for d in data["differences"] if d["metric"] != primary]),
-        p_name=next((name for name in ("p_holm", "p") if any(d.get(name) is not None for d in first)), None),
+        p_name=next((name for name in ("p_all", "p") if any(d.get(name) is not None for d in first)), None),
         ladders=[found | {"chart": charts.ladder(found)} for found in data.get("ladders") or []],
         slices=_slices(data.get("slices")),
+        trend=_slices(data.get("trend")),
         slices_open=_SLICES_OPEN,
         curve=charts.loss_curve(data["loss_curve"]),
         grid=grid,
@@ -133,6 +155,22 @@ def render(data: dict[str, Any], *, images: Callable[[str], bytes]) -> str:
         changes=[("Largest gains", gains), ("Largest losses", losses)] if gains or losses else [],
         thumbnails=thumbnails(_shown([*gains, *losses, *grid]), images),
     )
+
+
+def _legend(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each gain means: {"colour": 0 to 3, "text"}, the highest first."""
+    if data.get("actions"):
+        worth: dict[float, list[str]] = {}
+        for action, gain in data["actions"].items():
+            worth.setdefault(gain, []).append(action)
+        entries = [
+            (gain, f"{gain:g}: {', '.join(names)}") for gain, names in sorted(worth.items(), reverse=True) if gain
+        ]
+        entries.append((0, "0: none of these"))
+    else:
+        entries = [(rule["gain"], f"{rule['gain']:g}: same {', '.join(rule['agree'])}") for rule in data["relevance"]]
+        entries.append((0, "0: none of these"))
+    return [{"colour": max(0, min(3, math.ceil(gain))), "text": text} for gain, text in entries]
 
 
 def _is_report(path: epath.Path) -> bool:

@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from eval.statistics.significance import weight_in_words
+
 _WIDTH = 110  # characters of the terminal table
 _ALL_METRICS = 2  # pairs up to which differences are listed in every metric
 
@@ -24,14 +26,36 @@ def headlines(report: dict[str, Any]) -> list[str]:
         if said == "not measured":
             sentences.append(f"{_capital(a)} and {b} were not compared: no difference in {metric} could be computed.")
             continue
-        if said == "undecided":
-            claim = f"Undecided whether {a} ranks better than {b}"
-        else:
-            claim = f"{_capital(a)} ranks {said} than {b}"
-        interval = f"95 % interval {signed(difference['low'])} to {signed(difference['high'])}"
+        claim = {
+            "undecided": f"Undecided whether {a} ranks better than {b}",
+            "too few": f"Too few to say whether {a} ranks better than {b}",
+        }.get(said, f"{_capital(a)} ranks {said} than {b}")
+        low, high = decisive(difference)
+        interval = f"{level(report)} interval {signed(low)} to {signed(high)}"
         values = f"{metric} {number(means.get(a))} against {number(means.get(b))}"
         sentences.append(f"{claim}: {values}, difference {signed(difference['mean'])} ({interval}).")
     return sentences or [f"No comparison was made in {metric}."]
+
+
+_MEANINGS = {  # of metrics, to somebody who has never met them
+    "nDCG": "1 where the first{k} places of a list stand in the best order there is, 0 where nothing relevant is among "
+    "them; what stands higher counts more",
+    "precision": "the share of the first{k} places that hold something relevant",
+    "recall": "the share of all that is relevant that stands among the first{k} places",
+    "hit": "the share of queries with something relevant among the first{k} places",
+    "MRR": "1 / the place of the first relevant item, 0 where there is none: 0.5 is the second place",
+    "MAP": "the precision at the places of the relevant items, averaged: 1 where all of them come first",
+    "ERR": "1 / the place at which somebody who reads down the list is satisfied, on average",
+    "RBP": "how much that is relevant is met by somebody who goes on to the next place with a fixed probability",
+    "Rprec": "the share of relevant items among as many first places as there are relevant items",
+}
+
+
+def meaning(metric: str) -> str:
+    """What a metric is, in a sentence; "" for one that the table of `eval.metrics` was given by somebody else."""
+    kind, _, k = metric.replace("_exp", "").partition("@")
+    said = _MEANINGS.get(kind.partition("(")[0])
+    return f"{metric} is {said.format(k=f' {k}' if k else '')}. It is a mean over queries." if said else ""
 
 
 def format_table(report: dict[str, Any]) -> str:
@@ -39,19 +63,23 @@ def format_table(report: dict[str, Any]) -> str:
     data = plain(report)
     primary = data["primary_metric"]
     has_scann = any(row.get("scann") for row in data["rows"])
-    header = ["", f"{primary} [95 %]"]
+    header = ["", f"{primary} [{level(data)}]"]
     lines = [[row["name"], _interval(row["exact"].get(primary), number)] for row in data["rows"]]
+    counted = [["queries", queries_of(data, primary)]] * any(map(bool, query_counts(data).values()))
     extra: list[list[str]] = []
     if has_scann:
-        extra.append(["ScaNN", *(number((row["scann"] or {}).get(primary, {}).get("mean")) for row in data["rows"])])
+        means = [(row.get("scann") or {}).get(primary, {}).get("mean") for row in data["rows"]]
+        extra.append([f"ScaNN {primary}", *map(number, means)])
         changes = [scann_change(row, primary) for row in data["rows"]]
-        extra.append(["change [95 %]", *(_interval(c, signed) if c and c["low"] is not None else "–" for c in changes)])
-        extra.append(["recall@10", *(number(scann_recall(row)) for row in data["rows"])])
+        cells = [_interval(c, signed) if c and c["low"] is not None else "–" for c in changes]
+        extra.append([f"change [{level(data)}]", *cells])
+        extra.append([recall_label(data), *(number(scann_recall(row)) for row in data["rows"])])
     extra.append(["ties", *(percent(row.get("tie_rate")) for row in data["rows"])])
     for metric in metric_names(data)[1:]:
         extra.append([metric, *(number(row["exact"].get(metric, {}).get("mean")) for row in data["rows"])])
-    table = [header, *lines]
+    table = [header, *lines, *counted]
     for column in extra:  # as many as fit; the page and the JSON have them all
+        column = [*column, *[queries_of(data, column[0])] * len(counted)]
         wider = [[*cells, cell] for cells, cell in zip(table, column, strict=True)]
         if len(_align(wider)[0]) <= _WIDTH:
             table = wider
@@ -67,18 +95,25 @@ def format_table(report: dict[str, Any]) -> str:
     said = headlines(data) if pairs <= _ALL_METRICS else headlines(data)[:1]
     if data.get("conclusion"):
         said = [data["conclusion"], *said[1:]]
+    said += [f"For the memo: {data['memo']}"] if data.get("memo") else []
     grades = f"; ERR with grades up to {data['max_grade']:g}" if data.get("max_grade") is not None else ""
-    prose = [*said, *data.get("warnings", []), "", f"{data['protocol']}; {data['gain']} gain{grades}", counts]
+    alike = {"cosine": "; cosine", "dot": "; inner product"}.get(data.get("similarity") or "", "")
+    head = f"{data['protocol']}; {data['gain']} gain{grades}{alike}"
+    prose = [*said, *data.get("warnings", []), "", head, counts]
+    prose += [weights_in_words(data)] if data.get("weights") else []
     prose += [*data.get("notes", []), ""]
     wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
-    tables = [_align(table), _align(differences), _ladder_lines(data), _slice_lines(data)]
+    own_notes = [line for text in row_notes(data) for line in textwrap.wrap(text, _WIDTH)]
+    tables = [[*_align(table), *own_notes], _align(differences), _earned_lines(data), _ladder_lines(data)]
+    tables += [_slice_lines(data), _history_lines(data)]
     return "\n".join([*wrapped, *(line for lines in tables if lines for line in [*lines, ""])]).rstrip()
 
 
 def _ladder_lines(report: dict[str, Any]) -> list[str]:
     lines = []
     for found in report.get("ladders") or []:
-        table = [[f"{found['row']}", "bytes", f"{found['metric']} [95 %]", "lost [95 %]"]]
+        sure = level(report)
+        table = [[f"{found['row']}", "bytes", f"{found['metric']} [{sure}]", f"lost [{sure}]"]]
         table += [
             [
                 f"{rung['method']} {rung['width']}, {rung['precision']}",
@@ -92,11 +127,30 @@ def _ladder_lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _earned_lines(report: dict[str, Any]) -> list[str]:
+    """What each row would have earned, by each estimator; the page has the intervals of all."""
+    found = report.get("off_policy")
+    if not found:
+        return []
+    names = found["estimators"]
+    header = [f"earned in the first {found['depth']} places", *(f"{name} [{level(report)}]" for name in names)]
+
+    def cell(value: dict[str, Any], said: str) -> str:
+        return said if value["enough"] else f"too few ({value['effective']:.0f})"
+
+    rows = found["rows"].items()
+    wide = _align([header, *([row, *(cell(c[n], _interval(c[n], number)) for n in names)] for row, c in rows)])
+    if len(wide[0]) <= _WIDTH:
+        return wide
+    return _align([[header[0], *names], *([r, *(cell(c[n], number(c[n]["mean"])) for n in names)] for r, c in rows)])
+
+
 def _slice_lines(report: dict[str, Any], *, most: int = 5) -> list[str]:
     sliced = report.get("slices")
     if not sliced or not sliced["slices"]:
         return []
-    table = [[f"worst of {sliced['measured']} slices", "queries", f"{sliced['metric']} difference [95 %]", ""]]
+    heading = f"{sliced['metric']} difference [{level(report)}]"
+    table = [[f"worst of {sliced['measured']} slices", "queries", heading, ""]]
     for row in sliced["slices"][:most]:
         shown = row["difference"] or row["new"]
         form = signed if row["difference"] else number
@@ -106,12 +160,45 @@ def _slice_lines(report: dict[str, Any], *, most: int = 5) -> list[str]:
     return _align(table)
 
 
+def weights_in_words(report: dict[str, Any]) -> str:
+    """What is taken as dependent, and how much evidence that leaves."""
+    ways = " or ".join(f"one {way.replace('_', ' ')}" for way in report["weights"])
+    return f"Queries of {ways} are taken as dependent: {weight_in_words(report['queries'], report['weights'])}."
+
+
 def metric_names(report: dict[str, Any]) -> list[str]:
     """Every metric of any row, the primary one first."""
     names = dict.fromkeys([report["primary_metric"]])
     for row in report["rows"]:
         names |= dict.fromkeys(row["exact"]) | dict.fromkeys(row.get("scann") or {})
     return list(names)
+
+
+def query_counts(report: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """{metric: {row: queries that its mean is over}}, of what is known."""
+    counts: dict[str, dict[str, int]] = {name: {} for name in metric_names(report)}
+    for row in report["rows"]:
+        for name, estimate in row["exact"].items():
+            if (estimate or {}).get("queries") is not None:
+                counts[name][row["name"]] = estimate["queries"]
+    return counts
+
+
+def queries_of(report: dict[str, Any], metric: str) -> str:
+    """Over how many queries a column is, "16 to 431" where its rows differ; "" for what is no metric."""
+    found = sorted(set(query_counts(report).get(metric, {}).values()))
+    return "" if not found else count(found[0]) if len(found) == 1 else f"{count(found[0])} to {count(found[-1])}"
+
+
+def row_notes(report: dict[str, Any]) -> list[str]:
+    """What the table itself has to say of single rows."""
+    return [f"{name}: {text}" for name, text in (report.get("row_notes") or {}).items()]
+
+
+def recall_label(report: dict[str, Any]) -> str:
+    """What the column of the index's recall is called, at its own depth: no metric has this name."""
+    names = (name for row in report["rows"] for name in row.get("scann_recall") or {})
+    return f"ScaNN {next(names, 'recall')}"
 
 
 def scann_recall(row: dict[str, Any]) -> float | None:
@@ -127,16 +214,25 @@ def scann_change(row: dict[str, Any], metric: str) -> dict[str, Any] | None:
     return None if exact is None or scann is None else {"mean": scann - exact, "low": None, "high": None}
 
 
-def verdict(difference: dict[str, Any]) -> str:
-    """What a 95 % interval of a minus b, and p corrected for many comparisons where there is one, allow to say of a.
+def level(report: dict[str, Any]) -> str:
+    """The confidence of all intervals, such as "95 %"."""
+    return f"{100 * report.get('confidence', 0.95):g} %"
 
-    Zero throughout is undecided too.
-    """
-    low, high, p = difference["low"], difference["high"], difference.get("p_holm")
+
+def decisive(difference: dict[str, Any]) -> tuple[float | None, float | None]:
+    """The interval that a verdict goes by: of all comparisons at once where there are several."""
+    if difference.get("low_all") is not None:
+        return difference["low_all"], difference["high_all"]
+    return difference["low"], difference["high"]
+
+
+def verdict(difference: dict[str, Any]) -> str:
+    """What was concluded of a minus b; where nothing was, what the interval says. Zero throughout is undecided too."""
+    if difference.get("verdict"):
+        return difference["verdict"]
+    low, high = decisive(difference)
     if difference["mean"] is None or low is None or high is None:
         return "not measured"
-    if p is not None and p > 0.05 + 1e-12:
-        return "undecided"
     if low > 0:
         return "better"
     return "worse" if high < 0 else "undecided"
@@ -156,19 +252,24 @@ def plain(value: Any) -> Any:
 
 
 def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else _unsigned_zero(f"{value:.3f}")
 
 
 def signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+    return "–" if value is None else _unsigned_zero(f"{value:+.3f}").replace("-", "−")
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else _unsigned_zero(f"{100 * value:.1f}") + " %"
 
 
 def signed_percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.1f} %".replace("-", "−")
+    return "–" if value is None else _unsigned_zero(f"{100 * value:+.1f}").replace("-", "−") + " %"
+
+
+def _unsigned_zero(text: str) -> str:
+    """What rounds to zero has no sign: "-0.000" is no number, and "+0.000" says which way nothing points."""
+    return text if text.strip("+-0.") else text.lstrip("+-")
 
 
 def count(value: float | None) -> str:
@@ -180,6 +281,22 @@ def count(value: float | None) -> str:
 
 def p_value(value: float | None) -> str:
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _history_lines(report: dict[str, Any]) -> list[str]:
+    lines = report.get("history") or []
+    if not lines:
+        return []
+    sure = level(report)
+    table = [["release", "row", f"{report['primary_metric']} [{sure}]", "queries", "over", f"difference [{sure}]", ""]]
+    for line in lines:
+        difference = _interval(line["difference"], signed) if line["difference"] else "–"
+        same = "" if line["same_data"] else "other data"
+        value = _interval(line, number)
+        table.append(
+            [line["report"], line["row"], value, count(line["queries"]), line["against"] or "–", difference, same]
+        )
+    return _align(table)
 
 
 def _align(table: list[list[str]]) -> list[str]:

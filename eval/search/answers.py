@@ -3,7 +3,9 @@
 {"query": {"item": "17"}, "generation": "3f6c...", "items": [
     {"id": "4", "score": 0.93, "title": "Red shirt", "attributes": {"colour": "red"}}, ...]}
 
-With `collapse` there is "collapsed", the near-duplicates that were left out, in all and of each item.
+Where the index has a row for each picture, an item is there once, and "picture" is the number of its nearest one.
+With `collapse` there is "collapsed", the near-duplicates that were left out, in all and of each item. "unmatched" has
+the values of filters that no item has, by attribute, where there are any.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import numpy as np
 import pyarrow.compute as pc
 from etils import epath
 
+from eval.embeddings.pictures import has_picture_rows, item_and_picture
 from eval.metrics.topk import select_top
 from eval.search.attribute_columns import AttributeColumn, AttributeColumns, Known, Where
 from eval.search.index import Index
 from eval.search.recall import search_allowed
-from eval.search.selection import Selection, choose
+from eval.search.selection import Selection, choose, first_of_groups
 from input_pipeline.dataset import item_table
 
 SCANNED = 20_000  # items that pass a filter: up to so many, each is scored, whatever the index
@@ -56,10 +59,24 @@ class Answers:
 
     @functools.cached_property
     def columns(self) -> AttributeColumns:
-        return AttributeColumns(self.index.ids, self.known)
+        return AttributeColumns([item for item, _ in self._shows] if self._shows else self.index.ids, self.known)
+
+    @functools.cached_property
+    def _shows(self) -> list[tuple[str, int]]:
+        """The item and the number of the picture of each row; [] where rows are items."""
+        if not has_picture_rows(self.index.encoder):
+            return []
+        return [item_and_picture(row_id, self.index) for row_id in self.index.ids]
+
+    @functools.cached_property
+    def _item_codes(self) -> np.ndarray:
+        """int64 [row]: equal for pictures of one item."""
+        first: dict[str, int] = {}
+        return np.array([first.setdefault(item, row) for row, (item, _) in enumerate(self._shows)], np.int64)
 
     def of_item(self, item: str, selection: Selection = _NEAREST) -> dict[str, Any]:
-        """The items nearest to an item of the index, without itself; with `group_by` without its own group.
+        """The items nearest to an item of the index, by its first picture, without itself and, with `group_by`, its
+        group.
 
         Raises:
           UserError: no such item, an attribute that no item has, a range that is none.
@@ -77,7 +94,7 @@ class Answers:
 
         Args:
           query: real [1, dimension].
-          without: id of an item that is left out.
+          without: id of an item of the index that is left out.
         """
         unit = self.index.check_query(query, k=selection.k)
         passing = self._rows_passing(_frozen(selection.where)) if selection.where else None
@@ -88,6 +105,8 @@ class Answers:
         while True:
             rows, scores = self._nearest(unit, min(ask, most), passing)
             shown = (scores >= selection.least) & self._others(rows, without, group)
+            if self._shows:
+                shown &= np.isin(np.arange(len(rows)), first_of_groups(self._item_codes[rows]))
             last = ask >= most or len(rows) < ask or bool((scores < selection.least).any())
             chosen = choose(
                 rows[shown],
@@ -108,22 +127,28 @@ class Answers:
                 strict=True,
             )
         ]
-        counted = {} if selection.collapse is None else {"collapsed": int(chosen.alike.sum())}
-        return {"generation": self.index.generation, **counted, "items": items}
+        more: dict[str, Any] = {} if selection.collapse is None else {"collapsed": int(chosen.alike.sum())}
+        if len(self.index) and (unmatched := self.columns.unmatched(selection.where) if selection.where else {}):
+            more["unmatched"] = unmatched
+        return {"generation": self.index.generation, **more, "items": items}
 
     def _item(self, row: int, score: float, alike: int | None) -> dict[str, Any]:
-        title, attributes = self.known.get(self.index.ids[row], ("", {}))
-        counted = {} if alike is None else {"collapsed": alike}
-        return {
-            "id": self.index.ids[row], "score": round(score, 6), **counted, "title": title, "attributes": attributes,
-        }  # fmt: skip
+        item, picture = self._shows[row] if self._shows else (self.index.ids[row], None)
+        title, attributes = self.known.get(item, ("", {}))
+        more = {} if picture is None else {"picture": picture}
+        more |= {} if alike is None else {"collapsed": alike}
+        return {"id": item, "score": round(score, 6), **more, "title": title, "attributes": attributes}
 
     def _others(self, rows: np.ndarray, without: str | None, group: AttributeColumn | None) -> np.ndarray:
         """bool [n]: which are not the item that is left out, nor of its group."""
         others = np.ones(len(rows), bool)
         if without is None:
             return others
-        others[[self.index.ids[row] == without for row in rows.tolist()]] = False
+        if self._shows:
+            without, _ = item_and_picture(without, self.index)
+            others &= self._item_codes[rows] != self._item_codes[self.index.row_of(without)]
+        else:
+            others[[self.index.ids[row] == without for row in rows.tolist()]] = False
         if group is not None and (code := group.code_of(self.known.get(without, ("", {}))[1])) >= 0:
             others &= group.codes[rows] != code
         return others

@@ -64,6 +64,10 @@ class AttributeColumn:
                 through[:-1] |= (self.numbers >= low) & (self.numbers <= high)  # false for NaN
         return through[self.codes]
 
+    def unmatched(self, entries: Iterable[str]) -> list[str]:
+        """Those that are neither a value of an item nor a range."""
+        return sorted(entry for entry in entries if entry not in self._code_of and ".." not in entry)
+
     def _range(self, entry: str) -> tuple[float, float]:
         begin, _, end = entry.partition("..")
         low = -math.inf if not begin.strip() else _number(begin)
@@ -102,6 +106,11 @@ class AttributeColumns:
             shown = ", ".join(self.names[:20]) or "none, since the dataset is not given"
             raise UserError(f"{what} {name!r}: no item has this attribute; there are {shown}")
         return self._columns[name]
+
+    def unmatched(self, where: Where) -> dict[str, list[str]]:
+        """The values of filters that no item has, such as misspelt ones, by attribute."""
+        found = {name: self.column(name, what="filter on").unmatched(entries) for name, entries in where.items()}
+        return {name: entries for name, entries in found.items() if entries}
 
     def rows_passing(self, where: Where) -> np.ndarray:
         """int32 [m]: rows that pass all the filters, ascending; UserError as `column` and `passing` raise it."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.search.index import Index
 from eval.search.live_index import LiveIndex
-from eval.search.recall import measure_recall
+from eval.search.recall import better_options, measure_recall
 from eval.search.updates import share_changed
 
 DRIFT = 0.01  # of recall, from which something is said: 1000 sampled queries of 10 tell less apart
@@ -59,14 +59,15 @@ def measure_health(index: Index, *, compact_at: float, sample: int = 1000) -> He
         queries=queries,
         advice=[],
     )
-    return dataclasses.replace(health, advice=_advice(health, compact_at))
+    better = f"build it again with --store and {better_options(index)}"
+    return dataclasses.replace(health, advice=_advice(health, compact_at, better=better))
 
 
-def _advice(health: Health, compact_at: float) -> list[str]:
+def _advice(health: Health, compact_at: float, *, better: str) -> list[str]:
     if not health.items:
         return ["every item is deleted, so nothing is found: --update puts items in"]
     found = []
-    mend = "--compact" if health.share else "build it again with --store, another mode, or more leaves_to_search"
+    mend = "--compact" if health.share else better
     if health.share > compact_at:
         found.append(f"more than {compact_at:.0%} of the items came or went since the base was built: --compact")
     if health.target is not None and health.now is not None and health.now < health.target:

@@ -61,7 +61,7 @@ class Index(ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __contains__(self, item: str) -> bool:
+    def __contains__(self, item: object) -> bool:
         return item in self._row_of
 
     @property

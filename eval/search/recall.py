@@ -20,13 +20,26 @@ def check_recall(index: Index, *, allow: bool = False) -> None:
     """Raises a UserError where an index is known to find too little: less than the target that it was tuned for, or
     than `LEAST_RECALL` where it is approximate and has none; not if that is allowed.
     """
+    if not allow and (short := shortfall(index)):
+        raise UserError(f"the index {short}, or give --allow_low_recall")
+
+
+def shortfall(index: Index) -> str:
+    """What an index is known to find too little and how to build a better one, in words; "" where it finds enough."""
     measured = index.measured
     least = measured.get("target", 0.0 if index.backend == "exact" else LEAST_RECALL)
-    if not allow and measured.get("recall", 1.0) < least:
-        raise UserError(
-            f"the index finds {measured['recall']:.4f} of the {measured['k']} nearest, less than {least}; build it "
-            "with --target_recall, or give --allow_low_recall"
-        )
+    if measured.get("recall", 1.0) >= least:
+        return ""
+    return (
+        f"finds {measured['recall']:.4f} of the {measured['k']} nearest, less than {least}; build it with "
+        f"{better_options(index)}"
+    )
+
+
+def better_options(index: Index) -> str:
+    """Flags of `siglip-jax index` with which more is found."""
+    reduced = f"--candidates above {index.options.get('candidates')} or a wider --reduce"
+    return reduced if index.backend == "reduced" else "--target_recall or --backend=exact"
 
 
 def search_allowed(index: Index, vectors: np.ndarray, mask: np.ndarray, *, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -77,7 +77,7 @@ def choose(
       groups: int [item of the index], -1 for items of no group; None for no groups.
       vectors_at: rows -> unit vectors float32.
     """
-    places = np.arange(len(rows)) if groups is None else _first_of_groups(groups[rows])
+    places = np.arange(len(rows)) if groups is None else first_of_groups(groups[rows])
     if selection.collapse is None:
         places, alike = places[: selection.candidates], np.zeros(min(len(places), selection.candidates), np.int64)
     else:
@@ -94,7 +94,8 @@ def choose(
     return Chosen(places, alike, enough)
 
 
-def _first_of_groups(codes: np.ndarray) -> np.ndarray:
+def first_of_groups(codes: np.ndarray) -> np.ndarray:
+    """int64 [m], ascending: the first place of each code of int [n]; of a negative one every place."""
     alone = np.where(codes >= 0, codes, -1 - np.arange(len(codes)))
     return np.sort(np.unique(alone, return_index=True)[1])
 

@@ -9,11 +9,12 @@ A change returns another index and leaves the one given as it is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from eval.embeddings.pictures import has_picture_rows, item_and_picture
 from eval.embeddings.vectors import unit_rows
 from eval.search.encoder_identity import encoder_identity
 from eval.search.index import Index
@@ -85,8 +86,11 @@ def upserted(index: Index, vectors: np.ndarray, ids: Sequence[str]) -> Upserted:
 
 
 def deleted(index: Index, ids: Iterable[str]) -> Deleted:
-    """Items taken out; the ids that are not there are returned, for the caller to name."""
+    """Items taken out with all their pictures; the ids that are not there are returned, for the caller to name."""
     wanted = list(dict.fromkeys(ids))
+    if has_picture_rows(index.encoder):
+        named = set(wanted)
+        wanted += [each for each in index.ids if each not in named and item_and_picture(each, index)[0] in named]
     out = [item for item in wanted if item in index]
     could_not_be_read = {each["id"] for each in index.missing} - {""}
     missing = [item for item in wanted if item not in index and item in could_not_be_read]
@@ -98,6 +102,14 @@ def deleted(index: Index, ids: Iterable[str]) -> Deleted:
         index = LiveIndex.over(index).changed(without=rows, vectors=none, ids=[])
         index.missing = kept
     return Deleted(index, out, missing, unknown)
+
+
+def gone_pictures(index: Index, ids: Collection[str]) -> list[str]:
+    """Rows of further pictures that a store no longer has of the items that it has."""
+    if not has_picture_rows(index.encoder):
+        return []
+    known = set(ids)
+    return [row for row in index.ids if row not in known and item_and_picture(row, known)[1] > 1]
 
 
 def with_missing(index: Index, skipped: Sequence[Mapping[str, Any]], *, earlier: bool) -> Index:
@@ -171,6 +183,8 @@ def _pooled(encoder: Mapping[str, Any]) -> str:
     pool = encoder.get("pool")
     if not pool:
         return "a vector of each item"
+    if has_picture_rows(encoder):
+        return "a row of each picture"
     return f"vectors pooled by {pool['by']}" if pool.get("by") else "vectors pooled over the pictures of an item"
 
 

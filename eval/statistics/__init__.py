@@ -1,5 +1,6 @@
-"""How sure a difference is: intervals and tests (`bootstrap`, which draws by `resampling`), what they allow to conclude
-(`significance`), and where it comes from (`slices`).
+"""How sure a difference is: which queries depend on each other (`clusters`), how a mean varies with them (`variance`),
+intervals and tests (`intervals`), of several comparisons at once (`simultaneous`), what they allow to conclude
+(`significance`), what rules set before decide (`decision`), and where a difference comes from (`slices`).
 """
 
 import lazy_loader

@@ -1,9 +1,7 @@
 """Where a row is weak: the metric within slices of the queries, and the paired difference to another row.
 
 A slicing gives every query one of a few labels: an attribute's value, a price band, the age of the item, head or tail,
-how much a user asks. Intervals are those of a cluster-robust standard error with Student's t (a slice's mean is a ratio
-of cluster sums: Cameron and Miller 2015, section II), which for large slices is what the clustered bootstrap gives and
-costs one pass over the queries.
+how much a user asks. Intervals within a slice are those of the whole (`eval.statistics.intervals`), of its own queries.
 
 Many slices are many chances to be wrong: beside its 95 % interval each difference has a simultaneous one (Bonferroni
 over all slices measured), and only that one decides whether a slice is called better or worse. The worst come first by
@@ -17,8 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
+from eval.statistics.clusters import Clusters, ClustersLike
+from eval.statistics.intervals import Interval, intervals_of
+from eval.statistics.significance import FEW_CLUSTERS
+from eval.statistics.variance import clustered_moments
 from siglip_jax.errors import UserError
 
 MIN_QUERIES, MIN_CLUSTERS = 50, 20
@@ -112,7 +113,7 @@ def measure_slices(
     new: np.ndarray,
     base: np.ndarray | None = None,
     *,
-    clusters: np.ndarray | None = None,
+    clusters: ClustersLike = None,
     min_queries: int = MIN_QUERIES,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
@@ -121,13 +122,13 @@ def measure_slices(
     Args:
       slicings: over the same queries.
       new, base: float64 [query], the metric of two rows; NaN queries are left out, from both.
-      clusters: [query], what depends on each other: user, title group; None for single queries.
+      clusters: what depends on each other, see `Clusters.of`: user, title group; None for single queries.
       min_queries: a slice of fewer queries, or of fewer than MIN_CLUSTERS clusters, is counted and not measured.
 
     Returns:
       {"slices": [{"slicing", "label", "queries", "clusters", "new": {"mean", "low", "high"}, "base": the same or None,
         "difference": the same and "low_all", "high_all" (simultaneous), or None, "verdict": "better", "worse",
-        "undecided" or None}],
+        "undecided", "too few" or None}],
        "small": [{"slicing", "label", "queries", "clusters"}], "no_value": {slicing: queries},
        "measured": how many slices, "min_queries", "min_clusters", "confidence"}.
       Slices stand by the far end of their simultaneous interval: of the difference, or of `new` without `base`.
@@ -138,75 +139,63 @@ def measure_slices(
     new = np.asarray(new, np.float64)
     columns = [new] if base is None else [new, np.asarray(base, np.float64), new - np.asarray(base, np.float64)]
     values = np.stack(columns, axis=1)
-    clusters = np.arange(len(new)) if clusters is None else np.unique(clusters, return_inverse=True)[1].reshape(-1)
     if not slicings:
         raise UserError("no slicing: expected at least one")
     for slicing in slicings:
-        if slicing.codes.shape != new.shape or clusters.shape != new.shape:
+        if slicing.codes.shape != new.shape:
             raise UserError(f"slicing {slicing.name!r}: {len(slicing.codes)} labels for {len(new)} queries")
+    clusters = Clusters.of(clusters, len(new))
     known = ~np.isnan(values).any(axis=1)
     if not np.isfinite(values[known]).all():
         raise UserError("slices: infinite values; expected finite or NaN")
-    found = [_moments(slicing, values, clusters, known) for slicing in slicings]
-    enough = [(n >= min_queries) & (c >= MIN_CLUSTERS) for n, c, _, _ in found]
-    measured = sum(int(mask.sum()) for mask in enough)
-    out: dict[str, Any] = {"slices": [], "small": [], "no_value": {}, "measured": measured}
-    out |= {"min_queries": min_queries, "min_clusters": MIN_CLUSTERS, "confidence": confidence}
-    for slicing, (queries, counted, mean, error), mask in zip(slicings, found, enough, strict=True):
+    out: dict[str, Any] = {"slices": [], "small": [], "no_value": {}}
+    enough: list[tuple[dict[str, Any], np.ndarray, Clusters]] = []
+    for slicing in slicings:
         if missing := int((known & (slicing.codes < 0)).sum()):
             out["no_value"][slicing.name] = missing
-        for code, label in enumerate(slicing.labels):
-            head: dict[str, Any] = {"slicing": slicing.name, "label": label}
-            head |= {"queries": int(queries[code]), "clusters": int(counted[code])}
-            if not mask[code]:
-                if queries[code]:
-                    out["small"].append(head)
-                continue
-            reach = error[code] * _quantile(confidence, counted[code])
-            reach_all = error[code] * _quantile(1 - (1 - confidence) / measured, counted[code])
-            row = {**head, "new": _interval(mean[code, 0], reach[0]), "base": None, "difference": None, "verdict": None}
-            if base is not None:
-                low, high = float(mean[code, 2] - reach_all[2]), float(mean[code, 2] + reach_all[2])
-                row["base"] = _interval(mean[code, 1], reach[1])
-                row["difference"] = {**_interval(mean[code, 2], reach[2]), "low_all": low, "high_all": high}
-                row["verdict"] = "better" if low > 0 else "worse" if high < 0 else "undecided"
-            row["far_end"] = float(mean[code, -1] + reach_all[-1])
-            out["slices"].append(row)
-    out["slices"].sort(key=lambda row: row["far_end"])
-    for row in out["slices"]:
-        del row["far_end"]
+        for label, inside in zip(slicing.labels, _members(slicing, known), strict=True):
+            of = clusters.take(inside)
+            fewest = min(part.groups for part in of.ways)
+            head = {"slicing": slicing.name, "label": label, "queries": len(inside), "clusters": fewest}
+            if len(inside) >= min_queries and fewest >= MIN_CLUSTERS:
+                enough.append((head, inside, of))
+            elif len(inside):
+                out["small"].append(head)
+    out |= {"measured": len(enough), "min_queries": min_queries, "min_clusters": MIN_CLUSTERS}
+    out["confidence"] = confidence
+    all_confidence = 1 - (1 - confidence) / max(1, len(enough))
+    for head, inside, of in enough:
+        moments = clustered_moments(values[inside], of)
+        alone = intervals_of(moments, queries=len(inside), confidence=confidence)
+        decides = intervals_of(moments, queries=len(inside), confidence=all_confidence)[-1]
+        row = {**head, "new": _plain(alone[0]), "base": None, "difference": None, "verdict": None}
+        if base is not None:
+            row["base"] = _plain(alone[1])
+            row["difference"] = {**_plain(alone[2]), "low_all": decides.low, "high_all": decides.high}
+            row["verdict"] = _verdict(decides)
+        out["slices"].append((decides.high, row))
+    out["slices"] = [row for _, row in sorted(out["slices"], key=lambda found: found[0])]
     return out
 
 
-def _moments(
-    slicing: Slicing, values: np.ndarray, clusters: np.ndarray, known: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of each slice: queries [s], clusters [s], means [s, column], cluster-robust standard errors [s, column]."""
-    labels = len(slicing.labels)
-    inside = known & (slicing.codes >= 0)
-    code, kept = slicing.codes[inside], values[inside]
-    pairs, member = np.unique(clusters[inside] * labels + code, return_inverse=True)
-    member, pair_code = member.reshape(-1), pairs % max(1, labels)
-    queries = np.bincount(code, minlength=labels).astype(np.float64)
-    counted = np.bincount(pair_code, minlength=labels).astype(np.float64)
-    sizes = np.bincount(member, minlength=len(pairs)).astype(np.float64)
-    mean, error = np.empty((labels, values.shape[1])), np.empty((labels, values.shape[1]))
-    with np.errstate(invalid="ignore", divide="ignore"):  # empty slices and single clusters are NaN
-        for column in range(values.shape[1]):
-            sums = np.bincount(member, kept[:, column], minlength=len(pairs))
-            mean[:, column] = np.bincount(pair_code, sums, minlength=labels) / queries
-            residual = sums - mean[pair_code, column] * sizes
-            squares = np.bincount(pair_code, np.square(residual), minlength=labels)
-            error[:, column] = np.sqrt(squares * counted / (counted - 1)) / queries
-    return queries, counted, mean, error
+def _members(slicing: Slicing, known: np.ndarray) -> list[np.ndarray]:
+    """The queries of each label that are known: int64 [m], ascending."""
+    inside = np.flatnonzero(known & (slicing.codes >= 0))
+    code = slicing.codes[inside]
+    ends = np.cumsum(np.bincount(code, minlength=len(slicing.labels)))[:-1]
+    return np.split(inside[np.argsort(code, kind="stable")], ends)
 
 
-def _quantile(confidence: float, clusters: float) -> float:
-    return float(scipy.stats.t.ppf((1 + confidence) / 2, clusters - 1))
+def _verdict(difference: Interval) -> str:
+    if difference.low <= 0 <= difference.high:
+        return "undecided"
+    if difference.degrees + 1 < FEW_CLUSTERS:
+        return "too few"
+    return "better" if difference.low > 0 else "worse"
 
 
-def _interval(mean: float, reach: float) -> dict[str, float]:
-    return {"mean": float(mean), "low": float(mean - reach), "high": float(mean + reach)}
+def _plain(interval: Interval) -> dict[str, float]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
 def _band_names(edges: Sequence[float], highest: float, *, whole: bool, unit: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from siglip_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")  # of computing and of storing
+GELUS = ("tanh", "exact")  # by its tanh approximation, as every published SigLIP was trained, or by the error function
 # Far beyond any model; a damaged file must not ask for terabytes.
 MAX_SIZE, MAX_DEPTH, MAX_PIXELS = 2**24, 1024, 2**14
 FEATURE_NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -17,12 +18,22 @@ FEATURE_NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TowerSize:
-    """Width, depth, MLP width and heads of one transformer."""
+    """Width, depth, MLP width and heads of one transformer, and which GELU its MLPs have (of `GELUS`)."""
 
     width: int
     depth: int
     mlp_dim: int
     heads: int
+    gelu: str = "tanh"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.width, self.depth, self.mlp_dim, self.heads
+
+    def to_json(self) -> dict[str, Any]:
+        """The usual GELU goes without saying."""
+        fields = dataclasses.asdict(self)
+        return fields if self.gelu != GELUS[0] else {name: x for name, x in fields.items() if name != "gelu"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,9 +122,11 @@ class Architecture:
     def __post_init__(self) -> None:
         sizes = (*self.image_size, self.patch_size, self.vocab_size, self.text_length)
         towers = [tower for tower in (self.image, self.text) if isinstance(tower, TowerSize)]
-        whole = (*sizes, *(size for tower in towers for size in dataclasses.astuple(tower)))
+        whole = (*sizes, *(size for tower in towers for size in tower.sizes))
         if len(self.image_size) != 2 or any(type(size) is not int or not 0 < size <= MAX_SIZE for size in whole):
             raise UserError(f"model: {self}; expected (height, width) and whole numbers from 1 to {MAX_SIZE}")
+        if unknown := [tower.gelu for tower in towers if tower.gelu not in GELUS]:
+            raise UserError(f"model: gelu={unknown[0]!r}; expected one of {', '.join(GELUS)}")
         for name, found, limit in (
             ("layers", max(self.image.depth, self.text.depth), MAX_DEPTH),
             ("pixels a side", max(self.image_size), MAX_PIXELS),
@@ -167,8 +180,8 @@ class Architecture:
         return self.image
 
     def to_json(self) -> dict[str, Any]:
-        image = self.image.to_json() if isinstance(self.image, FeatureSize) else dataclasses.asdict(self.image)
-        return {**dataclasses.asdict(self), "image_size": list(self.image_size), "image": image}
+        towers = {"image": self.image.to_json(), "text": self.text.to_json()}
+        return {**dataclasses.asdict(self), "image_size": list(self.image_size), **towers}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Architecture:

@@ -56,7 +56,7 @@ class ImageTower(nn.Module):
     @property
     def _sizes(self) -> dict[str, Any]:
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        return dict(mlp_dim=self.size.mlp_dim, heads=self.size.heads, **kinds)
+        return dict(mlp_dim=self.size.mlp_dim, heads=self.size.heads, gelu=self.size.gelu, **kinds)
 
     def _tokens(self, image: jax.Array | Patches) -> Any:
         kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
@@ -109,6 +109,7 @@ class TextTower(nn.Module):
             self.size.heads,
             remat=self.remat,
             unroll=self.unroll,
+            gelu=self.size.gelu,
             name="Encoder_0",
             **kinds,
         )

@@ -26,11 +26,12 @@ def layer_norm(name: str, *, param_dtype: Dtype) -> nn.LayerNorm:
 
 
 class Mlp(nn.Module):
-    """Dense, tanh-approximated GELU, Dense: [..., width] -> [..., width]."""
+    """Dense, GELU (tanh-approximated or exact), Dense: [..., width] -> [..., width]."""
 
     mlp_dim: int
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
+    gelu: str = "tanh"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,7 +42,7 @@ class Mlp(nn.Module):
             bias_init=nn.initializers.normal(1e-6),
         )
         width = x.shape[-1]
-        x = nn.gelu(nn.Dense(self.mlp_dim, name="Dense_0", **dense)(x), approximate=True)
+        x = nn.gelu(nn.Dense(self.mlp_dim, name="Dense_0", **dense)(x), approximate=self.gelu == "tanh")
         return nn.Dense(width, name="Dense_1", **dense)(x)
 
 
@@ -73,6 +74,7 @@ class EncoderBlock(nn.Module):
     heads: int
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
+    gelu: str = "tanh"
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, None]:
@@ -80,7 +82,7 @@ class EncoderBlock(nn.Module):
         y = layer_norm("LayerNorm_0", param_dtype=self.param_dtype)(x).astype(self.dtype)
         x = x + Attention(self.heads, name="MultiHeadDotProductAttention_0", **kinds)(y, y, mask)
         y = layer_norm("LayerNorm_1", param_dtype=self.param_dtype)(x).astype(self.dtype)
-        return x + Mlp(self.mlp_dim, name="MlpBlock_0", **kinds)(y), None
+        return x + Mlp(self.mlp_dim, gelu=self.gelu, name="MlpBlock_0", **kinds)(y), None
 
 
 class Encoder(nn.Module):
@@ -93,6 +95,7 @@ class Encoder(nn.Module):
     param_dtype: Dtype = "float32"
     remat: str = "none"
     unroll: int = 1
+    gelu: str = "tanh"
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -107,7 +110,7 @@ class Encoder(nn.Module):
             length=self.depth,
             unroll=min(self.unroll, self.depth),
         )
-        x, _ = stack(self.mlp_dim, self.heads, self.dtype, self.param_dtype, name="encoderblock")(x, mask)
+        x, _ = stack(self.mlp_dim, self.heads, self.dtype, self.param_dtype, self.gelu, name="encoderblock")(x, mask)
         return layer_norm("encoder_norm", param_dtype=self.param_dtype)(x).astype(self.dtype)
 
 
@@ -118,6 +121,7 @@ class MapHead(nn.Module):
     heads: int
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
+    gelu: str = "tanh"
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -127,4 +131,4 @@ class MapHead(nn.Module):
         probe = probe.astype(self.dtype).repeat(n, axis=0)
         x = Attention(self.heads, name="MultiHeadDotProductAttention_0", **kinds)(probe, x, mask)
         y = layer_norm("LayerNorm_0", param_dtype=self.param_dtype)(x).astype(self.dtype)
-        return (x + Mlp(self.mlp_dim, name="MlpBlock_0", **kinds)(y))[:, 0]
+        return (x + Mlp(self.mlp_dim, gelu=self.gelu, name="MlpBlock_0", **kinds)(y))[:, 0]

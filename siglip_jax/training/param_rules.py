@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from siglip_jax.errors import UserError
 
@@ -17,6 +19,15 @@ Params = Any  # a tree of arrays by name, {"img": {...}, "txt": {...}, "t": [1],
 def path_name(path: tuple[Any, ...]) -> str:
     """A pytree path as "img/Transformer/encoder_norm/scale"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def params_checksum(params: Any) -> str:
+    """sha256 of parameters, by name."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
+        digest.update(f"{path_name(path)} {leaf.dtype} {leaf.shape}\n".encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def match_rules(rules: Iterable[tuple[str, T]], tree: Any, *, default_for_scalars: T | None = None) -> Any:

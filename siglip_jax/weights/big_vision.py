@@ -21,7 +21,7 @@ from etils import epath
 from siglip_jax.errors import UserError, check_choice
 from siglip_jax.models.architecture import Architecture, TowerSize
 from siglip_jax.models.presets import PRESETS, Preset
-from siglip_jax.weights.stored_model import LAYOUTS, Format, StoredModel
+from siglip_jax.weights.stored_model import LAYOUTS, Format, StoredModel, WriteOptions
 from siglip_jax.weights.tensors import list_some, unflatten
 
 MAX_BYTES = 64 * 2**30  # of a file's arrays, unpacked
@@ -188,14 +188,17 @@ def read(path: epath.Path, preset: Preset | None = None) -> StoredModel:
     return StoredModel(params=params, architecture=architecture, preprocessing=preprocessing, source=path)
 
 
-def write(model: StoredModel, path: epath.Path, layout: str = "stacked") -> list[str]:
+def write(model: StoredModel, path: epath.Path, options: WriteOptions) -> list[str]:
     """Writes the parameters. UserError where the path does not end in .npz, and for an adapter."""
-    model.architecture.pictures_tower("save as big_vision")
+    image, text = model.architecture.pictures_tower("save as big_vision"), model.architecture.text
     if path.suffix != ".npz":
         raise UserError(f"save: {path}; a big_vision checkpoint is an .npz file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_params(model.params, path, layout=layout)
-    return [] if model.preprocessing is None else ["an .npz holds no preprocessing and no tokenizer"]
+    write_params(model.params, path, layout=options.layout)
+    notes = [] if model.preprocessing is None else ["an .npz holds no preprocessing and no tokenizer"]
+    if (image.gelu, text.gelu) != ("tanh", "tanh"):
+        notes.append("the exact GELU; big_vision computes it by tanh, and so will whoever reads the .npz")
+    return notes
 
 
 def published_size(architecture: Architecture) -> Architecture:

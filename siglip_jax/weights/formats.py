@@ -9,15 +9,21 @@ from etils import epath
 
 from siglip_jax import files
 from siglip_jax.errors import UserError
+from siglip_jax.weights import tensors
 from siglip_jax.weights.big_vision import BIG_VISION
 from siglip_jax.weights.huggingface import HUGGINGFACE
 from siglip_jax.weights.native import NATIVE
+from siglip_jax.weights.open_clip.open_clip_folder import OPEN_CLIP, STATE_DICT
+from siglip_jax.weights.sentence_transformers import SENTENCE_TRANSFORMERS
 from siglip_jax.weights.stored_model import Format
 
 FORMATS: dict[str, Format] = {  # by the name that is saved with; detected in this order
     "native": NATIVE,
+    "sentence_transformers": SENTENCE_TRANSFORMERS,
     "huggingface": HUGGINGFACE,
+    "open_clip": OPEN_CLIP,
     "big_vision": BIG_VISION,
+    "state_dict": STATE_DICT,
 }
 
 
@@ -45,5 +51,7 @@ def detect_format(source: epath.Path) -> Format:
     for each in FORMATS.values():
         if each.detect(source):
             return each
+    if hint := tensors.conversion(source, tensors.SINGLE):
+        raise UserError(f"{source}: {hint}")
     kind = "folder" if source.is_dir() else f"{source.suffix or 'plain'} file"
     raise UserError(f"{source}: a {kind} of no known format; expected {expected_sources()}")

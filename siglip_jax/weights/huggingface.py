@@ -18,13 +18,14 @@ from siglip_jax.models.towers import parameter_shapes
 from siglip_jax.weights import tensors
 from siglip_jax.weights.huggingface_names import from_state_dict, has_identity_head, to_state_dict
 from siglip_jax.weights.processor import read_processor, write_processor
-from siglip_jax.weights.stored_model import Format, StoredModel
+from siglip_jax.weights.stored_model import Format, StoredModel, WriteOptions
 
 # --- config.json ------------------------------------------------------------------------------------------------------
 
 # What transformers fills in where config.json is silent (SiglipTextConfig, SiglipVisionConfig, Siglip2VisionConfig).
 _DEFAULT_SIZE = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-_FIXED = dict(hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, num_channels=3, vision_use_head=True)
+_FIXED = dict(layer_norm_eps=1e-6, num_channels=3, vision_use_head=True)
+_GELUS = {"gelu_pytorch_tanh": "tanh", "gelu": "exact"}
 
 
 def architecture_of(config: Mapping[str, Any], *, text_head: bool, source: object) -> Architecture:
@@ -39,6 +40,11 @@ def architecture_of(config: Mapping[str, Any], *, text_head: bool, source: objec
     kind = config.get("model_type")
     if kind in ("siglip_vision_model", "siglip_text_model", "siglip2_vision_model", "siglip2_text_model"):
         raise UserError(f"{source}: {kind} is one tower; expected both, model_type siglip or siglip2")
+    if kind is None and "pretrained_cfg" in config:
+        raise UserError(
+            f"{source}: {config.get('architecture')}, an image tower of timm alone; expected both towers, as in the "
+            "folder of open_clip or transformers"
+        )
     if kind not in ("siglip", "siglip2"):
         raise UserError(f"{source}: model_type is {kind!r}; expected siglip or siglip2")
     naflex = kind == "siglip2"
@@ -48,6 +54,8 @@ def architecture_of(config: Mapping[str, Any], *, text_head: bool, source: objec
             for field, expected in _FIXED.items():
                 if tower.get(field, expected) != expected:
                     raise UserError(f"{source}: {name}.{field} is {tower[field]!r}; SigLIP has {expected!r}")
+            if (act := tower.setdefault("hidden_act", "gelu_pytorch_tanh")) not in _GELUS:
+                raise UserError(f"{source}: {name}.hidden_act is {act!r}; SigLIP has 'gelu_pytorch_tanh', or 'gelu'")
         patch = vision.get("patch_size", 16)
         side = math.isqrt(vision.get("num_patches", 256)) * patch if naflex else vision.get("image_size", 224)
         architecture = Architecture(
@@ -75,7 +83,7 @@ def architecture_of(config: Mapping[str, Any], *, text_head: bool, source: objec
 
 def _tower_size(fields: dict[str, Any]) -> TowerSize:
     width, mlp_dim, depth, heads = ({**_DEFAULT_SIZE, **fields}[name] for name in _DEFAULT_SIZE)
-    return TowerSize(width=width, depth=depth, mlp_dim=mlp_dim, heads=heads)
+    return TowerSize(width=width, depth=depth, mlp_dim=mlp_dim, heads=heads, gelu=_GELUS[fields["hidden_act"]])
 
 
 def config_of(architecture: Architecture, *, dtype: str, pad_id: int) -> dict[str, Any]:
@@ -90,11 +98,18 @@ def config_of(architecture: Architecture, *, dtype: str, pad_id: int) -> dict[st
     image = architecture.pictures_tower("config.json")
     prefix = "siglip2" if architecture.naflex else "siglip"
     picture = {"num_patches": rows * columns} if architecture.naflex else {"image_size": architecture.image_size[0]}
-    common = {"attention_dropout": 0.0, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+    common = {"attention_dropout": 0.0, "layer_norm_eps": 1e-6}
 
     def tower(size: TowerSize) -> dict[str, Any]:
         widths = {"hidden_size": size.width, "intermediate_size": size.mlp_dim}
-        return {**common, **widths, "num_hidden_layers": size.depth, "num_attention_heads": size.heads}
+        act = next(name for name, gelu in _GELUS.items() if gelu == size.gelu)
+        return {
+            **common,
+            "hidden_act": act,
+            **widths,
+            "num_hidden_layers": size.depth,
+            "num_attention_heads": size.heads,
+        }
 
     return {
         "architectures": ["Siglip2Model" if architecture.naflex else "SiglipModel"],
@@ -150,15 +165,15 @@ def read(folder: epath.Path, preset: Preset | None = None) -> StoredModel:
     return StoredModel(params=params, architecture=architecture, preprocessing=preprocessing, source=folder)
 
 
-def write(model: StoredModel, folder: epath.Path, layout: str = "stacked") -> list[str]:
-    """Writes config.json and model.safetensors, what `SiglipModel.from_pretrained` reads, and the processor's files."""
+def write(model: StoredModel, folder: epath.Path, options: WriteOptions) -> list[str]:
+    """Writes config.json, the tensors that `SiglipModel.from_pretrained` reads (one file or shards), the processor."""
     model.architecture.pictures_tower("save as huggingface")
     pad_id = 1 if model.preprocessing is None else model.preprocessing.pad_id
     dtype = np.asarray(model.params["img"]["pos_embedding"]).dtype.name
     config = config_of(model.architecture, dtype=dtype, pad_id=pad_id)
     folder.mkdir(parents=True, exist_ok=True)
     state = to_state_dict(model.params, model.architecture)
-    tensors.write_file(folder / tensors.SINGLE, state, metadata={"format": "pt"})
+    tensors.write_folder(folder, state, metadata={"format": "pt"}, shard_bytes=options.shard_bytes)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if model.preprocessing is None:
         return ["no processor was written, since the preprocessing is not known"]

@@ -21,7 +21,7 @@ from siglip_jax.models.presets import Preset
 from siglip_jax.models.towers import parameter_shapes
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.weights import tensors
-from siglip_jax.weights.stored_model import Format, StoredModel
+from siglip_jax.weights.stored_model import Format, StoredModel, WriteOptions
 
 MARK = "siglip-jax model 1"
 DESCRIPTION, CHECKPOINTS = "model.json", "checkpoints"
@@ -94,7 +94,7 @@ def _read(folder: epath.Path, *, step: int | None) -> StoredModel:
     raise UserError(f"{folder}: neither {tensors.SINGLE} nor checkpoints/; train first, or copy the parameters")
 
 
-def write(model: StoredModel, folder: epath.Path, layout: str = "stacked") -> list[str]:
+def write(model: StoredModel, folder: epath.Path, options: WriteOptions) -> list[str]:
     """Writes everything; nothing is lost."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / tensors.SINGLE

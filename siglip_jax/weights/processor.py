@@ -20,7 +20,7 @@ from siglip_jax import files
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
 from siglip_jax.preprocessing.resize_table import FIXED_PROCESSOR, FLEXIBLE_PROCESSOR, RESIZES
-from siglip_jax.weights.processor_settings import names, refuse_unknown, switch, write_json
+from siglip_jax.weights.processor_settings import names, refuse_unknown, switch, value_range, write_json
 from siglip_jax.weights.tokenizer_files import read_tokenizer, write_tokenizer
 
 IMAGE_FILES = ("processor_config.json", "preprocessor_config.json")  # the first one that describes pictures counts
@@ -131,20 +131,10 @@ def _whole(path: epath.Path, name: str, value: Any) -> int:
 
 
 def _value_range(path: epath.Path, settings: Mapping[str, Any]) -> tuple[float, float]:
-    """What (x * rescale_factor - mean) / std makes of 0 and 255; one value for all three channels."""
     scale = settings.get("rescale_factor", 1 / 255) if switch(path, settings, "do_rescale") else 1.0
-    mean, std = 0.0, 1.0
-    if switch(path, settings, "do_normalize"):
-        values = [settings.get("image_mean", 0.5), settings.get("image_std", 0.5)]
-        channels = [value if isinstance(value, list) else [value] for value in values]
-        if not all(numbers and all(number == numbers[0] for number in numbers) for numbers in channels):
-            raise UserError(f"{path}: image_mean={values[0]!r}, image_std={values[1]!r}; expected equal channels")
-        (mean, *_), (std, *_) = channels
-    if not all(type(value) in (int, float) for value in (scale, mean, std)) or not scale > 0 or not std > 0:
-        raise UserError(f"{path}: rescale_factor={scale!r}, image_mean={mean!r}, image_std={std!r}; expected numbers")
-    # 255 * 0.00392156862745098 is 1 but for the last bit.
-    low, high = (round((level * scale - mean) / std, 9) for level in (0, 255))
-    return low, high
+    if not switch(path, settings, "do_normalize"):
+        return value_range(path, 0.0, 1.0, scale=scale)
+    return value_range(path, settings.get("image_mean", 0.5), settings.get("image_std", 0.5), scale=scale)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Settings of Hugging Face's processor files: what both their pictures' and their titles' side ask and write."""
+"""Settings of the processor files of others: what both their pictures' and their titles' side ask and write."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ def refuse_unknown(
     if unknown:
         listed = ", ".join(f"{name}={str(value)[:60]!r}" for name, value in sorted(unknown.items()))
         raise UserError(f"{path}: unknown settings {listed}; they may change what the model sees: remove them")
+
+
+def value_range(path: epath.Path, mean: Any, std: Any, *, scale: Any = 1 / 255) -> tuple[float, float]:
+    """What (x * scale - mean) / std makes of 0 and 255; one value for all three channels."""
+    channels = [value if isinstance(value, list) else [value] for value in (mean, std)]
+    if not all(numbers and all(number == numbers[0] for number in numbers) for numbers in channels):
+        raise UserError(f"{path}: image_mean={mean!r}, image_std={std!r}; expected equal channels")
+    (shift, *_), (width, *_) = channels
+    if not all(type(value) in (int, float) for value in (scale, shift, width)) or not scale > 0 or not width > 0:
+        raise UserError(f"{path}: rescale_factor={scale!r}, image_mean={mean!r}, image_std={std!r}; expected numbers")
+    # 255 * 0.00392156862745098 is 1 but for the last bit.
+    low, high = (round((level * scale - shift) / width, 9) for level in (0, 255))
+    return low, high
 
 
 def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:

@@ -13,6 +13,20 @@ from siglip_jax.models.presets import Preset
 from siglip_jax.preprocessing import Preprocessing
 
 LAYOUTS = ("stacked", "layers")
+SHARD_BYTES = 5 * 10**9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """How files are written, where a format knows more than one way.
+
+    Attributes:
+      layout: of LAYOUTS, of the layers in an .npz.
+      shard_bytes: the most that one safetensors file of a Hugging Face folder holds, but for a larger tensor.
+    """
+
+    layout: str = LAYOUTS[0]
+    shard_bytes: int = SHARD_BYTES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +59,11 @@ class Format:
       description: after "expected", such as "a big_vision .npz".
       detect: whether an existing path, a folder or a regular file, is of this format; by names alone, without reading.
       read: (path, the preset that was asked for by name or None) -> the model. UserError for damaged files.
-      write: (model, path, layout) -> what the format cannot hold, a line each. The path does not exist, or is an empty
-        folder. `layout` is one of LAYOUTS, for files that know both. None where the format is only read.
+      write: (model, path, options) -> what the format cannot hold, a line each. The path does not exist, or is an
+        empty folder. None where the format is only read.
     """
 
     description: str
     detect: Callable[[epath.Path], bool]
     read: Callable[[epath.Path, Preset | None], StoredModel]
-    write: Callable[[StoredModel, epath.Path, str], list[str]] | None = None
+    write: Callable[[StoredModel, epath.Path, WriteOptions], list[str]] | None = None

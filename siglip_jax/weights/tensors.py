@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,9 +28,8 @@ def read(folder: epath.Path) -> dict[str, np.ndarray]:
     if (folder / SINGLE).exists():
         return read_file(folder / SINGLE)
     if not (folder / INDEX).exists():
-        pickled = [path.name for path in folder.glob("*.bin")]
-        hint = f"; {pickled[0]} is a pickle, which is never read: save it again as safetensors" if pickled else ""
-        raise UserError(f"{folder}: no {SINGLE}{hint}")
+        hint = conversion(folder, SINGLE)
+        raise UserError(f"{folder}: no {SINGLE}{hint and f'; {hint}'}")
     where = files.read_json(folder / INDEX).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise UserError(f"{folder / INDEX}: not an index of safetensors files (no weight_map of names); copy it again")
@@ -60,12 +60,67 @@ def read_file(path: epath.Path) -> dict[str, np.ndarray]:
 
 
 def write_file(path: epath.Path, tensors: Mapping[str, np.ndarray], *, metadata: dict[str, str]) -> None:
-    """Writes one file. safetensors stores the bytes of a transposed view in the wrong order, hence the copies."""
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    """Writes one file. safetensors stores the bytes of a transposed view in the wrong order, hence the copies.
+
+    Those make a scalar a vector, which it is not to become.
+    """
+    contiguous = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()}
     if "://" in str(path):
         path.write_bytes(safetensors.numpy.save(contiguous, metadata))
     else:
         safetensors.numpy.save_file(contiguous, str(path), metadata)
+
+
+def write_folder(
+    folder: epath.Path, tensors: Mapping[str, np.ndarray], *, metadata: dict[str, str], shard_bytes: int
+) -> None:
+    """Writes one file, or where it would hold more than `shard_bytes` several, with the index that names them.
+
+    A tensor beyond the limit has a file of its own.
+    """
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, value in tensors.items():
+        if shards[-1] and size + value.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = value
+        size += value.nbytes
+    if len(shards) == 1:
+        write_file(folder / SINGLE, tensors, metadata=metadata)
+        return
+    where: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_file(folder / name, shard, metadata=metadata)
+        where |= dict.fromkeys(shard, name)
+    total = sum(value.nbytes for value in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+# --- what is never read -----------------------------------------------------------------------------------------------
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def conversion(path: epath.Path, name: str) -> str:
+    """How a pickle, or those of a folder, becomes safetensors: for an error message; "" where there is none."""
+    beside = path if path.is_dir() else path.parent
+    found = sorted(each.name for each in path.iterdir()) if path.is_dir() else [path.name]
+    pickles = [each for each in found if epath.Path(each).suffix in PICKLES]
+    if not pickles:
+        return ""
+    program = (
+        "import sys, torch, safetensors.torch as s; "
+        "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+        "s.save_file({k: v.clone().contiguous() for k, v in d.get('state_dict', d).items()}, sys.argv[2])"
+    )
+    source, target = beside / pickles[0], beside / name
+    return f'{pickles[0]} is a pickle, which is never read; convert it: python -c "{program}" {source} {target}'
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
 def list_some(names: Iterable[str], *, at_most: int = 20) -> str:

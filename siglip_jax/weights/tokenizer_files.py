@@ -20,9 +20,9 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SPIECE = "spiece.model"
 TOKENIZER_FILES = (SPIECE, "tokenizer.model", "tokenizer.json")  # SentencePiece first: it needs no further library
 _NO_MASK = ["input_ids"]  # else transformers makes an attention mask, and every embedding of a short title is another
-_SIGLIP, _SIGLIP2, _GEMMA = "SiglipTokenizer", "Siglip2Tokenizer", "GemmaTokenizer"
+_SIGLIP, _SIGLIP2, _GEMMA, _T5 = "SiglipTokenizer", "Siglip2Tokenizer", "GemmaTokenizer", "T5Tokenizer"
 _AS_FILE = "PreTrainedTokenizerFast"  # goes by tokenizer.json alone, in every version
-_TOKENIZER_CLASSES = {f"{name}{variant}": name for name in (_SIGLIP, _SIGLIP2, _GEMMA) for variant in ("", "Fast")}
+_TOKENIZER_CLASSES = {f"{name}{variant}": name for name in (_SIGLIP, _SIGLIP2, _GEMMA, _T5) for variant in ("", "Fast")}
 _TOKENIZER_CLASSES |= dict.fromkeys((_AS_FILE, "TokenizersBackend"), _AS_FILE)
 _NAFLEX_LENGTH = 64  # of titles, to which Siglip2Processor pads unless its caller says another
 
@@ -31,12 +31,12 @@ _NEUTRAL_TEXT = names("""
     auto_map backend chat_template clean_up_tokenization_spaces fast_tokenizer_files is_local legacy local_files_only
     max_length name_or_path pad_to_multiple_of pad_token_type_id padding processor_class return_tensors
     spaces_between_special_tokens special_tokens_map_file split_special_tokens stride tokenizer_file tokenizer_type
-    transformers_version truncation truncation_strategy use_default_system_prompt use_fast vocab_file
+    unk_id transformers_version truncation truncation_strategy use_default_system_prompt use_fast vocab_file
 """)
 # What is looked at below.
 _READ_TEXT = names("""
     add_bos_token add_eos_token added_tokens_decoder additional_special_tokens bos_token do_lower_case eos_token
-    extra_special_tokens mask_token model_input_names model_max_length model_specific_special_tokens pad_token
+    extra_ids extra_special_tokens mask_token model_input_names model_max_length model_specific_special_tokens pad_token
     padding_side sp_model_kwargs tokenizer_class truncation_side unk_token
 """)
 
@@ -44,8 +44,12 @@ _READ_TEXT = names("""
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_tokenizer(folder: epath.Path, *, vocab_size: int, text_length: int) -> dict[str, Any]:
-    """tokenizer, pad_id, lowercase and punctuation; nothing where there is no tokenizer file."""
+def read_tokenizer(folder: epath.Path, *, vocab_size: int, text_length: int, open_clip: bool = False) -> dict[str, Any]:
+    """tokenizer, pad_id, lowercase and punctuation; nothing where there is no tokenizer file.
+
+    `open_clip` is whether open_clip calls it, which takes nothing but ids, and where no tokenizer lower-cases that does
+    not say so.
+    """
     file = next((folder / name for name in TOKENIZER_FILES if (folder / name).exists()), None)
     if file is None:
         return {}
@@ -54,9 +58,9 @@ def read_tokenizer(folder: epath.Path, *, vocab_size: int, text_length: int) -> 
     given = settings.get("tokenizer_class", _SIGLIP if file.name == SPIECE else _GEMMA)
     kind = _TOKENIZER_CLASSES.get(given) if isinstance(given, str) else None
     if kind is None:
-        raise UserError(f"{path}: tokenizer_class={given!r}; expected one of {_SIGLIP}, {_SIGLIP2}, {_GEMMA}")
+        raise UserError(f"{path}: tokenizer_class={given!r}; expected one of {_SIGLIP}, {_SIGLIP2}, {_GEMMA}, {_T5}")
     refuse_unknown(path, settings, _READ_TEXT, _NEUTRAL_TEXT)
-    if settings and settings.get("model_input_names") is None:
+    if settings and settings.get("model_input_names") is None and not open_clip:
         print(
             f"warning: {path} has no model_input_names, so transformers masks the padding of titles and embeds them "
             f"otherwise; here they are read without a mask, as SigLIP was trained: add {json.dumps(_NO_MASK)}",
@@ -70,8 +74,9 @@ def read_tokenizer(folder: epath.Path, *, vocab_size: int, text_length: int) -> 
             f"{text_length}, as the text tower has it"
         )
     as_trained: dict[str, Any] = {"add_bos_token": False, "add_eos_token": True, "sp_model_kwargs": {}}
-    as_trained["model_input_names"] = _NO_MASK
-    as_trained |= {"padding_side": "right", "truncation_side": "right"}
+    as_trained |= {"extra_ids": 0, "padding_side": "right", "truncation_side": "right"}
+    if not open_clip:
+        as_trained["model_input_names"] = _NO_MASK
     for name, expected in as_trained.items():
         if settings.get(name) not in (None, expected):
             raise UserError(f"{path}: {name}={settings[name]!r}; expected {expected!r}, as SigLIP was trained")
@@ -97,7 +102,8 @@ def read_tokenizer(folder: epath.Path, *, vocab_size: int, text_length: int) -> 
     if pad_id is None:
         raise UserError(f"{path}: pad_token={pad!r} is not in {file.name}; expected one of its pieces")
     lower = switch(path, settings, "do_lower_case") or kind == _SIGLIP2
-    if kind == _AS_FILE and settings.get("do_lower_case") is None:
+    by_file = (_AS_FILE, _T5, _GEMMA) if open_clip else (_AS_FILE, _T5)  # Gemma's titles were lower-cased in training
+    if kind in by_file and settings.get("do_lower_case") is None:
         lower = is_json(serialised) and "Lowercase" in json.dumps(json.loads(serialised).get("normalizer"))
     return {
         "tokenizer": serialised,
@@ -134,11 +140,16 @@ def _piece_of(settings: Mapping[str, Any], name: str) -> str | None:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_tokenizer(preprocessing: Preprocessing, folder: epath.Path, *, processor_class: str) -> list[str]:
-    """Writes the tokenizer and its rules; returns what is lost, as `write_processor` does."""
+def write_tokenizer(
+    preprocessing: Preprocessing, folder: epath.Path, *, processor_class: str, automatic: bool = True
+) -> list[str]:
+    """Writes the tokenizer and its rules; returns what is lost, as `write_processor` does.
+
+    `automatic` is false where AutoTokenizer reads it, and AutoProcessor does not.
+    """
     assert preprocessing.tokenizer is not None
     tokenizer = open_tokenizer(preprocessing.tokenizer)
-    kind, notes = _tokenizer_class(preprocessing, tokenizer)
+    kind, notes = _tokenizer_class(preprocessing, tokenizer, automatic=automatic)
     if kind is None:
         return notes
     name = SPIECE if kind == _SIGLIP else "tokenizer.json" if is_json(preprocessing.tokenizer) else "tokenizer.model"
@@ -187,7 +198,9 @@ def _complete(serialised: bytes, *, lower: bool) -> bytes:
     return tokenizer.to_str().encode()
 
 
-def _tokenizer_class(preprocessing: Preprocessing, tokenizer: Tokenizer) -> tuple[str | None, list[str]]:
+def _tokenizer_class(
+    preprocessing: Preprocessing, tokenizer: Tokenizer, *, automatic: bool
+) -> tuple[str | None, list[str]]:
     """The class whose rules are nearest, and what it does otherwise; None where no class can read the file."""
     assert preprocessing.tokenizer is not None
     # Gemma puts no space before the first word; SigLIP 1's classes read files that do.
@@ -196,7 +209,8 @@ def _tokenizer_class(preprocessing: Preprocessing, tokenizer: Tokenizer) -> tupl
     if preprocessing.lowercase == "ascii":
         notes.append("lowercase: ascii is unknown to transformers; it will lower-case all letters")
     if gemma and preprocessing.punctuation == "keep":
-        return _gemma_class(preprocessing, notes), notes
+        kind = _gemma_class(preprocessing, notes)
+        return kind, notes if automatic else [note for note in notes if "AutoProcessor" not in note]
     if is_json(preprocessing.tokenizer):
         return None, [f"tokenizer: {_SIGLIP} reads SentencePiece files alone; no tokenizer was written"]
     if preprocessing.punctuation == "keep":

@@ -91,7 +91,8 @@ def test_search_index(tmp_path, missing):
     assert changed.keys() - manifest.keys() == {"delta"}
     assert changed["delta"] == {"items": 0, "dead": 1}
     assert all(f"`{name}`" in PAGE for name in changed["files"])
-    answered = Answers(index).of_item("a", Selection(k=1, collapse=0.99))
+    answers = Answers(index, {"b": ("", {"colour": "red"})})
+    answered = answers.of_item("a", Selection(k=1, collapse=0.99, where={"colour": {"red", "rad"}}))
     assert answered.keys() == documented("Search answer")
     assert all(f"`{key}`" in PAGE for key in answered["items"][0])
     assert measured.keys() == {"recall", "k", "queries", "seed"}

@@ -218,6 +218,7 @@ WRONG = {
     "bench of more devices than there are": ("bench loss --batch=8 --devices=8", "8 devices"),
     "bench of nothing": ("bench loss --only=theirs", "theirs"),
     "bench of no rows": ("bench loss --batch=0", "batch"),
+    "number that is none": ("index --output={new} --health --compact_at=nan", "--compact_at=nan: expected a number"),
     # export
     "export of no model": (
         "export --model={root}/empty --dataset={data} --output={new}",

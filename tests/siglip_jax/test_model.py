@@ -227,3 +227,44 @@ def test_folders_that_are_no_model(saved, tmp_path):
     (saved / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"neither model\.safetensors nor checkpoints"):
         siglip_jax.load(saved)
+
+
+ON_EIGHT = """
+import sys
+import jax, numpy as np
+import siglip_jax
+from siglip_jax.model import _encoder
+
+folder, count = sys.argv[1], int(sys.argv[2])
+model = siglip_jax.load(folder)
+pixels, ids = np.load(folder + "/pixels.npy"), np.load(folder + "/ids.npy")
+seen = []
+mesh, params = model._on_devices
+assert mesh.size == count == jax.device_count()
+for name, rows in (("image", pixels), ("text", ids)):
+    encode = _encoder(model.module, f"encode_{name}")
+    found = getattr(model, f"encode_{name}")(rows, batch_size=4)
+    np.save(f"{folder}/{name}-{count}.npy", found)
+    spread = jax.device_put(rows[:16], jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    compiled = encode.lower(params, spread).compile()
+    text = compiled.as_text()
+    assert compiled.output_shardings.shard_shape((16, found.shape[1])) == (16 // count, found.shape[1])
+    assert f"num_partitions={count}" in text or count == 1
+    assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+"""
+
+
+def test_every_device_encodes_its_share_and_the_numbers_stay(tiny_model, python, tmp_path):
+    """Rows spread evenly, nothing is sent between devices; counts that eight devices do not divide."""
+    folder, random = tmp_path / "model", np.random.default_rng(3)
+    tiny_model.save(folder)
+    architecture = tiny_model.architecture
+    pixels = random.uniform(-1, 1, (45, *architecture.image_size, 3)).astype(np.float32)
+    ids = random.integers(0, architecture.vocab_size, (45, architecture.text_length), np.int32)
+    np.save(folder / "pixels.npy", pixels)
+    np.save(folder / "ids.npy", ids)
+    done = python(ON_EIGHT, folder, 8, devices=8)
+    assert done.returncode == 0, done.stderr
+    for name, rows in (("image", pixels), ("text", ids)):
+        expected = getattr(tiny_model, f"encode_{name}")(rows)
+        np.testing.assert_allclose(np.load(folder / f"{name}-8.npy"), expected, atol=1e-6)

@@ -224,7 +224,9 @@ def test_all_pictures_of_an_item_are_one_vector(tmp_path):
         ("item", None, {"a": "axy", "b": "b", "c": "cz", "d": "d"}, 3),
         ("product", "product", {"a": "axyb", "c": "cz", "d": "d"}, 4),
     ):
-        options = dict(split="test", output=tmp_path / name, pool=True, pool_by=pool_by, rows_per_shard=2, update=True)
+        options = dict(
+            split="test", output=tmp_path / name, pool="mean", pool_by=pool_by, rows_per_shard=2, update=True
+        )
         embed_split(encoder, dataset=old, **options)
         for dataset, letters in ((old, expected), (new, expected | {"a": expected["a"].replace("y", "w")})):
             said, count = embedded_by(counts, encoder, dataset=dataset, **options)
@@ -239,6 +241,45 @@ def test_all_pictures_of_an_item_are_one_vector(tmp_path):
             np.testing.assert_allclose(store.vectors, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-7)
     plain = embed(encoder, dataset=old, split="test", output=tmp_path / "plain")  # the first picture alone
     np.testing.assert_array_equal(plain.vectors[0], np.float32(of["a"]))
+
+
+def test_each_picture_is_a_row_of_its_item(tmp_path, capsys):
+    """Updates see a picture changed, added or gone; `rank` takes the first ones."""
+    seeds = {"a": ("a|x|y", ""), "b": ("b", ""), "c": ("c|z", ""), "d": ("d|v", ""), "e#2": ("e", "")}
+    changed = {"d": ("d", ""), "b": ("b|u", ""), "a": ("a|x|w", ""), "c": ("c|z", ""), "e#2": ("e", "")}
+    single = embed(
+        load_encoder(ENCODER),
+        dataset=build(tmp_path / "flat", {seed: (seed, "") for seed in "axyzbcdwvue"}),
+        split="test",
+        output=tmp_path / "one",
+    )
+    of = dict(zip(single.ids, single.vectors, strict=True))
+    encoder, counts = watched(load_encoder(ENCODER))
+    options = dict(split="test", output=tmp_path / "store", pool="each", rows_per_shard=2, update=True)
+    for name, items, said, embedded in (
+        ("old", seeds, "5 new, 0 changed, 0 kept, 0 dropped", 9),
+        ("old", seeds, "0 new, 0 changed, 5 kept, 0 dropped", 0),
+        ("new", changed, "0 new, 3 changed, 2 kept, 0 dropped", 6),
+        ("less", {"c": ("c|z", "")}, "0 new, 0 changed, 1 kept, 4 dropped", 0),
+    ):
+        dataset = tmp_path / name / "data"
+        dataset = dataset if dataset.exists() else build(tmp_path / name, items)
+        assert embedded_by(counts, encoder, dataset=dataset, **options) == (said, embedded)
+        expected = [
+            (item if number == 0 else f"{item}#{number + 1}", seed)
+            for item, (some, _) in items.items()
+            for number, seed in enumerate(some.split("|"))
+        ]
+        found = read_store(tmp_path / "store")
+        assert found.ids == [row_id for row_id, _ in expected]
+        np.testing.assert_array_equal(found.vectors, np.stack([of[seed] for _, seed in expected]))
+        items_of = read_items(dataset, "test", {"x": str(tmp_path / "store")})
+        vectors, _ = read_vectors("x", str(tmp_path / "store"), items=items_of, dataset=dataset)
+        np.testing.assert_array_equal(vectors, np.stack([of[some.split("|")[0]] for some, _ in items.values()]))
+    assert "1 rows of further pictures left out" in capsys.readouterr().out
+    clash = build(tmp_path / "clash", {"a": ("a|x", ""), "a#2": ("b", "")})
+    with pytest.raises(UserError, match="item 'a#2' cannot be told from picture 2 of item 'a'"):
+        embed_split(encoder, dataset=clash, split="test", output=tmp_path / "clash" / "store", pool="each")
 
 
 def test_products_are_ranked_beside_single_items(before, tmp_path):
@@ -267,6 +308,7 @@ def test_the_command(before, after, tmp_path, capsys):
     assert json.loads((tmp_path / "store" / "manifest.json").read_text())["dtype"] == "float16"
     for more, said in (
         (["--pool_by=product"], "say how they become one, --pool=mean"),
+        (["--pool_by=product", "--pool=each"], "leave --pool_by out"),
         (["--update", "--overwrite"], "give one of them"),
         (["--pool=mean", "--pool_by=colour", "--overwrite"], "no attribute 'colour'; it has product"),
     ):

@@ -164,6 +164,39 @@ def test_misuse_is_one_line_and_changes_nothing(index, tmp_path):
     assert not (tmp_path / "no index").exists()
 
 
+def test_pictures_come_and_go_with_their_items(tmp_path, capsys):
+    encoder = ENCODER | {"pool": {"how": "each", "by": None}}
+    rows = ["a", "a#2", "a#3", "b", "b#2", "c", "z#2"]  # "z#2" is an item: there is no z
+    store = dict(zip(rows, VECTORS, strict=False))
+    output = f"--output={tmp_path / 'index'}"
+    assert cli.main(["index", f"--store={write(tmp_path / 'first', store, encoder=encoder)}", output]) == 0
+    fewer = {row: store[row] for row in ("a", "a#2", "b", "b#2")}
+    assert cli.main(["index", f"--update={write(tmp_path / 'second', fewer, encoder=encoder)}", output]) == 0
+    assert "1 pictures taken out of items that no longer have them" in capsys.readouterr().out
+    assert sorted(load_index(tmp_path / "index").ids) == ["a", "a#2", "b", "b#2", "c", "z#2"]
+    (tmp_path / "sold.txt").write_text("a\nb#2\nz\n")
+    assert cli.main(["index", f"--delete={tmp_path / 'sold.txt'}", output]) == 0
+    said = capsys.readouterr().out
+    assert "3 deleted" in said
+    assert "1 unknown to the index: 'z'" in said
+    assert sorted(load_index(tmp_path / "index").ids) == ["b", "c", "z#2"]
+    code = cli.main(["index", f"--update={write(tmp_path / 'single', items(range(3)))}", output])
+    assert code == 2
+    assert "the index a row of each picture" in capsys.readouterr().err
+
+
+def test_an_index_that_finds_too_little_is_told_when_it_is_built(tmp_path, capsys):
+    store = write(tmp_path / "store", items(range(60)))
+    flags = ["index", f"--store={store}", f"--output={tmp_path / 'index'}", "--backend=reduced"]
+    for more, told in (("--reduce=truncate:1", True), ("--reduce=int8", False)):
+        assert cli.main([*flags, more, "--candidates=1"]) == 0
+        said = capsys.readouterr().out
+        assert ("rank and serve refuse this index" in said) == told
+        assert ("build it with --candidates above 1 or a wider --reduce" in said) == told
+        code = cli.main(["search", f"--index={tmp_path / 'index'}", "--item=item-1"])
+        assert (code == 2) == ("--candidates above 1" in capsys.readouterr().err) == told
+
+
 def test_pooled_and_single_vectors_do_not_mix(index, tmp_path):
     pooled = write(tmp_path / "pooled", items(range(5)), encoder={**ENCODER, "pool": {"how": "mean", "by": "product"}})
     code, _, said = index(f"--update={pooled}")

@@ -10,6 +10,7 @@ import pytest
 
 import siglip_jax
 from siglip_jax import cli
+from siglip_jax.weights.formats import FORMATS, written_formats
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
@@ -27,8 +28,11 @@ def test_the_table_of_the_docs_is_what_the_program_prints(capsys):
     assert table in (DOCS / "guide" / "models.md").read_text()
     code, text, _ = run(capsys, "models")
     assert code == 0
-    assert len(text.splitlines()) == 28
-    assert "google/siglip2-giant-opt-patch16-384" in text
+    presets, formats = text.split("\n\n")
+    assert len(presets.splitlines()) == 28
+    assert "google/siglip2-giant-opt-patch16-384" in presets
+    assert [line.split()[0] for line in formats.splitlines()] == list(FORMATS)
+    assert [line.split()[0] for line in formats.splitlines() if "read, written" in line] == written_formats()
 
 
 def test_convert_there_and_back(trained_workdir, tmp_path, capsys):
@@ -64,7 +68,7 @@ def test_huggingface_folders_keep_the_preprocessing(trained_workdir, tmp_path, c
         ("convert --model={workdir} --output={new} --to=big_vision", "a big_vision checkpoint is an .npz file"),
         (
             "convert --model={workdir} --output={new} --to=onnx",
-            "--to='onnx'; expected one of native, hugg",
+            "--to='onnx'; expected one of native, sentence_transformers, hugg",
         ),
         ("convert --model={workdir} --output={new} --image_size=-1", "expected the side of a square"),
         ("convert --model={workdir} --output={new} --tokenizer={none}", "pass a SentencePiece"),

@@ -122,6 +122,49 @@ def test_log_of_clicks_alone(rank, of_plain, tmp_path):
     assert rank(log, protocol="leave_one_out") == of_plain("leave_one_out")
 
 
+def test_log_of_hardly_any_impressions(rank, tmp_path):
+    """Of one list in ten: the others have no wrong order, and random would score 0.97."""
+    taps = {(row["query_id"], row["item_id"]) for row in plain_log("tap")}
+    rows = [row for row in plain_log() if (row["query_id"], row["item_id"]) in taps or row["query_id"] in ("q1", "q20")]
+    said = rank(to_parquet(rows, tmp_path / "log.parquet"))
+    assert "lists every item was acted upon" in said
+    assert "hardly any" in said
+
+
+@pytest.mark.parametrize("column", ["item_id", "query_item_id"])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_ids_that_do_not_join(rank, tmp_path, column, kept):
+    """None of them, and all but one: an id of each side, and why."""
+    known = {row[column] for row in plain_log()[:kept]}
+    rows = [row if row[column] in known else {**row, column: f"00{row[column]}"} for row in plain_log()]
+    said = rank(to_parquet(rows, tmp_path / "log.parquet"))
+    assert "they differ in leading zeros" in said
+    assert "'00100" in said
+    assert "'100" in said
+
+
+def test_some_ids_that_do_not_join_are_a_note_with_the_cause(rank, tmp_path):
+    rows = [row if row["item_id"] in ITEMS[:30] else {**row, "item_id": f"{row['item_id']}-b"} for row in plain_log()]
+    rank(to_parquet(rows, tmp_path / "log.parquet"))
+    assert "Many differ in what stands behind it, a suffix: the catalogue has '1000" in rank.notes
+
+
+def test_two_rows_without_a_hit(rank, tmp_path):
+    """Of each list the two tapped items are what both rows put last."""
+    vectors = {item: [1.0, 0.001 * n] for n, item in enumerate(ITEMS)}
+    rows = []
+    for query in range(30):
+        asked, *shown = ITEMS[0], *ITEMS[1:9], *ITEMS[38:]
+        common = {"query_id": f"q{query}", "user_id": f"u{query}", "query_item_id": asked, "time": BEGIN}
+        rows += [{**common, "item_id": item, "action": "impression"} for item in shown]
+        rows += [{**common, "item_id": item, "action": "tap"} for item in ITEMS[38:]]
+    for name in ("one", "two"):
+        np.savez(tmp_path / f"{name}.npz", ids=np.array(ITEMS), embeddings=np.array(list(vectors.values())))
+    flags = [f"--store={name}={tmp_path / name}.npz" for name in ("one", "two")]
+    said = rank(to_parquet(rows, tmp_path / "log.parquet"), *flags)
+    assert "nDCG_exp@5 of two and of one is 0 in all 30 queries" in said
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_ids_that_a_missing_value_made_floats(rank, of_plain, tmp_path, suffix):
     whole = plain_log()
@@ -140,6 +183,46 @@ def test_key_that_begins_late(rank, of_plain, tmp_path):
     found = rank(to_jsonl(rows, tmp_path / "log.jsonl"))
     assert found.pop("logged order")  # of the later lists
     assert found == {name: row for name, row in of_plain().items() if name != "logged order"}
+
+
+def test_a_randomised_bucket_with_platforms(rank, of_plain, tmp_path, capsys):
+    """Positions from 1 are noticed; what each would have earned stands in the report, platforms among the slices."""
+    rows = [
+        {
+            **row,
+            "position": row["position"] + 1,
+            "randomised": "true",
+            "platform": row["user_id"][:2],
+        }
+        for row in plain_log()
+    ]
+    log = to_csv(rows, tmp_path / "log.csv")
+    assert rank(log, "--segment=platform") == of_plain()
+    assert "positions begin at 1" in rank.notes
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert report["off_policy"]["lists"] == 36
+    taps = [row for row in plain_log("tap") if row["position"] < 5]
+    for cell in report["off_policy"]["rows"]["logged order"].values():
+        assert cell["mean"] == pytest.approx(len(taps) / 36)
+    assert "chance put these lists in order" in report["row_notes"]["logged order"]
+    assert {row["slicing"] for row in report["slices"]["small"]} >= {"platform", "user", "hour, UTC"}
+    said = rank(log, "--segment=colour")
+    assert "no column colour, which --segment or --cluster names; columns are query_id, user_id" in said
+    propensities = [{**row, "propensity": 1.5 if n == 0 else 0.25} for n, row in enumerate(plain_log())]
+    rank(to_csv(propensities, tmp_path / "log.csv"))
+    assert "left out 1 impossible propensity" in rank.notes
+
+
+def test_similarity_is_named_and_a_default_that_decides_is_said(rank, of_plain, tmp_path):
+    log = to_parquet(plain_log(), tmp_path / "log.parquet")
+    assert rank(log, "--similarity=cosine") == of_plain()
+    assert "--similarity=dot" not in rank.notes
+    assert rank(log) == of_plain()
+    assert "of several lengths" in rank.notes
+    assert "--similarity=dot takes the inner product" in rank.notes
+    assert rank(log, "--similarity=dot")["good"] != of_plain()["good"]
+    assert json.loads((tmp_path / "x.json").read_text())["similarity"] == "dot"
+    assert "--similarity=dot with --reduce" in rank(log, "--similarity=dot", "--reduce=good=pca:2")
 
 
 def test_ga4_export(rank, of_plain, tmp_path):

@@ -149,7 +149,7 @@ def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, datase
     paired by query.
     """
     from eval.comparison.by_attributes import attribute_measures, relevance_of
-    from eval.comparison.comparison_table import Bootstrap, compare_rows
+    from eval.comparison.comparison_table import Certainty, compare_rows
     from eval.protocols import rank_catalogue
     from eval.protocols.cross_modal import retrieval_of_queries
     from input_pipeline.loader import iterate_split
@@ -168,7 +168,7 @@ def compare(models: dict[str, Any], *, config: ml_collections.ConfigDict, datase
         rows[name] = {**ranking.metrics, **retrieval_of_queries(image, text, groups)}
     tuned = [name for name in models if name != START]
     pairs = [*((name, START) for name in tuned), (DEFAULTS, NAIVELY)]
-    return compare_rows(rows, pairs=pairs, bootstrap=Bootstrap(groups))
+    return compare_rows(rows, pairs=pairs, certainty=Certainty(groups))
 
 
 def format_table(table: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ siglip-jax bench rank --queries=50000 --ties=expected
 pytrec_eval gets dicts, made chunk by chunk so that they fit; its time is given with and without making them. Where ranx
 and ir_measures are installed, they get the first chunk, and their time is scaled to all queries. The metrics are those
 that trec_eval has, the tie rule its own (docid) unless --ties says otherwise; values of the first chunk are compared.
-Before, the bootstrap of a paired difference in all of these metrics is timed, by query and by user.
+Before, the paired difference in all of these metrics is timed: by query, by user, and by user and query item.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("candidates", 30, "Candidates of each.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("chunk", 20_000, "Queries whose dicts are held at once.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("levels", 1 << 24, "Different scores: few make many ties.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer(
-        "samples", 2000, "Bootstrap samples and sign flips of the comparison.", lower_bound=1, flag_values=values
-    )
     flags.DEFINE_enum("ties", "docid", ["docid", "expected", "stable"], "Our tie rule.", flag_values=values)
     flags.DEFINE_multi_string("metrics", list(METRICS), "Of those trec_eval has; repeat for several.", values)
 
@@ -66,9 +63,15 @@ def main(values: flags.FlagValues) -> None:
     other = rank_metrics(scores[:, ::-1], labels, **options)
     users = random.integers(0, max(1, values.queries // 4), values.queries)
     columns = np.stack([ours[name] - other[name] for name in values.metrics], axis=1)
-    print(f"paired difference to another ranking, {values.samples:,} bootstrap samples and as many sign flips:")
-    for clusters, title in ((None, "queries"), (users, "users, 4 queries each")):
-        compare = functools.partial(difference_columns, columns, clusters=clusters, samples=values.samples)
+    items = np.minimum(random.zipf(1.2, values.queries), values.queries)  # a few are asked for most
+    ways: dict[str, Any] = {
+        "queries": None,
+        "users, 4 queries each": users,
+        "users and query items": {"user": users, "query_item": items},
+    }
+    print("paired difference to another ranking, all metrics at once:")
+    for title, clusters in ways.items():
+        compare = functools.partial(difference_columns, columns, clusters=clusters, together=True)
         print(f"  by {title}: {measuring.timed(compare)[1]:.2f} s")
     rows = [["rank_metrics", f"{seconds:.2f}", "1.0", f"{values.queries / seconds:,.0f}", peak]]
     peers: dict[str, Callable[..., tuple[dict[str, Any], float, float]]] = {

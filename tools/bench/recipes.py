@@ -242,10 +242,10 @@ def _rank(
 
 def _compare(compared: RankersToCompare, result: ProtocolResult, *, against: str) -> dict[str, Any]:
     """`eval.comparison.comparison_table.compare_rows`, each row with `against`, and the bytes of each row's vectors."""
-    from eval.comparison.comparison_table import Bootstrap, compare_rows
+    from eval.comparison.comparison_table import Certainty, compare_rows
 
     pairs = [(name, against) for name in result.metrics if name != against]
-    table = compare_rows(result.metrics, pairs=pairs, bootstrap=Bootstrap(result.queries.clusters))
+    table = compare_rows(result.metrics, pairs=pairs, certainty=Certainty(result.queries.clusters))
     for row in table["rows"]:
         row["bytes_per_item"] = compared.bytes_per_item.get(row["name"])
     return {"against": against, "metric": result.protocol.measures.primary, **table}

@@ -75,6 +75,7 @@ _SCHEMAS: dict[str, Any] = {
             "query": {"type": "object"},
             "generation": _NAME,
             "collapsed": _COUNT,
+            "unmatched": {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}},
             "items": {"type": "array", "items": _schema("Item")},
         },
     },
@@ -84,6 +85,7 @@ _SCHEMAS: dict[str, Any] = {
         "properties": {
             "id": _NAME,
             "score": {"type": "number"},
+            "picture": {"type": "integer", "minimum": 1},
             "collapsed": _COUNT,
             "title": {"type": "string"},
             "attributes": {"type": "object", "additionalProperties": {"type": "string"}},

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from eval.comparison.by_attributes import rank_by_attributes, relevance_over
-from eval.comparison.comparison_table import Bootstrap, compare_rows
+from eval.comparison.comparison_table import Certainty, compare_rows
 from eval.comparison.items import Items, places_in_store, read_items
 from eval.embeddings import EmbeddingStore, read_store, write_store
 from eval.embeddings.store import MANIFEST, read_manifest
@@ -26,7 +26,8 @@ from input_pipeline.progress import progress
 from siglip_jax.blending import average, check_blendable, interpolate
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
-from tools.workflow.embedding import embed, image_encoder, params_checksum
+from siglip_jax.training.param_rules import params_checksum
+from tools.workflow.embedding import embed, image_encoder
 from tools.workflow.item_vectors import Features
 
 NEW, LEARNED = "new", "learned"  # catalogues: tuned on, and known to the start
@@ -194,18 +195,19 @@ def measure(
     ranked = rank_by_attributes(rankers, config=config, dataset=dataset, items=items)
     if ranked.unanswerable == len(items.ids):
         raise UserError(f"{dataset}: no item of split {split} has a relevant one; see config.evaluation.relevance")
-    groups, rows = ranked.queries.clusters, {}
+    groups, rows = ranked.queries.clusters["title"], {}
     for alpha, each in embedded.items():
         titles = _titles(blends.at(alpha), items, fingerprint=fingerprint, folder=each.titles)
         rows[_row(alpha)] = {**ranked.metrics[_row(alpha)], **retrieval_of_queries(images[alpha], titles, groups)}
     pairs = [(_row(alpha), _row(0.0)) for alpha in alphas]
-    table = compare_rows(rows, pairs=pairs, bootstrap=Bootstrap(groups))
+    table = compare_rows(rows, pairs=pairs, certainty=Certainty({"title": groups}))
     changes: dict[str, dict[str, Any]] = {}
     for cell in table["differences"]:
         changes.setdefault(cell.pop("a"), {})[cell.pop("metric")] = cell
     return {
         "dataset": os.fspath(dataset),
-        **{key: table[key] for key in ("queries", "clusters", "samples", "confidence", "metrics")},
+        "clusters": table["clusters"]["title"],
+        **{key: table[key] for key in ("queries", "samples", "confidence", "metrics")},
         "warnings": items.warnings(),
         "rows": [
             {"alpha": alpha, "metrics": row["metrics"], "differences": changes[row["name"]]}

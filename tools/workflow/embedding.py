@@ -18,6 +18,7 @@ from eval.embeddings import EmbeddingStore, read_store, write_store
 from eval.embeddings.embedding_files import EmbeddingFile, read_embeddings
 from eval.embeddings.encoders.encoder_table import open_network
 from eval.embeddings.entries import Entries, joined_inputs, picture_input, vector_inputs
+from eval.embeddings.pictures import EACH, check_tellable, items_of
 from eval.embeddings.sharded_writer import EmbeddingPlan
 from eval.embeddings.store import MANIFEST
 from eval.embeddings.store_work import EmbeddedRows, StoreWork
@@ -28,6 +29,7 @@ from input_pipeline.loader import iterate_split
 from input_pipeline.loader.bad_rows import BadRow
 from input_pipeline.loader.evaluation_pass import Pass
 from input_pipeline.loader.item_vectors import MISSING, ItemVectors
+from input_pipeline.one_ahead import one_ahead
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from siglip_jax.preprocessing import Preprocessing
@@ -43,16 +45,20 @@ class ImageEncoder:
 
     Attributes:
       features: what it reads in the place of pictures, an adapter's; batches are {name: float32 [n, d_name]} then.
+      devices: on how many it computes; each gets up to EMBED_BATCH rows of a batch.
     """
 
     encode: Callable[[Any], np.ndarray]
     preprocessing: Preprocessing
     description: dict[str, Any]
     features: Features | None = None
+    devices: int = 1
 
 
 def image_encoder(model: Any, *, name: str, features: Features | None = None) -> ImageEncoder:
     """The image tower of a `siglip_jax.Model`."""
+    from siglip_jax.model import encoding_devices
+
     preprocessing = model.preprocessing
     if preprocessing is None:
         raise UserError(f"{name}: the model has no known preprocessing; save it with preprocessing= first")
@@ -70,11 +76,13 @@ def image_encoder(model: Any, *, name: str, features: Features | None = None) ->
             f"{name}: takes stored vectors, not pictures; expected "
             + ", ".join(f"--features={each}=STORE of {size} numbers" for each, size in wanted.items())
         )
-    return ImageEncoder(encode, preprocessing, description, features)
+    return ImageEncoder(encode, preprocessing, description, features, len(encoding_devices()))
 
 
 def description_of(model: Any, *, name: str) -> dict[str, Any]:
     """What the manifest of a store says of a model's image tower, but for the features of an adapter."""
+    from siglip_jax.training.param_rules import params_checksum
+
     return {
         "name": name,
         "architecture": model.architecture.to_json(),
@@ -129,7 +137,7 @@ def embed_split(
     overwrite: bool = False,
     update: bool = False,
     dtype: str | None = None,
-    pool: bool = False,
+    pool: str | None = None,
     pool_by: str | None = None,
 ) -> Changes | None:
     """Embeds the pictures of a split into a store; continues one that was stopped, and keeps one that is complete.
@@ -144,10 +152,10 @@ def embed_split(
       update: embed what is new or was changed since the store was made, and drop what is gone; readers see the old
         store until the new one is whole. A store that is not there is made.
       dtype: of the stored numbers: float32 (or what an updated store has), float16 or int8.
-      pool: one vector of all pictures of an item, the mean of their unit vectors made a unit vector again; by default
-        that of the first picture.
-      pool_by: an attribute: items of equal values are pooled too, into one row under the id of the first of them. Items
-        without a value stay single.
+      pool: what becomes of an item's further pictures; by default they are left out. "mean": one vector of all, the
+        mean of their unit vectors made a unit vector again. "each": a row of each (`eval.embeddings.pictures`).
+      pool_by: an attribute; with it "mean" is meant. Items of equal values are pooled too, into one row under the id of
+        the first of them. Items without a value stay single.
 
     Returns:
       What an update changed; None where it is none.
@@ -159,10 +167,10 @@ def embed_split(
     from siglip_jax.training.parallel.distributed import first_process_first, is_first_process
 
     rows_of_split = open_split(dataset, split)
-    count, pool = len(rows_of_split), pool or bool(pool_by)
+    count, pool = len(rows_of_split), pool or ("mean" if pool_by else None)
     chosen = range(0, count, 1 if most is None else math.ceil(count / most))
-    batch_size = min(EMBED_BATCH, rows_per_shard)
-    if rows_per_shard < 1 or rows_per_shard % batch_size:
+    batch_size = min(EMBED_BATCH * encoder.devices, rows_per_shard)
+    if rows_per_shard < 1 or rows_per_shard % min(EMBED_BATCH, rows_per_shard):
         raise UserError(f"rows_per_shard={rows_per_shard}; expected a multiple of {EMBED_BATCH}, or 1 to {EMBED_BATCH}")
     manifest: dict[str, Any] = {
         "model": encoder.description,
@@ -172,7 +180,9 @@ def embed_split(
     if chosen.step > 1:
         manifest["dataset"]["every"] = chosen.step
     if pool:
-        manifest["pool"] = {"how": "mean", "by": pool_by}
+        manifest["pool"] = {"how": pool, "by": pool_by}
+    if pool == EACH:
+        check_tellable(split_columns(dataset, split, names=["id"])["id"])
     features = encoder.features.of_split(dataset, split) if encoder.features else {}
     stored = StoredRows(output) if update and (epath.Path(output) / MANIFEST).exists() else None
     if stored is not None:
@@ -190,15 +200,15 @@ def embed_split(
         dtype=dtype or (stored.dtype if stored else "float32"),
         updates=stored.manifest if stored else None,
     )
-    kept = np.full(len(entries), -1, np.int64)
+    kept, kept_rows = np.full(len(entries), -1, np.int64), np.ones(len(entries), np.int64)
     if stored is not None:
-        kept = _unchanged(stored, entries, features, dataset=dataset, split=rows_of_split, pool=pool)
+        kept, kept_rows = _unchanged(stored, entries, features, dataset=dataset, split=rows_of_split, pool=pool)
         if not stored.knows_inputs:
             print(f"{output} does not say what its vectors were made of: all are embedded, this once")
     with first_process_first("the store is claimed"):
         complete = plan.claim(overwrite=overwrite)
     if not complete:
-        work = StoreWork(plan, entries, stored, kept)
+        work = StoreWork(plan, entries, stored, kept, kept_rows)
         _embed_shards(encoder, work, features, rows_of_split, batch_size=batch_size, on_error=on_error)
         with first_process_first("every shard is written"):
             pass
@@ -207,7 +217,10 @@ def embed_split(
                 plan.complete()
     if not update:
         return None
-    before, after = stored.places.keys() if stored else set(), StoredRows(output).places.keys()
+    before, after = (
+        items_of(stored.manifest, stored.places) if stored else set(),
+        items_of(manifest, StoredRows(output).places),
+    )
     same = int((kept >= 0).sum())
     return Changes(len(after - before), len(after & before) - same, same, len(before - after))
 
@@ -261,9 +274,9 @@ def _unchanged(
     *,
     dataset: epath.PathLike,
     split: Split,
-    pool: bool,
-) -> np.ndarray:
-    """`StoreWork.kept` for an update: entries whose id is stored, made of the same bytes."""
+    pool: str | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`StoreWork.kept` and `kept_rows` for an update: entries whose id is stored, made of the same bytes."""
     columns = split_columns(dataset, split.name, names=["image_sha256"])
     inputs: list[list[bytes | None]] = []  # of each row in order
     for low in range(0, len(entries.order), READ_ROWS):
@@ -281,8 +294,11 @@ def _unchanged(
         )
         inputs += [[one, *map(_sha256, others)] for one, others in zip(first, more, strict=True)]
     starts = entries.starts[:-1]
+    ids = [columns["id"][row] for row in entries.order[starts]]
+    if pool == EACH:
+        return stored.unchanged_pictures(ids, inputs)
     joined = joined_inputs(list(itertools.chain(*inputs)), np.cumsum([0, *map(len, inputs)])[starts])
-    return stored.unchanged([columns["id"][row] for row in entries.order[starts]], joined)
+    return stored.unchanged(ids, joined), np.ones(len(ids), np.int64)
 
 
 def _further_pictures(encoder: ImageEncoder, split: Split, batch: Mapping[str, Any]) -> Iterator[EmbeddedRows]:
@@ -321,7 +337,7 @@ def _embed_shards(
     import jax
 
     plan, dataset = work.plan, split.dataset_dir
-    pooled = "pool" in plan.manifest and split.has_more_images and not features
+    further = "pool" in plan.manifest and split.has_more_images and not features
     shards = len(plan.shards())
     low, high = (shards * (jax.process_index() + k) // jax.process_count() for k in (0, 1))
     missing = {number: work.new(number) for number in range(low, high) if not plan.is_finished(number)}
@@ -340,8 +356,11 @@ def _embed_shards(
                 yield number, found, next(found, None)  # None where every row is skipped
                 yield from ((number, found, batch) for batch in found)
 
+    def encoded(read: tuple[int, Pass, dict[str, Any] | None]) -> tuple[Any, ...]:
+        return *read, None if read[2] is None else encoder.encode(read[2]["image"])
+
     watched = progress(
-        batches(),
+        one_ahead(encoded, batches()),
         total=sum(map(len, missing.values())),
         label=f"embedding ({encoder.description['name']})",
         unit="images",
@@ -354,12 +373,11 @@ def _embed_shards(
     for number, group in itertools.groupby(watched, key=operator.itemgetter(0)):
         embedded: list[EmbeddedRows] = []
         skipped: list[BadRow] = []
-        for _, found, batch in group:
+        for _, found, batch, vectors in group:
             if batch is not None:
-                read = batch["image"]
-                inputs = vector_inputs(read) if features else list(map(picture_input, batch["image_sha256"]))
-                embedded.append(EmbeddedRows(batch["index"], batch["id"], encoder.encode(read), inputs))
-                embedded += _further_pictures(encoder, split, batch) if pooled else ()
+                made_of = vector_inputs(batch["image"]) if features else map(picture_input, batch["image_sha256"])
+                embedded.append(EmbeddedRows(batch["index"], batch["id"], vectors, list(made_of)))
+                embedded += _further_pictures(encoder, split, batch) if further else ()
             skipped = found.skipped  # the pass's own list, whole once the group has ended
         plan.write(number, work.shard(number, embedded), skipped=_named(skipped, dataset, split.name))
 
@@ -374,16 +392,3 @@ def _named(skipped: Sequence[BadRow], dataset: epath.PathLike, split: str) -> li
         dataclasses.asdict(each) | {"id": each.id or (known[each.row] if each.row < len(known) else "")}
         for each in skipped
     ]
-
-
-def params_checksum(params: Any) -> str:
-    """sha256 of parameters, by name."""
-    import jax
-
-    from siglip_jax.training.param_rules import path_name
-
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
-        digest.update(f"{path_name(path)} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return digest.hexdigest()

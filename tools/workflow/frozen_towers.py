@@ -3,15 +3,14 @@ and titles."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import itertools
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import ml_collections
@@ -26,6 +25,7 @@ from input_pipeline.dataset import Split
 from input_pipeline.loader.bad_rows import BadRow
 from input_pipeline.loader.examples import Disk, Recipe
 from input_pipeline.loader.stored_outputs import StoredArray, StoredOutputs
+from input_pipeline.one_ahead import one_ahead
 from input_pipeline.progress import progress
 from siglip_jax.errors import UserError
 from siglip_jax.model import Model
@@ -48,9 +48,6 @@ FIELD = "config.data.cache_frozen"
 ROWS = 256  # that pass through a tower at a time, in each process
 SHARD_BYTES = 2**28
 SPARE_DISK = 0.1  # of the free space, left for checkpoints and others
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -309,7 +306,7 @@ def _fill(
         return disk.take(np.minimum(rows.start + wanted, rows.stop - 1), 0)
 
     shown = progress(
-        _one_ahead(read, pieces),
+        one_ahead(read, pieces),
         total=len(pieces) * size,
         step=size,
         label="frozen towers",
@@ -340,16 +337,3 @@ def _outputs(
         mirror(batch["image"], np.ones(len(batch["group"]), bool))
         variants.append(store(params, {"image": batch["image"]}))
     return {key: np.stack([each[key] for each in variants[: array.variants]], axis=1) for key, array in arrays.items()}
-
-
-def _one_ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`function` of each item in order; the next one is computed while one is used."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        waiting: concurrent.futures.Future[R] | None = None
-        for item in items:
-            following = pool.submit(function, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from eval.embeddings.pictures import has_picture_rows, item_and_picture
+from eval.embeddings.stored_rows import StoredRows
 from input_pipeline.dataset import item_table
 from siglip_jax.errors import UserError
 
@@ -38,6 +40,14 @@ class ItemFacts:
         }
         ids = table["id"].to_pylist()
         return cls({item: row for row, item in enumerate(ids)}, table["title"].to_pylist(), columns)
+
+    def of_store(self, store: StoredRows) -> ItemFacts:
+        """The same, known by the ids of a store's rows where those are pictures of items."""
+        if not has_picture_rows(store.manifest):
+            return self
+        shown = {row_id: item_and_picture(row_id, store.places)[0] for row_id in store.places}
+        more = {row_id: self.rows[item] for row_id, item in shown.items() if item in self.rows}
+        return replace(self, rows={**self.rows, **more})
 
     def check(self, names: Sequence[str], *, flag: str) -> None:
         """Raises a UserError that names an attribute which is not there."""

@@ -42,6 +42,7 @@ def write_parquet(store: StoredRows, output: str | os.PathLike, *, facts: ItemFa
         if facts.attributes:
             fields |= {"attributes": pa.struct([(name, pa.string()) for name in facts.attributes])}
     schema = pa.schema(fields)
+    facts = facts.of_store(store) if facts else None
     unknown = facts.describe_unknown(list(store.places)) if facts else ""
     with written_aside(output) as folder, pq.ParquetWriter(folder / output.name, schema, **MAPPABLE) as writer:
         for rows in store.shards():

@@ -15,13 +15,14 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from eval.embeddings.dumps.aside import written_aside
 from eval.embeddings.dumps.item_facts import ItemFacts
+from eval.embeddings.pictures import has_picture_rows, item_and_picture
 from eval.embeddings.store_shards import ShardRows
 from eval.embeddings.stored_rows import StoredRows, update_differences
 from siglip_jax.errors import UserError
@@ -70,6 +71,8 @@ def write_vertex(
 ) -> str:
     """Writes a batch that replaces an index, or with `since` one that brings an index up to date.
 
+    Of a store with a row for each picture, the crowding tag is the item, unless `restricts` has another.
+
     Args:
       since: the store that the index has. Items that are gone go to `delete/`. Without `restricts` only items that are
         new or have another vector are written; with them all are, since attributes may have changed.
@@ -100,6 +103,8 @@ def write_vertex(
         raise UserError(
             f"id {broken[0]!r} holds a line break, which Vertex AI cannot delete; embed it under another id"
         )
+    if restricts:
+        restricts = replace(restricts, facts=restricts.facts.of_store(store))
     unknown = restricts.facts.describe_unknown(list(store.places)) if restricts else ""
     with written_aside(output) as aside:
         folder = aside / output.name
@@ -126,12 +131,15 @@ def write_vertex(
 def _lines(store: StoredRows, restricts: Restricts | None, since: StoredRows | None) -> Iterator[str]:
     """A JSON object an item; with `since`, of those alone that are new or have another vector there."""
     numbers_of = restricts.numbers() if restricts else {}
+    of_pictures = has_picture_rows(store.manifest) and not (restricts and restricts.crowding)
     for rows in store.shards():
         vectors = rows.vectors()
         digits = ",".join(["%.9g"] * vectors.shape[1])  # so many tell each float32 from the next
         for row in range(len(rows.ids)) if since is None else _changed(rows, since):
             item = json.dumps(rows.ids[row], ensure_ascii=False)
             fields = _fields(rows.ids[row], restricts, numbers_of) if restricts else {}
+            if of_pictures:
+                fields["crowding_tag"] = item_and_picture(rows.ids[row], store.places)[0]
             more = ", " + json.dumps(fields, ensure_ascii=False)[1:-1] if fields else ""
             yield f'{{"id": {item}, "embedding": [{digits % tuple(vectors[row].tolist())}]{more}}}\n'
 
@@ -172,7 +180,7 @@ def _numbers(name: str, facts: ItemFacts) -> tuple[str, list[int | float | None]
     except ValueError:
         pass
     found: list[int | float | None] = []
-    for item, text in zip(facts.rows, texts, strict=True):
+    for item, text in zip(facts.rows, texts, strict=False):  # further pictures come after the items
         try:
             number = float(text) if text else None
         except ValueError:

@@ -87,8 +87,11 @@ class OnnxGraph:
         product = self.add("MatMul", x, layer["kernel"])
         return self.add("Add", product, layer["bias"]) if "bias" in layer else product
 
-    def gelu(self, x: str) -> str:
-        """By tanh; the operation Gelu is of opset 20."""
+    def gelu(self, x: str, *, kind: str = "tanh") -> str:
+        """By tanh, or exact by the error function; the operation Gelu is of opset 20."""
+        if kind == "exact":
+            inner = self.add("Erf", self.add("Mul", x, np.sqrt(0.5)))
+            return self.add("Mul", self.add("Mul", x, 0.5), self.add("Add", inner, 1.0))
         cubic = self.add("Mul", self.add("Mul", self.add("Mul", x, x), x), 0.044715)
         inner = self.add("Tanh", self.add("Mul", self.add("Add", x, cubic), np.sqrt(2 / np.pi)))
         return self.add("Mul", self.add("Mul", x, 0.5), self.add("Add", inner, 1.0))

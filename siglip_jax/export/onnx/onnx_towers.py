@@ -155,12 +155,12 @@ class _Writer:
             y = self._norm(x, block["LayerNorm_0"])
             x = self._graph.add("Add", x, self._attention(y, block["MultiHeadDotProductAttention_0"], size))
             y = self._norm(x, block["LayerNorm_1"])
-            x = self._graph.add("Add", x, self._mlp(y, block["MlpBlock_0"]))
+            x = self._graph.add("Add", x, self._mlp(y, block["MlpBlock_0"], size))
         return self._norm(x, p["encoder_norm"])
 
     def _pool(self, x: str, p: Mapping[str, Any], size: Any) -> str:
         attended = self._attention(x, p["MultiHeadDotProductAttention_0"], size, probe=p["probe"])
-        y = self._mlp(self._norm(attended, p["LayerNorm_0"]), p["MlpBlock_0"])
+        y = self._mlp(self._norm(attended, p["LayerNorm_0"]), p["MlpBlock_0"], size)
         return self._graph.add("Gather", self._graph.add("Add", attended, y), np.array(0), axis=1)
 
     def _attention(self, x: str, p: Mapping[str, Any], size: Any, *, probe: np.ndarray | None = None) -> str:
@@ -186,8 +186,9 @@ class _Writer:
             joined, {"kernel": p["out"]["kernel"].reshape(size.width, -1), "bias": p["out"]["bias"]}
         )
 
-    def _mlp(self, x: str, p: Mapping[str, Any]) -> str:
-        return self._graph.dense(self._graph.gelu(self._graph.dense(x, p["Dense_0"])), p["Dense_1"])
+    def _mlp(self, x: str, p: Mapping[str, Any], size: Any) -> str:
+        hidden = self._graph.gelu(self._graph.dense(x, p["Dense_0"]), kind=size.gelu)
+        return self._graph.dense(hidden, p["Dense_1"])
 
     def _norm(self, x: str, p: Mapping[str, Any]) -> str:
         """In 32 bits, whatever the rest is in."""

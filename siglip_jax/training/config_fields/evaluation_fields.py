@@ -33,7 +33,11 @@ EVALUATION = FieldTable(
                 "Graded relevance by agreement of attributes: the first rule that holds gives the gain.",
                 Values('rules such as {"gain": 2, "agree": ("type", "colour")}'),
             ),
-            "relevant_from": Field(1, "Smallest gain that precision, hit and recall count as relevant."),
+            "relevant_from": Field(
+                1,
+                "Smallest gain that precision, hit and recall count as relevant, of gains by `relevance`; over logs "
+                "`log_relevant_from` says it.",
+            ),
             "gain": Field(
                 "exponential", "How nDCG counts a grade g: as g, or as 2^g - 1.", one_of("linear", "exponential")
             ),
@@ -55,7 +59,10 @@ LOGS = FieldTable(
             "actions": Field(
                 dict(tap=1.0, like=2.0, purchase=3.0),
                 'Gain of each action. "impression", being shown, is worth 0 and need not be named.',
-                Values("gains of 0 or more, one of them more"),
+                Values("numbers, one of them above 0; below 0 for what speaks against an item, such as hide"),
+            ),
+            "log_relevant_from": Field(
+                1, "Smallest gain of an action that precision, hit and recall count as relevant over logs."
             ),
             "log_columns": Field(
                 {}, "Columns of another name.", Values('{our name: the log\'s name}, such as {"time": "event_ts"}')
@@ -75,7 +82,11 @@ LOGS = FieldTable(
                 'For a log with ratings: a rating from this number on is a "like", below it is "rated".',
                 Values("0 for a log with actions"),
             ),
-            "first_position": Field(0, "Position of the first item in a list."),
+            "first_position": Field(
+                -1,
+                "Position of the first item in a list.",
+                Values("-1 for 1 where that is the smallest of the log, else 0"),
+            ),
             "query_item": Field(
                 "query_item_id",
                 "Where the query item, the one that the user looked at, is found.",
@@ -95,12 +106,16 @@ LOGS = FieldTable(
                 "What stands for a user: the mean of the liked items, or the last of them.",
                 Values("one of mean, last"),
             ),
-            "propensity_power": Field(
-                1.0,
-                "Position p was seen with probability (1 / (1 + p)) to this power.",
-                Values("0 to less than 10"),
+            "repeats": Field(
+                False,
+                "Whether buying again counts: users' earlier items stay candidates under leave_one_out and time_split.",
             ),
-            "propensity_clip": Field(10.0, "Largest weight, the inverse of that probability.", Values("at least 1")),
+            "propensity_power": Field(
+                -1.0,
+                "Position p was seen with probability (1 / (1 + p)) to this power.",
+                Values("0 to less than 10; -1 to measure it from items shown at several places, or else assume 1"),
+            ),
+            "propensity_clip": Field(10.0, "Largest inverse of that probability.", Values("at least 1")),
         }
     ),
 )

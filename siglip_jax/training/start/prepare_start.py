@@ -7,7 +7,6 @@ the same pictures with titles shuffled.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import warnings
@@ -125,10 +124,10 @@ def not_of_the_loaded_model(config: ml_collections.ConfigDict, model: Model) -> 
     else:
         pictures = ("image_size", "resize", "max_patches")
         tower = {("model", "patch_size"): model.architecture.patch_size, ("model", "features"): {}}
-        tower |= {("model", "image"): dataclasses.asdict(model.architecture.image)}
+        tower |= {("model", "image"): model.architecture.image.to_json()}
     names = (*pictures, "text_length", "lowercase", "punctuation")
     own = {("preprocessing", name): getattr(model.preprocessing, name) for name in names}
-    own |= tower | {("model", "text"): dataclasses.asdict(model.architecture.text)}
+    own |= tower | {("model", "text"): model.architecture.text.to_json()}
     found: list[str] = []
     for (group, name), value in own.items():
         asked, default = (_plain(each[group][name]) for each in (config, usual))

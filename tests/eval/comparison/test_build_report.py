@@ -10,7 +10,7 @@ import pytest
 from eval.comparison.build_report import build_report
 from eval.comparison.by_attributes import rank_by_attributes, relevance_of
 from eval.comparison.choose_rankers import RankersToCompare
-from eval.comparison.comparison_table import Bootstrap
+from eval.comparison.comparison_table import Certainty
 from eval.comparison.dimension_ladder import Ladder, ladder_reductions
 from eval.comparison.index_columns import SearchOptions
 from eval.comparison.items import read_split
@@ -23,17 +23,18 @@ from eval.rankers import VectorRanker
 from eval.rankers.baselines import RandomRanker
 from eval.report import format_table, write_report
 from eval.simulate import Sessions, simulate_log, write_simulated_log
-from eval.statistics import paired_bootstrap
+from eval.statistics import paired_difference
 from eval.statistics.slices import by_value
 
 ATTRIBUTES = "attribute_agreement"
 SHARED = {
     *("title", "protocol", "gain", "relevance", "relevant_from", "max_grade", "queries", "items", "left_out"),
-    *("list_length", "primary_metric", "conclusion", "minimum_detectable", "new", "against", "resampled", "rows"),
+    *("list_length", "primary_metric", "conclusion", "minimum_detectable", "new", "against", "rows"),
+    *("weights", "memo", "decision", "confidence"),
     *("differences", "ladders", "slices", "beyond", "loss_curve", "gains", "losses", "grid", "warnings", "missing"),
-    "provenance",
+    *("provenance", "similarity", "notes", "off_policy", "trend"),
 }
-OF_LOGS = {"actions", "users", "notes", "log", "exposure"}
+OF_LOGS = {"actions", "users", "log", "exposure", "row_notes"}
 COLUMNS = {"query_id", "query_item", "query_item_row", "candidates"}
 
 
@@ -91,7 +92,8 @@ def test_one_shape_of_report(made, key, tmp_path):
     over_logs, lists = key != ATTRIBUTES, key == "logged_lists"
     assert set(report) == SHARED | (OF_LOGS if over_logs else set())
     assert (report["title"], report["new"], report["against"]) == ("t", "new", "random")
-    assert report["resampled"] == ("users" if over_logs else "titles")
+    asked = {"logged_lists": {"query_item"}, "retrieval": {"query_item"}}.get(key, set())
+    assert set(report["weights"]) == ({"user"} | asked if over_logs else {"title"})
 
     names = [row["name"] for row in report["rows"]]
     assert names == list(result.metrics) == ["logged order"] * lists + list(compared.rankers)
@@ -101,9 +103,9 @@ def test_one_shape_of_report(made, key, tmp_path):
     assert {cell["b"] for cell in report["differences"]} == set(names) - {"new"}
     assert report["differences"][0]["b"] == "random"
 
-    # The headline is the paired bootstrap over whole clusters of what was measured.
-    bootstrap = Bootstrap(result.queries.clusters, seed=4)
-    expected = paired_bootstrap(result.values["new"], result.values["random"], **bootstrap.options())
+    # The headline is the paired difference of what was measured, dependent queries taken together.
+    certainty = Certainty(result.queries.clusters)
+    expected = paired_difference(result.values["new"], result.values["random"], **certainty.of_means())
     got = report["differences"][0]
     assert [got[end] for end in ("mean", "low", "high")] == pytest.approx([expected.mean, expected.low, expected.high])
     (ladder,) = report["ladders"]

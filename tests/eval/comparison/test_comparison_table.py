@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from eval.comparison.comparison_table import Bootstrap, compare_rows
-from eval.statistics import paired_bootstrap
+from eval.comparison.comparison_table import Certainty, compare_rows
+from eval.statistics import paired_difference
 from siglip_jax.errors import UserError
 
 
@@ -20,27 +20,29 @@ def test_comparison_table():
         {"start": old, "tuned": new},
         pairs=[("tuned", "start")],
         tied={"start": np.arange(80) < 20},
-        bootstrap=Bootstrap(clusters, samples=500),
+        certainty=Certainty({"title": clusters}),
     )
     assert json.loads(json.dumps(got, allow_nan=False)) == got
     start, tuned = got["rows"]
     assert (start["name"], start["tie_rate"], tuned["tie_rate"]) == ("start", 0.25, None)
     assert start["metrics"]["hit@5"]["left_out"] == 5
     assert start["metrics"]["nDCG@5"]["mean"] == pytest.approx(old["nDCG@5"].mean())
-    assert (got["queries"], got["clusters"]) == (80, len(np.unique(clusters)))
+    assert (got["queries"], got["clusters"]) == (80, {"title": len(np.unique(clusters))})
     assert [(d["a"], d["b"], d["metric"]) for d in got["differences"]] == [("tuned", "start", name) for name in old]
     for name, cell in zip(old, got["differences"], strict=True):
-        alone = paired_bootstrap(new[name], old[name], clusters=clusters, samples=500)
+        alone = paired_difference(new[name], old[name], clusters=clusters)
         for key in ("mean", "low", "high", "p", "queries", "left_out"):
             assert cell[key] == pytest.approx(getattr(alone, key), rel=1e-9), key
+        assert cell["verdict"] == "better"
         assert cell["relative"] == pytest.approx(alone.mean / np.nanmean(old[name]))
 
 
 def test_undefined_cells_are_null():
     nothing = {"MRR": np.full(4, np.nan)}
-    got = compare_rows({"a": nothing, "b": nothing}, pairs=[("a", "b")], bootstrap=Bootstrap(samples=10))
+    got = compare_rows({"a": nothing, "b": nothing}, pairs=[("a", "b")], certainty=Certainty(samples=10))
     assert got["rows"][0]["metrics"]["MRR"]["mean"] is None
     assert got["differences"][0]["p"] is None
+    assert got["differences"][0]["verdict"] == "not measured"
     json.dumps(got, allow_nan=False)
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from eval.comparison.comparison_table import Bootstrap
+from eval.comparison.comparison_table import Certainty
 from eval.comparison.dimension_ladder import Ladder, ladder_reductions, measure_ladder
-from eval.statistics import paired_bootstrap
+from eval.statistics import paired_difference
 
 
 def vectors(n, seed, d=48):
@@ -32,9 +32,7 @@ def test_ladder():
     x, train = vectors(400, 0), vectors(900, 1)
     rank = nearest_agree(x)
     reductions = ladder_reductions(train, fitted_on="900 training items")
-    found = measure_ladder(
-        Ladder(x, reductions), rank, ranker="trained", metric="hit", bootstrap=Bootstrap(seed=3, samples=500)
-    )
+    found = measure_ladder(Ladder(x, reductions), rank, ranker="trained", metric="hit", certainty=Certainty())
     rungs = {(r["method"], r["width"], r["precision"]): r for r in found["rungs"]}
     assert set(rungs) == {
         ("full width", 48, "float32"),
@@ -51,7 +49,7 @@ def test_ladder():
     for reduction in reductions:
         method = {"pca": "PCA", "truncate": "truncation", "": "full width"}[reduction.spec.kind]
         rung = rungs[method, reduction.spec.width or 48, "int8" if reduction.spec.int8 else "float32"]
-        want = paired_bootstrap(rank(reduction(x)), rank(x), seed=3, samples=500)
+        want = paired_difference(rank(reduction(x)), rank(x))
         assert rung["difference"] == pytest.approx({"mean": want.mean, "low": want.low, "high": want.high})
         assert rung["kept"] == pytest.approx(rank(reduction(x)).mean())
 

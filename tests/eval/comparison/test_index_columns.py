@@ -1,12 +1,12 @@
-"""What an index changes, with its interval, against the paired bootstrap of the two rankings."""
+"""What an index changes, with its interval, against the paired difference of the two rankings."""
 
 import numpy as np
 import pytest
 
-from eval.comparison.comparison_table import Bootstrap
+from eval.comparison.comparison_table import Certainty
 from eval.comparison.index_columns import index_columns
 from eval.protocols import Ranked
-from eval.statistics import bootstrap_mean, paired_bootstrap
+from eval.statistics import mean_interval, paired_difference
 
 CLUSTERS = np.arange(200) // 4
 
@@ -23,18 +23,16 @@ def ranked(seed, *, recall=None):
 def test_change_and_refusal(allowed):
     exact = {"a": ranked(0), "b": ranked(1), "titles": ranked(2)}
     found = {"a": ranked(3, recall=np.full(200, 0.99)), "b": ranked(4, recall=np.array([0.9, np.nan] * 100))}
-    columns = index_columns(exact, found, allow_low_recall=allowed, bootstrap=Bootstrap(CLUSTERS, seed=5))
+    columns = index_columns(exact, found, allow_low_recall=allowed, certainty=Certainty(CLUSTERS, seed=5))
     assert columns.recall == pytest.approx({"a": 0.99, "b": 0.9})
     assert columns.refused == ({} if allowed else pytest.approx({"b": 0.9}))
     assert list(columns.change) == list(columns.metrics) == (["a", "b"] if allowed else ["a"])
     for row in columns.change:
         for metric, cell in columns.change[row].items():
-            expected = paired_bootstrap(
-                found[row].metrics[metric], exact[row].metrics[metric], clusters=CLUSTERS, seed=5
-            )
+            expected = paired_difference(found[row].metrics[metric], exact[row].metrics[metric], clusters=CLUSTERS)
             got = [cell[key] for key in ("mean", "low", "high", "p")]
             assert got == pytest.approx([expected.mean, expected.low, expected.high, expected.p])
-            mean = bootstrap_mean(found[row].metrics[metric], clusters=CLUSTERS, seed=5)
+            mean = mean_interval(found[row].metrics[metric], clusters=CLUSTERS)
             assert columns.metrics[row][metric]["low"] == pytest.approx(mean.low)
     assert columns.of("a", k=10)["scann_recall"] == {"recall@10": pytest.approx(0.99)}
     assert columns.of("b", k=10)["scann_refused"] is not allowed
@@ -43,5 +41,5 @@ def test_change_and_refusal(allowed):
 
 
 def test_nothing_was_searched():
-    columns = index_columns({"a": ranked(0)}, {}, allow_low_recall=False, bootstrap=Bootstrap(CLUSTERS))
+    columns = index_columns({"a": ranked(0)}, {}, allow_low_recall=False, certainty=Certainty(CLUSTERS, seed=5))
     assert (columns.metrics, columns.change, columns.refused) == ({}, {}, {})

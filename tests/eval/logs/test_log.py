@@ -187,7 +187,7 @@ def test_an_action_without_a_gain_is_named_with_its_count(read):
 
 @pytest.mark.parametrize(
     ("actions", "said"),
-    [({"tap": -1}, "tap=-1"), ({"tap": "much"}, "tap='much'"), ({"tap": 0}, "nothing is worth"),
+    [({"tap": -1}, "nothing is worth"), ({"tap": "much"}, "tap='much'"), ({"tap": 0}, "nothing is worth"),
      ({}, "nothing is worth"),
      ({"impression": 1}, "being shown is worth 0"), ({"tap": float("nan")}, "tap=nan"), ({"tap": True}, "tap=True")],
 )  # fmt: skip
@@ -308,6 +308,42 @@ def test_queries_equal_a_loop(read, lists, window):
         for query in range(len(queries)):
             place = queries.positions[queries.starts[query] : queries.starts[query + 1]]
             assert (np.diff(place[place >= 0]) >= 0).all()
+
+
+def test_what_speaks_against_an_item_outweighs_what_speaks_for_it(read):
+    form = LogFormat({**ACTIONS, "hide": -1, "report": -3})
+    actions = {"i1": ["tap", "hide"], "i2": ["purchase", "report", "hide"], "i3": ["tap", "like"], "i4": []}
+    events = [event(item=item, action=action) for item, done in actions.items() for action in ["impression", *done]]
+    queries = read_queries(read(events, form), query_item="query_item_id", lists=True)
+    assert dict(zip(queries.candidates.tolist(), queries.gains.tolist(), strict=True)) == {1: -1, 2: -3, 3: 2, 4: 0}
+    whole = read_queries(read(events, form), query_item="query_item_id", lists=False)
+    assert whole.candidates.tolist() == [3]
+
+
+def test_what_the_log_says_of_chance_and_segments(read, tmp_path):
+    rows = [
+        {
+            **event(item=f"i{n}", position=n, time=1_700_000_000 + 60 * (n == 1)),
+            "propensity": p,
+            "randomised": r,
+            "app": a,
+        }
+        for n, (p, r, a) in enumerate([("0.5", "true", "ios"), ("0.25", "0", "web"), ("", "", "")])
+    ]
+    rows.append({**rows[0], "item_id": "i9", "propensity": "1.5"})
+    path = tmp_path / "log.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    log = read(str(path), LogFormat(ACTIONS, segments=("app",)))
+    assert log.counts["skipped"] == {"impossible propensity": 1}
+    queries = read_queries(log, query_item="query_item_id", lists=True)
+    np.testing.assert_array_equal(queries.propensities, [0.25, np.nan])  # i0 is the query item
+    assert queries.randomised.tolist() == [False]
+    assert queries.segments["app"].tolist() == ["ios"]
+    kept = queries.keep(np.array([False]), reason="none")
+    assert (len(kept.segments["app"]), len(kept.propensities), len(kept.randomised)) == (0, 0, 0)
 
 
 def test_unusable_queries_are_counted_by_reason(read):

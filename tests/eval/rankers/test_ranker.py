@@ -33,7 +33,8 @@ def vectors(n=N, d=24, seed=0):
 
 def all_rows():
     counts = np.random.default_rng(1).integers(0, 9, N)
-    return [VectorRanker("vectors", vectors()), RandomRanker(N), PopularityRanker(counts), TitleRanker(titles())]
+    dot = VectorRanker("inner product", vectors(), similarity="dot")
+    return [VectorRanker("vectors", vectors()), dot, RandomRanker(N), PopularityRanker(counts), TitleRanker(titles())]
 
 
 @pytest.mark.parametrize("row", all_rows(), ids=lambda row: row.name)
@@ -48,11 +49,22 @@ def test_lists_and_the_whole_catalogue_tell_the_same(row, seed, count, k):
     assert listed.shape == (count, k)
     assert whole.shape == (count, N)
     expected = np.where(candidates < 0, -np.inf, np.take_along_axis(whole, np.maximum(candidates, 0), axis=1))
-    np.testing.assert_allclose(listed, expected, atol=1e-6)
+    np.testing.assert_allclose(listed, expected, atol=1e-6, rtol=1e-5)
     for query in range(count):  # a block of one
         np.testing.assert_array_equal(
             row.scores(queries[query : query + 1], candidates[query : query + 1])[0], listed[query]
         )
+
+
+def test_inner_products_keep_lengths():
+    x = vectors()
+    row = VectorRanker("a", x, similarity="dot")
+    np.testing.assert_allclose(row.scores(np.arange(N)), x.astype(np.float64) @ x.astype(np.float64).T, atol=1e-4)
+    scores = row.scores(np.arange(N))
+    np.testing.assert_array_equal(scores[:, 5], scores[:, 7])  # equal vectors tie to the last bit
+    assert (scores[5, 5] > scores[2, 5] * 2).all()
+    with pytest.raises(UserError, match="similarity='euclid'; expected"):
+        VectorRanker("a", x, similarity="euclid")
 
 
 def test_cosine_and_exact_ties(monkeypatch):

@@ -177,7 +177,7 @@ def test_a_missing_picture_leaves_an_empty_frame(tmp_path: Path, content: bytes 
             "Undecided whether trained ranks better than raw pixels",
             "+0.004 (95 % interval −0.003 to +0.011)",
         ),
-        (0.0, 0.0, "Undecided whether trained ranks better than raw pixels", "+0.000 (95 % interval +0.000 to +0.000)"),
+        (0.0, 0.0, "Undecided whether trained ranks better than raw pixels", "0.000 (95 % interval 0.000 to 0.000)"),
     ],
 )
 def test_the_headline_says_what_the_interval_allows(
@@ -206,6 +206,35 @@ def test_a_report_replaces_an_earlier_one_and_needs_a_page_name(tmp_path: Path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["title"] == "Second"
     with pytest.raises(UserError, match=r"such as report\.html"):
         write_report(tmp_path / "out" / "report.json", _report(), images=_jpeg)
+
+
+def test_each_column_says_over_how_many_queries_it_is(tmp_path: Path):
+    report = _report(row_notes={"random": _EVIL})
+    report["rows"][1]["scann_recall"] = {"MRR": 0.91}  # a name that a metric has
+    for row in report["rows"]:
+        for name, cell in row["exact"].items():
+            cell["queries"] = 16 if (row["name"], name) == ("random", "MRR") else 1234
+    lines = format_table(report).splitlines()
+    header = next(line for line in lines if "ties" in line)
+    names = re.split(r"  +", header.strip())
+    assert len(set(names)) == len(names)
+    assert "ScaNN MRR" in names
+    counted = next(line for line in lines if line.startswith("queries"))
+    assert counted.split()[1:5] == ["1,234", "16", "to", "1,234"][: len(counted.split()) - 1]
+    assert f"random: {_EVIL}"[:40] in " ".join(lines)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", _page(tmp_path, report)))
+    assert "nDCG_exp@5 n 1,234 " in text
+    assert "MRR n 16 to 1,234 " in text
+    assert text.count(" n 16 ") == 2  # in the head of the column, and in the cell
+    assert "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize("value", [-1e-9, -4.9e-4, 0.0, -0.0])
+def test_what_rounds_to_zero_has_no_sign(tmp_path: Path, value: float):
+    report = _report(differences=[_difference(value, 0.0, relative=value, low_all=value, high_all=value)])
+    report["rows"][0]["exact"]["MRR"] = {"mean": value, "low": value, "high": value}
+    for text in (_page(tmp_path, report), format_table(report)):
+        assert not re.search(r"[-−+]0(\.0+)?(?![.\d])", re.sub(r"base64,[^\"]+|\d[-−]0|[a-z:\"]-0", "", text))
 
 
 def test_no_comparison_is_said_so():

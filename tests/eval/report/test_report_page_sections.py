@@ -2,6 +2,7 @@
 
 import html
 import io
+import pathlib
 import re
 
 import numpy as np
@@ -35,7 +36,7 @@ def whole_report(**changes):
     sliced = measure_slices([by_value(EVIL, kinds)], new, base)
     results = [{"id": "a", "title": EVIL, "gain": 3}]
     example = {"query": "q", "title": EVIL, "systems": [{"name": "new", "results": results}]}
-    difference = {"a": "new", "b": "old", "metric": "nDCG@5", **estimate(0.1), "relative": 0.25, "p_holm": 1e-4}
+    difference = {"a": "new", "b": "old", "metric": "nDCG@5", **estimate(0.1), "relative": 0.25, "p_all": 1e-4}
     column = {"name": "IPS nDCG@5", "note": f"clipped {EVIL}", "values": {"new": estimate(0.523), "old": 0.321}}
     report = {
         "title": "Report",
@@ -91,6 +92,48 @@ def page_of(tmp_path, report):
     return page, html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)))
 
 
+def test_logs_have_a_legend_of_their_actions(tmp_path):
+    actions = {"impression": 0.0, "tap": 1.0, "like": 2.0, "wish": 0.5, "cart": 2.0, "purchase": 3.0}
+    page, text = page_of(tmp_path, whole_report(actions=actions))
+    for said in ("3: purchase", "2: like, cart", "1: tap", "0.5: wish", "0: none of these"):
+        assert said in text
+    assert 'class="gain1">0.5: wish' in page
+    assert "nDCG@5 is 1 where the first 5 places" in text
+
+
+def test_it_prints_whole():
+    style = (pathlib.Path(charts.__file__).parent / "report.css").read_text()
+    printed = style[style.index("@media print") :]
+    assert "details::details-content { content-visibility: visible" in printed  # what is folded
+    assert ".scroll { overflow: visible; }" in printed
+    assert "@media screen and (prefers-color-scheme: dark)" in style  # paper is white
+
+
+def test_what_each_would_have_earned_and_the_trend(tmp_path):
+    cells = {"independent": {**estimate(1.25), "effective": 123.4, "enough": True}}
+    few = {"independent": {**estimate(9.75), "effective": 3.2, "enough": False}}
+    earned = {"estimators": ["independent"], "depth": 5, "lists": 1234, "rows": {"old": cells, "new": cells, EVIL: few}}
+    earned["difference"] = {"independent": estimate(0.125, 0.05)}
+    report = whole_report(off_policy=earned, row_notes={"old": f"profits {EVIL}"}, similarity="dot")
+    report["trend"] = report["slices"]
+    page, text = page_of(tmp_path, report)
+    for said in (
+        "1,234 lists",
+        "1.250 1.240–1.260 123 effective lists",
+        "too few 3 effective lists",
+        "+0.125 +0.075 to",
+    ):
+        assert said in text
+    assert "9.750" not in text
+    assert "Over time" in text
+    assert "similarity: inner product" in text
+    assert "<script" not in page
+    table = format_table(report)
+    assert "earned in the first 5 places" in table
+    assert "too few (3)" in table
+    assert "old: profits" in table
+
+
 def test_intervals_of_the_index_and_of_all_comparisons_at_once(tmp_path):
     report = whole_report()
     for row in report["rows"]:
@@ -105,7 +148,7 @@ def test_intervals_of_the_index_and_of_all_comparisons_at_once(tmp_path):
     for phrase in (
         "−0.013 to 0.388 [−0.017, −0.008]",
         "all at once +0.051 to +0.149",
-        "for all 2 comparisons together",
+        "it holds for all 2 comparisons together",
     ):
         assert phrase in text, phrase
     assert page.count('class="all"') >= 2  # the thin lines
@@ -126,7 +169,7 @@ def test_every_part_says_its_numbers(tmp_path):
         "A true difference of 0.02 would be found.", "0.023", "nobody",
         "3 items leak", "4,321 users", "lists of 2 to 30 , mean 12.5",
         "−0.013 to 0.388", "3,072",  # the index's loss, bytes
-        "IPS nDCG@5 : clipped", "0.523", "0.321", "+25.0 %", "p (Holm)", "< 0.001",
+        "IPS nDCG@5 : clipped", "0.523", "0.321", "+25.0 %", "p, corrected", "< 0.001",
         "PCA 128, int8", "−0.012 [−0.014, −0.010]", "fitted on train", "97.6 %",
         "Slices, the worst first", "all 2 slices at once", "1 left out",
         "coverage", "0.777", "of items", "Largest gains", "0.987", "None.",
@@ -141,9 +184,25 @@ def test_every_part_says_its_numbers(tmp_path):
 
 def test_a_difference_that_many_comparisons_explain_is_undecided(tmp_path):
     report = whole_report(conclusion=None)
-    report["differences"][0]["p_holm"] = 0.06
+    report["differences"][0] |= {"low_all": -0.01, "high_all": 0.21, "p_all": 0.06}
     _, text = page_of(tmp_path, report)
     assert "Undecided whether new ranks better than old" in text
+    assert "95 % interval −0.010 to +0.210" in text
+
+
+def test_what_was_concluded_is_what_is_said(tmp_path):
+    """Verdicts, confidence, what the queries weigh, and the memo's line."""
+    weights = {"user": 93.2, "query_item": 8.24}
+    report = whole_report(conclusion=None, confidence=0.9, weights=weights, memo=f"take new {EVIL}.")
+    report["differences"][0]["verdict"] = "too few"
+    page, text = page_of(tmp_path, report)
+    said = "Queries of one user or one query item are taken as dependent: 900 queries weigh as 93.2 users and 8.2 query"
+    printed = " ".join(format_table(report).split())
+    for phrase in ("Too few to say whether new ranks better than old", "90 % interval", "For the memo: take new", said):
+        assert phrase in text, phrase
+        assert phrase in printed, phrase
+    assert "95 %" not in text + printed
+    assert 'class="tile too-few"' in page
 
 
 def test_parts_that_are_absent_leave_nothing(tmp_path):

@@ -80,6 +80,47 @@ def test_filters_keep_the_exact_top_k(data, count, scanned):
         assert each["score"] == pytest.approx(cosine[each["id"]], abs=2e-6)
 
 
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), pictures=st.lists(st.integers(1, 4), min_size=2, max_size=12))
+def test_an_item_is_found_once_by_its_nearest_picture(data, pictures):
+    """Against all cosines in float64, with and without a filter and groups of the items."""
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    rows = [(f"i{item}", number) for item, count in enumerate(pictures) for number in range(1, count + 1)]
+    ids = [item if number == 1 else f"{item}#{number}" for item, number in rows]
+    vectors = random.normal(size=(len(rows), 3)).astype(np.float32)
+    known = {f"i{item}": (f"title {item}", {"colour": str(item % 2)}) for item in range(len(pictures))}
+    index = build_index(vectors, ids)
+    index.encoder = {"pool": {"how": "each", "by": None}}
+    where = data.draw(st.sampled_from([{}, {"colour": {"1"}}]))
+    group_by, k = data.draw(st.sampled_from([None, "colour"])), data.draw(st.integers(1, 14))
+    asked = data.draw(st.integers(0, len(ids) - 1))
+    own = rows[asked][0]
+    found = Answers(index, known).of_item(ids[asked], Selection(k=k, where=where, group_by=group_by))["items"]
+    cosines = unit_rows64(vectors) @ unit_rows64(vectors)[asked]
+    best = {}
+    for row in np.argsort(-cosines):
+        item, number = rows[row]
+        if item != own and (not where or known[item][1]["colour"] == "1"):
+            best.setdefault(item, (cosines[row], number))
+    if group_by:
+        first = {}
+        for item in best:
+            if known[item][1]["colour"] != known[own][1]["colour"]:
+                first.setdefault(known[item][1]["colour"], item)
+        best = {item: best[item] for item in first.values()}
+    expected = list(best.items())[:k]
+    assert [(each["id"], each["picture"]) for each in found] == [(item, number) for item, (_, number) in expected]
+    np.testing.assert_allclose([each["score"] for each in found], [cosine for _, (cosine, _) in expected], atol=2e-6)
+    assert all((each["title"], each["attributes"]) == known[each["id"]] for each in found)
+
+
+def test_values_that_no_item_has_are_named():
+    answers = Answers(build_index(VECTORS, IDS), KNOWN)
+    found = answers.of_item("a", Selection(where={"colour": {"red", "purpel"}}))
+    assert ([each["id"] for each in found["items"]], found["unmatched"]) == (["b"], {"colour": ["purpel"]})
+    assert "unmatched" not in answers.of_item("a", Selection(where={"colour": {"red"}}))
+
+
 def test_a_filter_on_an_attribute_that_nothing_has_is_an_error():
     with pytest.raises(UserError, match="no item has this attribute; there are colour"):
         Answers(build_index(VECTORS, IDS), KNOWN).of_item("a", Selection(k=1, where={"taste": {"sour"}}))

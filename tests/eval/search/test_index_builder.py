@@ -202,7 +202,7 @@ def test_neither_tensorflow_nor_jax_is_imported_anywhere_in_eval(tmp_path):
 import sys
 import numpy as np
 import eval.rankers.baselines, eval.embeddings.store, eval.metrics.ranking, eval.protocols.attribute_agreement
-import eval.protocols.relevance, eval.search.index_builder, eval.statistics.bootstrap
+import eval.protocols.relevance, eval.search.index_builder, eval.statistics.intervals
 assert "scann" not in sys.modules
 from siglip_jax.errors import UserError
 x = np.random.default_rng(0).normal(size=(40, 8))

@@ -9,6 +9,7 @@ import runpy
 import ml_collections
 import pytest
 
+from eval.comparison import log_task
 from eval.logs import log_format, queries
 from eval.protocols import user_profiles
 from eval.protocols.exposure import Propensity
@@ -137,7 +138,7 @@ def test_log_fields_are_those_of_their_readers():
     assert (evaluation.like_from, evaluation.first_position) == (log.like_from, log.first_position)
     assert log.gains() == {"impression": 0, "tap": 1, "like": 2, "purchase": 3}
     propensity = Propensity()
-    assert (evaluation.propensity_power, evaluation.propensity_clip) == (propensity.power, propensity.clip)
+    assert (evaluation.propensity_power, evaluation.propensity_clip) == (log_task.MEASURED, propensity.clip)
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,15 @@ def test_rank(capsys):
     assert "trec_eval has no such metric" in capsys.readouterr().err
 
 
+def test_abtest(capsys):
+    flags = ["--runs=2", "--users=400", "--days=5", "--ratio_users=200000"]
+    assert cli.main(["bench", "abtest", *flags]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"(?m)^CTR +\d+\.0 % +\d+\.0 % +\d+\.0 %$", printed)
+    assert re.search(r"(?m)^51\.0 to 49\.0 +100\.00 %$", printed)
+    assert re.search(r"(?m)^correlation 0\.9   0\.8[01]\d\d   theory 0\.8100$", printed)
+
+
 def test_input(capsys, shop_dataset):
     options = ["--count=8", "--batch=4", "--repetitions=1", "--shortest=40", "--longest=90", "--size=32", "--notf_data"]
     kinds = ["--resize=bilinear_no_antialias", "--resize=bilinear_pad"]

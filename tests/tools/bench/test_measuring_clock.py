@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import tempfile
 import time
 import types
 
@@ -130,7 +131,7 @@ def rank_seconds(monkeypatch, capsys):
 
     monkeypatch.setattr(eval.metrics, "rank_metrics", rank_metrics)
     monkeypatch.setattr(rank.importlib.util, "find_spec", lambda name: None)
-    assert cli.main(["bench", "rank", "--queries=40", "--samples=10"]) == 0
+    assert cli.main(["bench", "rank", "--queries=40"]) == 0
     return float(printed_row(capsys, "rank_metrics")[0])
 
 
@@ -141,6 +142,37 @@ def filters_seconds(monkeypatch, capsys):
     monkeypatch.setattr(Answers, "of_vector", lambda *given, **named: nap() or answer(*given, **named))
     assert cli.main(["bench", "filters", "--items=20", "--dim=4", "--queries=2"]) == 0
     return 1 / float(printed_row(capsys, "no filter")[3])
+
+
+NAPPING = """
+import sys, time, numpy
+for number, line in enumerate(sys.stdin):
+    if number == 0:
+        numpy.save(__import__("json").loads(line)["save"], numpy.eye(4, dtype=numpy.float32))
+    else:
+        time.sleep(0.05)
+    print('{"peak_mib": 7}', flush=True)
+"""
+
+
+def export_seconds(monkeypatch, capsys):
+    """Of consumers that sleep, each in its process."""
+    from tools.bench import export
+    from tools.bench.export_parts import consumer_process, export_rows
+
+    with tempfile.TemporaryDirectory() as folder:
+        program = pathlib.Path(folder) / "napping.py"
+        program.write_text(NAPPING)
+        monkeypatch.setattr(consumer_process, "PROGRAM", program)
+        monkeypatch.setattr(export, "_model", lambda values: (None, "no model"))
+        monkeypatch.setattr(export, "_pictures", lambda folder, count: [b"one"] * count)
+        monkeypatch.setattr(export_rows, "write_exports", lambda model, folder, names: {n: folder / n for n in names})
+        assert cli.main(["bench", "export", "--count=4", "--repetitions=3", "--singles=3", "--rows=stablehlo"]) == 0
+    mebibytes, pictures, times_jax, milliseconds, _, peak, cosine = printed_row(capsys, "stablehlo")
+    assert (mebibytes, peak, cosine) == ("0", "7", "1.000000")
+    assert SLEEP * 0.9 <= 4 / float(pictures) < 2 * SLEEP
+    assert float(times_jax) == pytest.approx(1, abs=0.5)
+    return float(milliseconds) / 1e3
 
 
 def build_seconds(monkeypatch, capsys):
@@ -180,6 +212,7 @@ READ = {
     "build": build_seconds,
     "filters": filters_seconds,
     "build, audit": audit_seconds,
+    "export": export_seconds,
 }
 
 
@@ -189,10 +222,10 @@ def test_a_run_of_50_ms_is_read_as_50_ms(bench, monkeypatch, capsys):
 
 
 def test_every_bench_that_prints_times_is_read_above():
-    """finetune and resize compare models, and print no time; recipes has a clock around whole trainings, compiling
-    included; search and serve measure other processes. The parts of gpu are below."""
+    """finetune, formats, resize and verdicts compare, and print no time; recipes has a clock around whole trainings,
+    compiling included; search and serve measure other processes. The parts of gpu are below."""
     read = {name.partition(",")[0] for name in READ}
-    others = {"finetune", "resize", "gpu", "recipes", "search", "serve"}
+    others = {"finetune", "formats", "resize", "verdicts", "gpu", "recipes", "search", "serve"}
     assert set(tools.bench.COMMANDS) - read == others
 
 

@@ -98,6 +98,13 @@ def test_without_a_mouse_and_with_a_token(browser, serve, flags, shop_dataset, t
     browser.until("part('login').hidden && part('group').options.length > 1")
     browser.value("document.activeElement.blur()")
     browser.press("/", "/")
+    browser.type("red dress")  # the encoder has no text tower
+    browser.press("Enter", "\r")
+    browser.until(
+        f"{STATUS}.startsWith('There is no item “red dress”, and this server has no model to search by words')"
+    )
+    browser.value("part('words').value = '', document.activeElement.blur()")
+    browser.press("/", "/")
     browser.type(rows[2]["id"])
     browser.press("Enter", "\r")
     browser.until(f"{CARDS} > 2")

@@ -6,6 +6,7 @@ const COUNT = 24;
 const NEAR = 0.98; // cosine of near-duplicates
 let token = ""; // in memory only
 let names = {}; // of the two sides: model and generation
+let byText = true; // whether the server has a text tower
 let lastAsked = null; // asks the same again, when a filter changes
 let latest = 0; // number of the newest question: answers to older ones are dropped
 
@@ -193,6 +194,7 @@ function byPhoto(file) {
 async function byWords(words) {
   const known = await send(`items/${encodeURIComponent(words)}`);
   if (known.ok) return similar(words);
+  if (!byText) return say(`There is no item “${words}”, and this server has no model to search by words.`, true);
   const request = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ text: words }) };
   return show((side) => read(address("search?", side), request), [make("div", "title", `“${words}”`)]);
 }
@@ -270,7 +272,8 @@ function about(ready) {
     .join("; ");
   part("both-label").hidden = !ready.candidate;
   part("photo-label").hidden = !ready.image;
-  if (!ready.text) part("words").placeholder = "The id of an item";
+  byText = ready.text;
+  if (!byText) part("words").placeholder = "The id of an item";
 }
 
 async function start() {

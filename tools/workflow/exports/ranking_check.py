@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.comparison.items import Items
 from eval.protocols import AttributeRelevance, Measures, rank_catalogue
-from eval.statistics import paired_bootstrap
+from eval.statistics import paired_difference
 from input_pipeline.duplicates.normalised_titles import title_groups
 from siglip_jax.errors import UserError
 from siglip_jax.export.golden import Call, read_answers, write_golden
@@ -75,7 +75,7 @@ class RankingSample:
             return next(iter(metrics.values()))
 
         def change(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-            found = paired_bootstrap(a, b, clusters=clusters)
+            found = paired_difference(a, b, clusters=clusters)
             return {name: round(float(getattr(found, of)), 6) for name, of in _INTERVAL.items()}
 
         if not relevance.labels(slice(None)).any():

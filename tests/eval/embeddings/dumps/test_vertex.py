@@ -169,10 +169,25 @@ def test_the_command(shop_dataset, tmp_path, capsys):
     for flags, said in (
         (["--format=vertex"], "--store is missing"),
         (["--format=vertex", "--model=m"], "expected --model, to write a model, or --format"),
-        (["--store=s", "--model=m"], "--store is of --format; leave it out"),
+        (["--store=s", "--model=m"], "--store is of --reduce=pca:WIDTH"),
         (["--format=npy", "--store=s", "--since=t"], "--since is of --format=vertex"),
         (["--format=vertex", f"--store={tmp_path / 'store'}", "--numeric=price"], "give --dataset"),
     ):
         capsys.readouterr()
         assert main(["export", *flags, "--output=o"]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_pictures_crowd_as_their_item(tmp_path):
+    vectors = dict(zip(["a", "a#2", "c", "x#2"], np.random.default_rng(1).normal(size=(4, 5)), strict=True))
+    store = stored(tmp_path / "store", vectors, manifest={"pool": {"how": "each", "by": None}})
+    for name, restricts in (
+        ("plain", None),
+        ("with", restricts_of(FACTS, names=["colour"], numeric=["price"], crowding="")),
+    ):
+        write_vertex(store, tmp_path / name, restricts=restricts)
+        items, _, _ = read(tmp_path / name)
+        assert {row: each["crowding_tag"] for row, each in items.items()} == {
+            "a": "a", "a#2": "a", "c": "c", "x#2": "x#2",
+        }  # fmt: skip
+    assert items["a#2"]["restricts"] == [{"namespace": "colour", "allow": ["red"]}]

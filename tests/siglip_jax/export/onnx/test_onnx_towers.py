@@ -32,7 +32,7 @@ def a_model(**changes):
         "image_size": (34, 32),
         "patch_size": 8,
         "image": TowerSize(width=32, depth=2, mlp_dim=48, heads=4),
-        "text": TowerSize(width=16, depth=3, mlp_dim=32, heads=2),
+        "text": TowerSize(width=16, depth=3, mlp_dim=32, heads=2, gelu="exact"),
         "vocab_size": 50,
         "text_length": 8,
     }

@@ -12,7 +12,7 @@ import pytest
 
 from tools.workflow.exports.export import export
 
-SERVING = pathlib.Path(__file__).parents[3] / "examples" / "serving"
+SERVING = pathlib.Path(__file__).parents[2] / "examples" / "serving"
 CONSUMERS = pathlib.Path(os.environ.get("SIGLIP_JAX_CONSUMERS", ".consumers")).absolute()  # holds node_modules
 ONNXRUNTIME = pathlib.Path(os.environ.get("SIGLIP_JAX_ONNXRUNTIME", "onnxruntime")).absolute()  # include and lib
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The recipes of examples/serving, as far as this environment has what they need; test_serving_consumers has others."""
+"""The recipes of examples/serving, as far as this environment has what they need; test_examples_consumers.py has others."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ from siglip_jax.export.onnx.onnx_towers import export_tower
 from siglip_jax.preprocessing import Preprocessing
 from tools.serve import define_flags
 
-SERVING = pathlib.Path(__file__).parents[3] / "examples" / "serving"
+SERVING = pathlib.Path(__file__).parents[2] / "examples" / "serving"
 SMALL = Preprocessing(image_size=(8, 8))
 
 
