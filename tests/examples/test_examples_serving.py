@@ -1,4 +1,4 @@
-"""The recipes of examples/serving, as far as this environment has what they need; test_consumers.py has the others."""
+"""The recipes of examples/serving, as far as this environment goes; test_examples_consumers.py has other languages."""
 
 import json
 import pathlib
