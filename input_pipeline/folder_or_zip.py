@@ -11,6 +11,7 @@ import pathlib
 import posixpath
 import stat
 import unicodedata
+import weakref
 import zipfile
 import zlib
 from typing import IO, Any, Protocol
@@ -150,6 +151,7 @@ class Zip:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
+            weakref.finalize(self, self._zip.close)  # before the collector gets to its file, which would warn
         except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
             raise UserError(f"{path}: cannot be opened as a zip ({error}); expected a folder, .zip or table") from error
         names = [name for name in self._zip.namelist() if not name.startswith("__MACOSX/")]

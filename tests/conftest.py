@@ -1,5 +1,6 @@
 """One tiny catalogue, dataset, model and training run, each made once and read by many tests."""
 
+import fcntl
 import importlib.util
 import os
 import pathlib
@@ -8,6 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -56,14 +59,25 @@ def golden() -> pathlib.Path:
     return pathlib.Path(__file__).parent / "golden"
 
 
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], Any]) -> pathlib.Path:
+    """What `make` writes to a folder, once for all workers of pytest-xdist; nobody writes to it later."""
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (whole := shared / f"{name}.whole").exists():
+            make(shared / name)
+            whole.touch()
+    return shared / name
+
+
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory) -> pathlib.Path:
     """A catalogue of 120 synthetic items, five of them faulty."""
     from input_pipeline.synthetic.synthetic_catalogue import write_synthetic_catalogue
 
-    folder = tmp_path_factory.mktemp("shop") / "catalogue"
-    write_synthetic_catalogue(folder, items=120, size=24)
-    return folder
+    return _made_once(tmp_path_factory, "shop", lambda folder: write_synthetic_catalogue(folder, items=120, size=24))
 
 
 @pytest.fixture(scope="session")
@@ -72,9 +86,10 @@ def shop_dataset(shop, tmp_path_factory) -> pathlib.Path:
     from input_pipeline.building import build_dataset
     from input_pipeline.catalogue import read_catalogue
 
-    folder = tmp_path_factory.mktemp("dataset") / "shop"
-    build_dataset(read_catalogue(shop), folder, max_left_out=1, progress=False)
-    return folder
+    def build(folder: pathlib.Path) -> None:
+        build_dataset(read_catalogue(shop), folder, max_left_out=1, progress=False)
+
+    return _made_once(tmp_path_factory, "dataset", build)
 
 
 @pytest.fixture(scope="session")
@@ -103,9 +118,10 @@ def trained_workdir(config_file, shop_dataset, tmp_path_factory) -> pathlib.Path
     """The workdir of a finished, unbroken tiny run on one device. Not to be written to."""
     from tools.workflow.training import train_on_dataset
 
-    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    train_on_dataset(runpy.run_path(str(config_file))["get_config"](), dataset=shop_dataset, workdir=workdir)
-    return workdir
+    def train(workdir: pathlib.Path) -> None:
+        train_on_dataset(runpy.run_path(str(config_file))["get_config"](), dataset=shop_dataset, workdir=workdir)
+
+    return _made_once(tmp_path_factory, "unbroken", train)
 
 
 @pytest.fixture(scope="session")

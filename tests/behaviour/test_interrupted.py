@@ -97,9 +97,10 @@ def flags(config_file, shop_dataset):
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
-def test_three_kills_change_nothing(python, flags, trained_workdir, tiny_config, shop_dataset, tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_kills_change_nothing(python, flags, trained_workdir, tiny_config, shop_dataset, tmp_path, kills):
     workdir = tmp_path / "run"
-    for moment in moments(seed=0, kills=3):
+    for moment in moments(seed=0, kills=kills):
         done = python(INTERRUPTED_TRAIN, workdir, *moment, *flags)
         assert done.returncode == -signal.SIGKILL, (moment, done.stderr)
     assert not (workdir / "checkpoints" / "20").exists()

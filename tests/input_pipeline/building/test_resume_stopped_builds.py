@@ -108,7 +108,7 @@ def check_kills(shop, folder, kills, seed):
 
 
 def test_killed_anywhere(shop, tmp_path):
-    check_kills(shop, tmp_path, 12, 0)
+    check_kills(shop, tmp_path, 6, 0)
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_images_by_texts(loss, n, m, tile, same_group):
     options = {"tile": tile} if loss is sigmoid_loss else {}
     function = functools.partial(loss, **labels, same_group=same_group, **options)
     arguments = [jnp.asarray(data[name]) for name in NAMES]
-    value, gradients = jax.value_and_grad(function, argnums=(0, 1, 2, 3))(*arguments)
+    value, gradients = jax.jit(jax.value_and_grad(function, argnums=(0, 1, 2, 3)))(*arguments)
     expected, exact = exact_of(data, same_group)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(function(*arguments), expected, rtol=1e-5)  # without gradients

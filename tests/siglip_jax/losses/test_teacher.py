@@ -43,7 +43,7 @@ def test_values_and_gradients(name, n, d, apart, seed):
     z = u + apart * rng.normal(size=(n, d)) / np.sqrt(d)
     z = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
     u = u.astype(np.float32)
-    value, gradient = jax.value_and_grad(TEACHER_TERMS[name])(z, u)
+    value, gradient = jax.jit(jax.value_and_grad(TEACHER_TERMS[name]))(z, u)
     expected, by_hand = reference(name, z.astype(np.float64), u.astype(np.float64))
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=3e-7 if name == "cosine" else 1e-10)
@@ -63,7 +63,7 @@ def test_the_teacher_is_a_constant_and_low_precision_is_computed_in_float32():
     z, u = (jnp.asarray(unit(rng, 6, 4), jnp.bfloat16) for _ in range(2))
     exact = [np.asarray(x, np.float64) for x in (z, u)]
     for name, term in TEACHER_TERMS.items():
-        by_z, by_u = jax.grad(term, argnums=(0, 1))(z, u)
+        by_z, by_u = jax.jit(jax.grad(term, argnums=(0, 1)))(z, u)
         assert by_z.dtype == jnp.bfloat16
         assert not by_u.any()
         np.testing.assert_allclose(term(z, u), reference(name, *exact)[0], rtol=1e-5)

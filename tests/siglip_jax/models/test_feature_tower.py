@@ -59,7 +59,7 @@ def taking_turns(head: np.ndarray, base: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("base", "depth"), [(11, 1), (5, 2)], ids=str)
 def test_the_tower_is_its_formula(base, depth):
     module = TwoTowers(architecture(base, depth))
-    start = module.init(jax.random.key(0), *example_inputs(module.architecture))["params"]
+    start = jax.jit(module.init)(jax.random.key(0), *example_inputs(module.architecture))["params"]
     untrained, z = by_hand(start["img"], vectors())
     np.testing.assert_allclose(z, taking_turns(np.zeros((6, 6)), untrained), atol=1e-12)  # the head is zero
     rng = np.random.default_rng(1)
@@ -72,7 +72,7 @@ def test_the_tower_is_its_formula(base, depth):
 
 def test_at_full_width_the_start_has_the_cosines_of_the_inputs():
     module = TwoTowers(architecture())
-    params = module.init(jax.random.key(0), *example_inputs(module.architecture))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), *example_inputs(module.architecture))["params"]
     x = vectors()
     z = module.apply({"params": params}, x, method="encode_image")
     inputs = unit(np.concatenate([unit(x["cnn"].astype(np.float64)), unit(x["pixels"].astype(np.float64))], axis=1))
@@ -82,7 +82,7 @@ def test_at_full_width_the_start_has_the_cosines_of_the_inputs():
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
 def test_however_large_the_head_its_share_is_the_strength(strength):
     module = TwoTowers(architecture())
-    params = module.init(jax.random.key(0), *example_inputs(module.architecture))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), *example_inputs(module.architecture))["params"]
     rng = np.random.default_rng(2)
     wild = {"output": {"kernel": 1e6 * rng.normal(size=(16, 6)).astype(np.float32), "bias": np.zeros(6, np.float32)}}
     image = {**params["img"], **wild, "strength": np.array([strength], np.float32)}
@@ -94,7 +94,7 @@ def test_however_large_the_head_its_share_is_the_strength(strength):
 
 def test_titles_are_compared_with_the_head_alone():
     module = TwoTowers(architecture())
-    params = module.init(jax.random.key(0), *example_inputs(module.architecture))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), *example_inputs(module.architecture))["params"]
     text = np.asarray(module.apply({"params": params}, np.arange(10).reshape(2, 5), method="encode_text"))
     assert text.shape == (2, 17)
     assert text[:, :12:2].all()
@@ -105,8 +105,8 @@ def test_titles_are_compared_with_the_head_alone():
 def test_what_is_fixed_has_no_gradient():
     module = TwoTowers(architecture(5))
     image, text = vectors(), np.zeros((6, 5), np.int32)
-    params = module.init(jax.random.key(0), image, text)["params"]
-    gradients = jax.grad(lambda p: module.apply({"params": p}, image, text)[0].sum())(params)["img"]
+    params = jax.jit(module.init)(jax.random.key(0), image, text)["params"]
+    gradients = jax.jit(jax.grad(lambda p: module.apply({"params": p}, image, text)[0].sum()))(params)["img"]
     assert {name: float(np.abs(gradients[name]).max()) for name in FIXED} == dict.fromkeys(FIXED, 0.0)
     assert all(np.abs(gradients[name]["kernel"]).max() > 0 for name in ("output", "linear"))
 

@@ -240,7 +240,7 @@ def test_towers_go_on_from_what_a_part_of_them_made(naflex):
     architecture, image = _naflex() if naflex else (TINY, rng.normal(size=(3, 16, 24, 3)).astype(np.float32))
     module = TwoTowers(architecture)
     batch = {"image": image, "text": rng.integers(0, 50, (3, 6))}
-    params = module.init(jax.random.key(0), batch["image"], batch["text"])["params"]
+    params = jax.jit(module.init)(jax.random.key(0), batch["image"], batch["text"])["params"]
     image, text, _, _ = module.apply({"params": params}, batch["image"], batch["text"])
     for keys in (("image_embedding", "text_pooled"), ("image_tokens", "text_embedding")):
         stored = module.apply({"params": params}, batch, keys, method="store")

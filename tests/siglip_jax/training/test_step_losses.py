@@ -43,7 +43,7 @@ def test_a_step_is_that_of_the_whole_matrix(tiny_model, tiny_config, random_batc
         }
         return parts["loss"] + 0.5 * parts["matryoshka_4"] + 2 * parts["teacher_cosine"], parts
 
-    (value, parts), gradients = jax.value_and_grad(total, has_aux=True)(tiny_model.params)
+    (value, parts), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(tiny_model.params)
     np.testing.assert_allclose(metrics["total"], value, rtol=1e-5)
     for name, part in parts.items():
         np.testing.assert_allclose(metrics[name], part, rtol=1e-5, err_msg=name)

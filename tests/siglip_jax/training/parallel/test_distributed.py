@@ -172,6 +172,8 @@ def test_processes_learn_as_one(
     workdir = tmp_path / "run"
     mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
     flags = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={workdir}", *mesh]
+    flags.append("--config.checkpoint_every=20")
+    tiny_config.checkpoint_every = 20
     train_in_processes(count, process_environment, free_port(), *flags)
     losses, expected = ([line["loss"] for line in read_metrics(w)] for w in (workdir, trained_workdir))
     assert len(losses) == 20

@@ -54,7 +54,7 @@ def test_every_gradient_is_that_of_the_unbroken_batch(seed):
         parts = [encode(params, piece, k) for piece, k in zip(pieces, keys, strict=True)]
         return loss(params, jax.tree.map(lambda *x: jnp.concatenate(x), *parts), batch)
 
-    expected, gradients = jax.value_and_grad(unbroken)(params)
+    expected, gradients = jax.jit(jax.value_and_grad(unbroken))(params)
     found = jax.jit(value_and_grad_in_microbatches(encode, loss, microbatch=MICRO))(params, batch, key)
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), found[1], gradients)

@@ -93,6 +93,7 @@ def losses_of(workdir) -> list[float]:
 def test_eight_devices_learn_as_one(trained_workdir, config_file, shop_dataset, python, tmp_path, changes):
     sizes = [f"--config.{field}={value}" for field, value in changes.items()]
     flags = [f"--config={config_file}", f"--dataset={shop_dataset}", f"--workdir={tmp_path / 'run'}"]
+    flags.append("--config.checkpoint_every=20")
     done = python(TRAIN, *flags, *sizes, devices=8)
     assert done.returncode == 0, done.stderr
     assert "rematerialization" not in done.stderr
