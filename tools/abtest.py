@@ -70,6 +70,10 @@ def main(values: flags.FlagValues) -> None:
     if bool(values.logs) == bool(values.users):
         raise UserError("give either --logs (events) or --users (a row for each user)")
     look = experiment_flags.look_of(values)
+    others = ("metric", "guardrail", "covariate", "lower_is_better", "segment", "split")
+    useless = others if values.interleaved else ("credit",)
+    if given := [name for name in useless if name in values and values[name].present]:
+        raise UserError(f"--{given[0]} has no effect {'with' if values.interleaved else 'without'} --interleaved")
     if values.interleaved:
         _read_interleaving(values, look)
         return

@@ -72,7 +72,7 @@ def main(values: flags.FlagValues) -> None:
 
     check_choice("--to", values.to, written_formats())
     output = check_new(values.output)
-    if values.image_size < 0:
+    if values.image_size < 0 or (values["image_size"].present and not values.image_size):
         raise UserError(f"--image_size={values.image_size}; expected the side of a square in pixels")
     preprocessing = values.preprocessing or None
     if preprocessing and preprocessing not in PRESETS:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from eval.experiments.experiment_metrics import VALUE, ExperimentMetric, check_terms
-from eval.experiments.experiment_users import ExperimentUsers, order_variants
+from eval.experiments.experiment_users import ExperimentUsers, check_numbers, order_variants
 from eval.logs.database import Database, literal
 from eval.logs.log_files import event_file, log_files
 from eval.logs.log_times import AUTO, FIRST, LAST, iso
@@ -227,11 +227,11 @@ def _checked(sql: Database, form: ExperimentLog, notes: list[str], seen: set[str
     if not good:
         listed = ", ".join(f"{count} {kind}" for kind, count in sorted(problems.items())) or "the files are empty"
         raise UserError(f"log: no usable row among {rows} ({listed})")
+    check_numbers(sql, {VALUE: VALUE})
     warnings: list[str] = []
     distinct = "distinct" if form.duplicates == "drop" else ""
-    amount = f"case when isfinite(try_cast({VALUE} as double)) then try_cast({VALUE} as double) end"
     sql.execute(
-        f"create table events as select {distinct} * replace ({amount} as {VALUE}) from raw "
+        f"create table events as select {distinct} * replace (cast({VALUE} as double) as {VALUE}) from raw "
         f"where case {cases} end is null"
     )
     sql.execute("drop table raw")

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from eval.logs.database import Database
 from siglip_jax.errors import UserError
 
+LARGEST = 1e100  # of numbers: their squares, summed over all users, are still numbers
 CONTROL_NAMES = ("control", "a", "old", "baseline", "0", "off", "false")
 
 
@@ -77,3 +79,19 @@ def order_variants(found: Sequence[str], control: str) -> tuple[str, ...]:
     if control not in names:
         raise UserError(f"--control={control}: no such variant; there are {', '.join(names)}")
     return (control, *(name for name in names if name != control))
+
+
+def check_numbers(sql: Database, columns: Mapping[str, str]) -> None:
+    """Raises a UserError where a cell of the table `raw` is text, NaN, infinite or above `LARGEST`; null is none.
+
+    Args:
+      columns: {column of raw: what the file calls it}.
+    """
+    for ours, theirs in columns.items():
+        odd = f"{ours} is not null and not coalesce(abs(try_cast({ours} as double)) <= {LARGEST}, false)"
+        rows, example, user = sql.one(f"select count(*), min({ours}), arg_min(user_id, {ours}) from raw where {odd}")
+        if rows:
+            raise UserError(
+                f"column {theirs!r}: {rows:,} cells are no numbers up to {LARGEST:g}, such as {example!r} of user "
+                f"{user!r}; expected such as 12.5, or nothing for 0"
+            )

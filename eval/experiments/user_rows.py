@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from eval.experiments.experiment_metrics import ExperimentMetric, check_terms
-from eval.experiments.experiment_users import ExperimentUsers, order_variants
+from eval.experiments.experiment_users import ExperimentUsers, check_numbers, order_variants
 from eval.logs.database import Database
 from eval.logs.log_files import event_file, log_files
 from siglip_jax.errors import UserError
@@ -50,13 +50,18 @@ def read_user_rows(
                 raise UserError(
                     f"{file}: give --metric=name=column or name=column/column; columns are {', '.join(source.columns)}"
                 )
+            if same := [m.name for m in metrics if m.covariate == (m.numerator, m.denominator)]:
+                raise UserError(f"--covariate={same[0]}=...: is the metric itself; expected columns of the time before")
             check_terms(metrics, source.columns, what=f"column of {file.name}")
             if lost := [name for name in segments if name not in source.columns]:
                 raise UserError(f"--segment={lost[0]}: no such column in {file}")
             wanted = [named["user_id"], named["variant"], *keys, *segments]
             source.insert(sql, "raw", [source.text(name) for name in wanted])
             notes += [source.assumed] if source.assumed else []
-        _check_numbers(sql, keys)
+        check_numbers(sql, {f"c{i}": key for i, key in enumerate(keys)})
+        for i, key in enumerate(keys):
+            (empty,) = sql.one(f"select count(*) from raw where c{i} is null")
+            notes += [f"{empty:,} empty cells of {key} count as 0"] if empty else []
         left_out = _repeated(sql)
         counts = ", ".join(f"coalesce(cast(c{i} as double), 0)" for i in range(len(keys)))
         texts = "".join(f", coalesce(s{i}, '')" for i in range(len(segments)))
@@ -65,6 +70,8 @@ def read_user_rows(
             "user_id not in (select user_id from raw where user_id is not null group by 1 having count(*) > 1) "
             "order by user_id"
         )
+    if not len(names):
+        raise UserError(f"{', '.join(map(str, paths))}: no row has a user and a variant; expected one row a user")
     variants = order_variants(sorted(set(variant)), control)
     place = {name: i for i, name in enumerate(variants)}
     sums = {key: np.asarray(cell, np.float64) for key, cell in zip(keys, cells, strict=False)}
@@ -82,17 +89,6 @@ def read_user_rows(
         notes=notes,
         simulated=bool(len(names)) and str(names[0]).startswith("simulated-"),
     )
-
-
-def _check_numbers(sql: Database, keys: Sequence[str]) -> None:
-    for i, key in enumerate(keys):
-        odd = f"c{i} is not null and not coalesce(isfinite(try_cast(c{i} as double)), false)"
-        rows, example, user = sql.one(f"select count(*), min(c{i}), arg_min(user_id, c{i}) from raw where {odd}")
-        if rows:
-            raise UserError(
-                f"column {key!r}: {rows} cells are no numbers, such as {example!r} of user {user!r}; expected a finite "
-                "number, or nothing for 0"
-            )
 
 
 def _repeated(sql: Database) -> dict[str, dict[str, object]]:

@@ -11,6 +11,7 @@ where it will ask; without these every path is answered, at --port.
 
 import argparse
 import base64
+import contextlib
 import http.server
 import json
 import os
@@ -18,6 +19,9 @@ import re
 from typing import Any
 
 import tensorflow as tf
+
+with contextlib.suppress(ImportError):
+    import tensorflow_text  # noqa: F401 (operations of an export with --text=strings)
 
 MOST_BYTES = 32 * 2**20  # of a request
 
@@ -33,16 +37,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(200, {"state": "AVAILABLE"})
 
     def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        if not 0 < length <= MOST_BYTES:
+        given = self.headers.get("Content-Length") or ""
+        if not given.isdecimal() or not 0 < int(given) <= MOST_BYTES:
             self.close_connection = True  # the body is not read
-            return self._answer(413, {"error": f"a body of {length} bytes; expected 1 to {MOST_BYTES}"})
-        body = self.rfile.read(length)
+            status = 413 if given.isdecimal() and int(given) else 411
+            return self._answer(status, {"error": f"Content-Length {given[:20]!r}; expected 1 to {MOST_BYTES} bytes"})
+        body = self.rfile.read(int(given))
         if self.path_asked not in ("", self.path):
             return self._answer(404, {"error": f"{self.path}; expected {self.path_asked}"})
         try:
             photos = [base64.b64decode(each["b64"], validate=True) for each in json.loads(body)["instances"]]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return self._answer(400, {"error": 'expected {"instances": [{"b64": "..."}]}'})
         try:
             self._answer(200, {"predictions": self.embed(photos) if photos else []})
@@ -65,7 +70,9 @@ def serve(model: Any, *, host: str, port: int) -> http.server.ThreadingHTTPServe
 
     class OfModel(Handler):
         def embed(self, photos: list[bytes]) -> list[list[float]]:
-            return signature(image_bytes=tf.constant(photos))["embedding"].numpy().tolist()
+            found = signature(image_bytes=tf.constant(photos))
+            numbers = found["embedding"].numpy()
+            return (numbers * found["scale"].numpy().reshape(-1, 1) if "scale" in found else numbers).tolist()
 
     return http.server.ThreadingHTTPServer((host, port), OfModel)
 

@@ -15,7 +15,7 @@ def check_resize(preprocessing: Preprocessing) -> None:
     """Raises a UserError where there is no graph for the resize."""
     if RESIZES[preprocessing.resize].in_graph is None:
         raise UserError(
-            f"export: resize={preprocessing.resize!r} cannot be written in a graph; expected one of "
+            f"resize={preprocessing.resize!r} cannot be written in a graph; expected one of "
             + ", ".join(name for name, resize in RESIZES.items() if resize.in_graph is not None)
         )
 

@@ -84,16 +84,16 @@ def export_saved_model(
     wanted, preprocessing = model.architecture.features, model.preprocessing
     if encoders and encoders.keys() != wanted.keys():
         takes = f"one for each of {', '.join(wanted)}" if wanted else "none, since this model takes pictures"
-        raise UserError(f"export: encoders for {', '.join(encoders)}; expected {takes}")
+        raise UserError(f"encoders for {', '.join(encoders)}; expected {takes}")
     for encoder in (encoders or {}).values():
         check_resize(encoder.preprocessing)
     if not wanted:
         if preprocessing is None:
-            raise UserError("export: the model has no known preprocessing; save it with preprocessing= first")
+            raise UserError("the model has no known preprocessing; save it with preprocessing= first")
         check_resize(preprocessing)
         if (preprocessing.resize == NAFLEX) != model.architecture.naflex:
             raise UserError(
-                "export: the model and its preprocessing do not fit, one of NaFlex pictures, the other not; save the "
+                "the model and its preprocessing do not fit, one of NaFlex pictures, the other not; save the "
                 "model with the preprocessing that belongs to it"
             )
     tokenize = TextGraph(tf, preprocessing) if text == "strings" and preprocessing is not None else None

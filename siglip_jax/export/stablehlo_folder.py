@@ -47,7 +47,7 @@ def export_programs(model: Model, folder: str | pathlib.Path) -> None:
     if folder.exists():
         raise UserError(f"{folder} exists already; choose another --output or remove it")
     if architecture.naflex:
-        raise UserError("export: this model takes NaFlex pictures, whose sizes differ; expected a model of one size")
+        raise UserError("this model takes NaFlex pictures, whose sizes differ; expected a model of one size")
     (batch,) = export.symbolic_shape("batch")
     image: Any = {name: jax.ShapeDtypeStruct((batch, d), np.float32) for name, d in architecture.features.items()}
     if not image:

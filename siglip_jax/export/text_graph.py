@@ -24,10 +24,10 @@ _PUNCTUATION = f"[{re.escape(string.punctuation)}]"
 def check_tokenizer(preprocessing: Preprocessing | None) -> None:
     """Raises a UserError where titles cannot become ids in a graph."""
     if preprocessing is None or preprocessing.tokenizer is None:
-        raise UserError("export: the model has no tokenizer, so a graph takes no strings; choose --text=ids")
+        raise UserError("the model has no tokenizer, so a graph takes no strings; choose --text=ids")
     if is_json(preprocessing.tokenizer):
         raise UserError(
-            "export: the tokenizer is a tokenizer.json, for which TensorFlow has no operation; choose --text=ids, or "
+            "the tokenizer is a tokenizer.json, for which TensorFlow has no operation; choose --text=ids, or "
             "give the model the SentencePiece .model file that it was made from"
         )
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+_BESIDE = ".golden"  # of the folder beside an .onnx file
 GOLDEN, ARRAYS, ANSWERS = "golden.json", "golden.npz", "answers.npz"
 FORMAT = "siglip-jax golden 1"
 
@@ -41,7 +42,10 @@ def verify(folder: pathlib.Path, *, sample: pathlib.Path | None = None) -> list[
         raise ValueError(f"{folder / GOLDEN}: format {golden.get('format')!r}; expected {FORMAT!r}")
     if not golden["calls"]:
         raise ValueError(f"{folder / GOLDEN}: no calls, so nothing would be checked")
-    run = {"savedmodel": _saved_model, "onnx": _onnx, "jax": _programs}[golden["runtime"]](folder / golden["model"])
+    model = folder / golden["model"]
+    if golden["runtime"] == "onnx" and folder.name.endswith(_BESIDE):  # the file that it lies beside, renamed or not
+        model = folder.resolve().with_name(folder.name.removesuffix(_BESIDE))
+    run = {"savedmodel": _saved_model, "onnx": _onnx, "jax": _programs}[golden["runtime"]](model)
     results = []
     with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
         for number, call in enumerate(golden["calls"]):

@@ -221,6 +221,8 @@ WRONG = {
     "both": (["--users=x.csv"], "either --logs"),
     "covariate": (["--covariate=CTR=tap"], "--covariate is for --users"),
     "output": (["--output=report.pdf"], "ending in .html"),
+    "credit of nothing": (["--credit=tap"], "--credit has no effect without --interleaved"),
+    "guardrail of lists": (["--interleaved=l", "--guardrail=CTR=1%"], "--metric has no effect with --interleaved"),
 }
 
 
@@ -246,6 +248,13 @@ ROWS = {
     ),
     "no time": ("user_id,variant,action\na,A,tap\n", "--log_column=time=..."),
     "times": ("user_id,variant,time,action\na,A,soon,tap\n", "no usable row among 1 (1 no time)"),
+    "price in words": (
+        "user_id,variant,time,action,value\na,A,2024-07-01,purchase,20 EUR\nb,B,2024-07-01,purchase,20\n",
+        "column 'value': 1 cells are no numbers up to 1e+100, such as '20 EUR' of user 'a'",
+    ),
+    "endless price": ("user_id,variant,time,action,value\na,A,2024-07-01,purchase,inf\n", "such as 'inf' of user 'a'"),
+    "huge": ("user_id,variant,n\na,A,1\nb,B,1e300\n", "such as '1e300' of user 'b'"),
+    "header alone": ("user_id,variant,n\n", "no row has a user and a variant"),
 }
 
 
@@ -260,6 +269,15 @@ def test_bad_tables_are_one_line(name, tmp_path, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_covariate_that_is_the_metric_is_refused_and_empty_cells_are_counted(tmp_path, abtest, capsys):
+    path = tmp_path / "users.csv"
+    path.write_text("user_id,variant,n\n" + "".join(f"u{u},{'AB'[u % 2]},{u % 5 or ''}\n" for u in range(300)))
+    flags = [f"--users={path}", "--metric=n=n"]
+    assert "60 empty cells of n count as 0" in " ".join(abtest(*flags)["notes"])
+    assert cli.main(["abtest", *flags, "--covariate=n=n", f"--output={tmp_path / 'out.html'}"]) == 2
+    assert "--covariate=n=...: is the metric itself" in capsys.readouterr().err
 
 
 def test_what_cannot_be_judged_is_said(tmp_path, abtest):

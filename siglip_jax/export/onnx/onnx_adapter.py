@@ -51,16 +51,16 @@ def export_onnx(model: Model, path: str | pathlib.Path, *, encoders: Mapping[str
     if path.exists():
         raise UserError(f"{path} exists already; choose another --output or remove it")
     if not wanted:
-        raise UserError("export: this model takes pictures; expected an adapter for .onnx, or a folder as --output")
+        raise UserError("this model takes pictures; expected an adapter for .onnx, or a folder as --output")
     if (dtype := np.dtype(model.module.dtype).name) != "float32":
-        raise UserError(f"export: this model computes in {dtype}; expected float32 for .onnx")
+        raise UserError(f"this model computes in {dtype}; expected float32 for .onnx")
     if encoders and encoders.keys() != wanted.keys():
         raise UserError(
-            f"export: encoders for {', '.join(encoders)}; expected one for each of {', '.join(wanted)}, or none"
+            f"encoders for {', '.join(encoders)}; expected one for each of {', '.join(wanted)}, or none"
         )
     if "embedding" in wanted:
         raise UserError(
-            "export: a feature named embedding, which is the output of an .onnx file; train with another name"
+            "a feature named embedding, which is the output of an .onnx file; train with another name"
         )
     parts, opsets = {}, {"": OPSET}
     if encoders:
@@ -156,9 +156,9 @@ def _opsets(parts: Mapping[str, Any]) -> dict[str, int]:
             domain = "" if each.domain == "ai.onnx" else each.domain
             if found.setdefault(domain, each.version) != each.version:
                 raise UserError(
-                    f"export: encoder {name} is of opset {each.version}, another of {found[domain]}; expected one "
+                    f"encoder {name} is of opset {each.version}, another of {found[domain]}; expected one "
                     "opset: export the networks to ONNX again with the same"
                 )
     if found.get("", 0) < _OLDEST_OPSET:
-        raise UserError(f"export: encoders of opset {found.get('', 0)}; expected {_OLDEST_OPSET} or later")
+        raise UserError(f"encoders of opset {found.get('', 0)}; expected {_OLDEST_OPSET} or later")
     return found

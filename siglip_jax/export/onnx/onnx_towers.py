@@ -59,7 +59,7 @@ def export_tower(
         raise UserError(f"{path} exists already; choose another --output or remove it")
     if tower == "image" and (architecture.features or architecture.naflex):
         kind = "an adapter" if architecture.features else "of NaFlex pictures, whose sizes differ"
-        raise UserError(f"export: this model is {kind}; expected a model of pictures of one size")
+        raise UserError(f"this model is {kind}; expected a model of pictures of one size")
     if takes == "images":
         check_resize(model)
     graph = OnnxGraph(onnx, opset=OPSET, floats="float16" if precision == "float16" else "float32")
@@ -93,11 +93,11 @@ def export_tower(
 def check_resize(model: Model) -> None:
     """UserError: the model has no resize, or one that `RESIZES` does not write in ONNX's operations."""
     if model.preprocessing is None:
-        raise UserError("export: this model has no preprocessing, so no resize; expected --takes=pixels")
+        raise UserError("this model has no preprocessing, so no resize; expected --takes=pixels")
     resize, known = model.preprocessing.resize, [name for name, each in RESIZES.items() if each.in_onnx]
     if resize not in known:
         expected = ", ".join(known)
-        raise UserError(f"export: --takes=images with resize={resize!r}; expected one of {expected}, or --takes=pixels")
+        raise UserError(f"--takes=images with resize={resize!r}; expected one of {expected}, or --takes=pixels")
 
 
 def _resized(graph: OnnxGraph, model: Model) -> str:

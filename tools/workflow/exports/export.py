@@ -107,7 +107,7 @@ def export(
     if encoders and encoders.keys() != wanted.keys():
         flags = ", ".join(f"--encoder={name}=NETWORK" for name in wanted)
         raise UserError(
-            f"export: --encoder for {', '.join(encoders)}; expected "
+            f"--encoder for {', '.join(encoders)}; expected "
             + (f"{flags}, or none" if wanted else "none, since this model takes pictures")
         )
     if dataset is None and (features is not None or encoders or not wanted):
@@ -222,7 +222,7 @@ def _said(results: list[dict[str, Any]], limits: Iterable[Limits], *, end: str =
             beyond.append(f"{of}: {found}; expected {expected}")
     rounds = "".join(sorted({str(each) for each in limits}))
     if beyond:
-        raise UserError(f"export: {'. '.join(beyond)}{rounds}{end}")
+        raise UserError(f"{'. '.join(beyond)}{rounds}{end}")
     return "; ".join(parts) + rounds
 
 

@@ -85,12 +85,18 @@ class GoldenSource:
         stored = self.features.of_split(self.dataset, self.split)
         rows = complete_rows(stored)[:ITEMS_CHECKED]
         if not len(rows):
-            raise UserError(f"export: no item of split {self.split} has all features; expected stores of one split")
+            raise UserError(f"no item of split {self.split} has all features; expected stores of one split")
         return rows, {name: each.take(rows) for name, each in stored.items()}
 
 
 def of_pictures(model: Any, source: GoldenSource) -> tuple[list[Call], Limits]:
-    """Bytes, odd ones among them, and pixels."""
+    """Bytes, odd ones among them, and pixels.
+
+    Raises:
+      UserError: a model that says nothing of preprocessing.
+    """
+    if model.preprocessing is None:
+        raise UserError("the model has no known preprocessing, so no picture can check the export; save it with one")
     pictures = source.pictures()[0] + list(odd_pictures().values())
     pixels = model.preprocessing.images(pictures)
     expected, limits = model.encode_image(pixels), limits_of(model, pixels)

@@ -94,7 +94,7 @@ class RankingSample:
         if self.whole is not None:
             found["smaller"] = change(ours, ranked(self.whole))
         if abs(found["difference"]) > max_change and not found["low"] <= 0 <= found["high"]:
-            raise UserError(f"export: {told(found)}, which is more than --max_change={max_change:g}: it is not kept")
+            raise UserError(f"{told(found)}, which is more than --max_change={max_change:g}: it is not kept")
         return found
 
 
@@ -121,6 +121,7 @@ def rules_by_attributes(items: Items) -> list[dict[str, Any]]:
     An attribute counts that has two values or more, shared by two items each on average.
     """
     kinds = {name: len(set(values)) for name, values in items.columns.items()}
-    names = sorted((name for name, n in kinds.items() if 2 <= n <= len(items.ids) // 2), key=lambda name: kinds[name])
+    names = sorted(name for name, n in kinds.items() if 2 <= n <= len(items.ids) // 2)
+    names.sort(key=lambda name: kinds[name])  # of as many values by name, since columns come in any order
     rules = [{"gain": n, "agree": tuple(names[:n])} for n in range(1, min(len(names), MOST_RULES) + 1)]
     return rules[::-1]

@@ -1,6 +1,7 @@
 """What an export is checked with, and that one which differs is not kept. Only the last tests need TensorFlow."""
 
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -184,6 +185,13 @@ def test_towers_as_onnx(tiny_model, tower, shop_dataset, tmp_path, capsys):
     assert {each.name for each in tmp_path.iterdir()} == files
     verify(path)
     assert "largest error from" in capsys.readouterr().out
+    renamed = tmp_path / "renamed.onnx"  # the file that is named is run, whatever its name was
+    shutil.copytree(tmp_path / f"{path.name}.golden", tmp_path / f"{renamed.name}.golden")
+    shutil.copy(path, renamed)
+    verify(renamed)
+    renamed.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(UserError, match="cannot be checked"):
+        verify(renamed)
     arrays = tmp_path / f"{path.name}.golden" / "golden.npz"
     with np.load(arrays) as golden:
         found = dict(golden)
@@ -194,6 +202,12 @@ def test_towers_as_onnx(tiny_model, tower, shop_dataset, tmp_path, capsys):
     assert "smallest cosine from" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--tower, --precision and --takes are of \.onnx files"):
         export(tiny_model, tmp_path / "b", dataset=shop_dataset, split="test", precision="int8")
+
+
+def test_a_model_without_preprocessing_is_refused(tiny_model, shop_dataset, tmp_path):
+    with pytest.raises(UserError, match="no known preprocessing"):
+        export(tiny_model.replace(preprocessing=None), tmp_path / "x.onnx", dataset=shop_dataset, split="test")
+    assert not list(tmp_path.iterdir())
 
 
 def test_decoded_pictures_check_a_tower_that_resizes(tiny_model, shop_dataset, tmp_path, capsys):
