@@ -55,13 +55,9 @@ def export_onnx(model: Model, path: str | pathlib.Path, *, encoders: Mapping[str
     if (dtype := np.dtype(model.module.dtype).name) != "float32":
         raise UserError(f"this model computes in {dtype}; expected float32 for .onnx")
     if encoders and encoders.keys() != wanted.keys():
-        raise UserError(
-            f"encoders for {', '.join(encoders)}; expected one for each of {', '.join(wanted)}, or none"
-        )
+        raise UserError(f"encoders for {', '.join(encoders)}; expected one for each of {', '.join(wanted)}, or none")
     if "embedding" in wanted:
-        raise UserError(
-            "a feature named embedding, which is the output of an .onnx file; train with another name"
-        )
+        raise UserError("a feature named embedding, which is the output of an .onnx file; train with another name")
     parts, opsets = {}, {"": OPSET}
     if encoders:
         parts = {name: _prefixed(onnx, encoders[name].path, name) for name in wanted}
