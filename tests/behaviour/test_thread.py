@@ -164,6 +164,7 @@ def test_demo(shop, config_file, tmp_path, capsys):
     assert (tmp_path / "savedmodel" / "saved_model.pb").is_file()
 
 
+@pytest.mark.slow
 def test_train_takes_a_tokenizer(shop_dataset, config_file, tmp_path):
     """--tokenizer instead of one trained on the titles; it travels with the model."""
     from input_pipeline.train_tokenizer import train_tokenizer

@@ -156,6 +156,7 @@ def test_the_largest_that_fits(limit):
 STEP = ["bench", "step", "--preset=small", "--dtype=float32"]
 
 
+@pytest.mark.slow
 def test_step(capsys, monkeypatch):
     """Micro-batches give the loss of the whole batch; without PyTorch there is a line that says so."""
     monkeypatch.setattr(peer_transformers.importlib.util, "find_spec", lambda name: None)

@@ -53,6 +53,7 @@ def test_rows_and_their_costs(bench):
     assert (page["new"], page["against"]) == ("batch 8", "as configured")
 
 
+@pytest.mark.slow
 def test_a_row_is_what_the_programs_give_one_by_one(bench, config_file, shop_dataset, tmp_path):
     _, workdir = bench
     flags = {"config": config_file, **SHORT, "config.loss": "softmax", "dataset": shop_dataset}

@@ -171,6 +171,7 @@ def test_damaged_metric_lines_are_dropped(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_start_and_with_other_evaluations(
     trained_workdir, tiny_config, shop_dataset, tmp_path
 ):

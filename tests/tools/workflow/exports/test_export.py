@@ -135,6 +135,7 @@ def test_a_model_of_fewer_bits_is_held_to_its_own_rounding(tiny_model, dtype, sh
         verify(tmp_path)
 
 
+@pytest.mark.slow
 def test_fewer_bits_excuse_no_other_weights(tiny_model, shop_dataset, tmp_path, monkeypatch):
     """The export holds a tower that takes its patches in another order."""
     pytest.importorskip("tensorflow")
