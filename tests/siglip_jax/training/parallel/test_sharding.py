@@ -82,12 +82,10 @@ def losses_of(workdir) -> list[float]:
     return [line["loss"] for line in lines]
 
 
+@pytest.mark.slow  # two processes on this mesh, in test_distributed, are in every run
 @pytest.mark.parametrize(
     "changes",
-    [
-        pytest.param({"mesh.data": 8, "microbatch": 1}, marks=pytest.mark.slow),
-        {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
-    ],
+    [{"mesh.data": 8, "microbatch": 1}, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}],
     ids=str,
 )
 def test_eight_devices_learn_as_one(trained_workdir, config_file, shop_dataset, python, tmp_path, changes):
