@@ -41,6 +41,7 @@ def main(values: flags.FlagValues) -> None:
     from eval.experiments.experiment_metrics import read_metrics
     from eval.experiments.planning import format_plan
     from eval.report.report_text import plain
+    from eval.report.saved_report import read_report
 
     if not values.logs:
         raise UserError("give --logs: the variance is that of a log")
@@ -54,7 +55,11 @@ def main(values: flags.FlagValues) -> None:
         traffic=values.traffic,
         look=Looks(looks=values.looks, confidence=values.confidence),
     )
-    offline = offline_difference(_read(values.report)) if values.report else ""
+    offline = (
+        offline_difference(read_report(values.report, flag="report", needs=("primary_metric", "differences")))
+        if values.report
+        else ""
+    )
     form = experiment_flags.log_of(values)
     with read_events(values.logs, form, variants=False) as events:
         metrics = read_metrics(values.metric, default=[] if values.metric else default_metrics(events))
@@ -68,13 +73,3 @@ def main(values: flags.FlagValues) -> None:
         path = epath.Path(values.output)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(plain({"kind": "plan", **made, "offline": offline}), indent=1) + "\n")
-
-
-def _read(path: str) -> dict:
-    try:
-        found = json.loads(epath.Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--report={path}: expected the .json that siglip-jax rank wrote ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"--report={path}: expected the .json that siglip-jax rank wrote")
-    return found

@@ -7,6 +7,8 @@ import textwrap
 from typing import Any, TypeGuard
 
 from eval.experiments.read_out import BETTER, BROKEN, HOLDS, NOT_MEASURED, TOO_FEW, WORSE
+from eval.report import report_text
+from eval.report.markdown import escaped, table
 
 _WIDTH = 110
 _ENTRIES = 4  # of a list in a sentence
@@ -100,60 +102,45 @@ def further_sentences(report: dict[str, Any]) -> list[str]:
 
 def format_experiment(report: dict[str, Any]) -> str:
     """For the terminal."""
-    table = [["", "metric", report["control"], "variant", "lift", "interval", "p (Holm)", "verdict"]]
-    for row in report["metrics"]:
-        table.append(
-            [
-                row["treatment"],
-                row["metric"],
-                value_text(row["control"]),
-                value_text(row["treated"]),
-                percent((row["effect"] or {}).get("relative")),
-                interval_text(row["effect"]),
-                "guardrail" if row["guardrail"] else p_text(row["p_holm"]),
-                row["verdict"],
-            ]
-        )
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    left = (0, 1, 7)
-    lines = [
-        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
-        for r in table
-    ]
+    header = ["", "metric", report["control"], "variant", "lift", "interval", "p (Holm)", "verdict"]
+    rows = [[row["treatment"], row["metric"], *_cells(row)] for row in report["metrics"]]
+    lines = report_text.align([header, *rows], left=(0, 1, 7))
     said = [report["sentence"], *report["warnings"], "", *report["sentences"], ""]
     wrapped = [line for text in said for line in textwrap.wrap(text, _WIDTH) or [""]]
-    return "\n".join([*wrapped, *(line.rstrip() for line in lines)])
+    return "\n".join([*wrapped, *lines])
 
 
 def format_memo(report: dict[str, Any]) -> str:
     """One page of Markdown."""
-    lines = [f"# {report['title']}", "", f"**{report['sentence']}**", ""]
-    lines += [
-        f"| metric | {report['control']} | variant | lift | interval | p (Holm) | verdict |",
-        "| --- |" + " ---: |" * 5 + " --- |",
-    ]
+    header = ["metric", report["control"], "variant", "lift", "interval", "p (Holm)", "verdict"]
+    lines = []
     for row in report["metrics"]:
         name = f"{row['metric']} ({row['definition']})"
         if len(report["variants"]) > 2:
             name = f"{row['treatment']}: {name}"
-        cells = [
-            name,
-            value_text(row["control"]),
-            value_text(row["treated"]),
-            percent((row["effect"] or {}).get("relative")),
-            interval_text(row["effect"]),
-            margin_text(row) if row["guardrail"] else p_text(row["p_holm"]),
-            row["verdict"],
-        ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", *(f"* {text}" for text in [*report["warnings"], *report["sentences"]])]
+        shown = _cells(row)
+        lines.append([name, *shown[:-2], margin_text(row) if row["guardrail"] else shown[-2], shown[-1]])
+    said = [*report["warnings"], *report["sentences"]]
     for line in report.get("sequences", []) if report["sample_ratio"]["ok"] else []:
         day = line["first_day"]
-        lines.append(
-            f"* {line['treatment']}, {line['metric']}: "
+        said.append(
+            f"{line['treatment']}, {line['metric']}: "
             + (f"0 % first left out on {day}." if day else "0 % never left out.")
         )
-    return "\n".join(lines) + "\n"
+    parts = [f"# {escaped(report['title'])}", f"**{escaped(report['sentence'])}**", table(header, lines, left=(0, 6))]
+    return "\n\n".join([*parts, "\n".join(f"* {escaped(text)}" for text in said)]) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """Of a metric: both values, lift, interval, p, verdict."""
+    return [
+        value_text(row["control"]),
+        value_text(row["treated"]),
+        percent((row["effect"] or {}).get("relative")),
+        interval_text(row["effect"]),
+        "guardrail" if row["guardrail"] else p_text(row["p_holm"]),
+        row["verdict"],
+    ]
 
 
 def lift_text(row: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from eval.experiments.experiment_metrics import ExperimentMetric, check_terms
 from eval.experiments.moments import adjusted, moments, sample
 from eval.experiments.power import effect_found, users_needed
 from eval.logs.log_times import FIRST, LAST
+from eval.report import report_text
 from siglip_jax.errors import UserError
 
 _STEPS = (1, 2, 3, 5, 7, 10, 14, 21, 28, 42, 56)
@@ -181,11 +182,12 @@ def offline_difference(report: dict[str, Any]) -> str:
     if not first or first.get("mean") is None:
         raise UserError("the report has no difference of two rankers; expected the .json of siglip-jax rank")
     relative = first.get("relative")
-    share = f" ({100 * relative:+.1f} %)" if relative is not None else ""
-    ends = f", interval {first['low']:+.3f} to {first['high']:+.3f}" if first.get("low") is not None else ""
-    text = f"Offline, {first['a']} has {first['mean']:+.3f}{share} {primary} beside {first['b']}{ends}."
-    return text.replace("-", "−") + (
-        " How much of it shows online differs from shop to shop: plan for the smallest lift that would matter."
+    share = f" ({report_text.signed_percent(relative)})" if relative is not None else ""
+    low, high = report_text.decisive(first)
+    ends = f", interval {report_text.signed(low)} to {report_text.signed(high)}" if low is not None else ""
+    return (
+        f"Offline, {first['a']} has {report_text.signed(first['mean'])}{share} {primary} beside {first['b']}{ends}. "
+        "How much of it shows online differs from shop to shop: plan for the smallest lift that would matter."
     )
 
 
@@ -212,21 +214,13 @@ def format_plan(made: dict[str, Any]) -> str:
                 days,
             ]
         )
-    lines += _aligned(table)
+    lines += report_text.align(table)
     table = [["lift found after", "days", "users", "lift", "without CUPED"]]
     for row in made["metrics"]:
         for each in row["lengths"]:
             ends = (f"{100 * each['lift']:.1f} %", f"{100 * each['lift_plain']:.1f} %")
             table.append([row["metric"], str(each["days"]), f"{each['users']:,}", *ends])
-    return "\n".join([*lines, "", *_aligned(table)])
-
-
-def _aligned(table: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in table
-    ]
+    return "\n".join([*lines, "", *report_text.align(table)])
 
 
 def _number(value: float | None) -> str:

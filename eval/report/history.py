@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from eval.report.report_text import plain
+from eval.report.saved_report import read_report
 from siglip_jax.errors import UserError
 
+_NEEDS = ("protocol", "primary_metric", "rows", "new")
 _SAME = ("queries", "items", "left_out", "users", "relevance", "relevant_from", "gain", "actions")
 _SAME_LOG = ("events", "first", "last")
 
@@ -32,7 +33,7 @@ def read_history(paths: Sequence[epath.PathLike], report: Mapping[str, Any]) -> 
     this = plain(report)
     lines = []
     for path in paths:
-        earlier = _read(path)
+        earlier = read_report(path, flag="history", needs=_NEEDS)
         for key in ("protocol", "primary_metric"):
             if earlier[key] != this[key]:
                 raise UserError(
@@ -41,16 +42,6 @@ def read_history(paths: Sequence[epath.PathLike], report: Mapping[str, Any]) -> 
                 )
         lines.append(_line(earlier, epath.Path(path).stem, this))
     return [*lines, _line(this, "this report", this)]
-
-
-def _read(path: epath.PathLike) -> dict[str, Any]:
-    try:
-        found = json.loads(epath.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--history={path}: cannot be read; expected the .json beside a report of rank") from error
-    if not isinstance(found, dict) or not {"protocol", "primary_metric", "rows", "new"} <= found.keys():
-        raise UserError(f"--history={path}: no report of rank; expected the .json that it writes beside the page")
-    return found
 
 
 def _line(report: dict[str, Any], name: str, this: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from eval.report import report_text
+from eval.report.markdown import escaped, table
 from eval.report.report_text import number, signed
 
 _ROWS, _METRICS, _SLICES, _NOTES = 12, 4, 5, 4  # what a page holds
@@ -16,15 +16,15 @@ def format_memo(report: dict[str, Any]) -> str:
     data = report_text.plain(report)
     primary = data["primary_metric"]
     parts = [
-        f"# {_text(data['title'])}",
-        f"**{_text(data.get('conclusion') or report_text.headlines(data)[0])}**",
-        _text(data.get("memo") or ""),
-        _text(report_text.meaning(primary)),
+        f"# {escaped(data['title'])}",
+        f"**{escaped(data.get('conclusion') or report_text.headlines(data)[0])}**",
+        escaped(data.get("memo") or ""),
+        escaped(report_text.meaning(primary)),
         _data(data),
-        *(f"> {_text(line)}" for line in data.get("warnings") or []),
-        _table(*_rows(data)),
-        *(_text(line) for line in report_text.row_notes(data)),
-        _table(*_differences(data)),
+        *(f"> {escaped(line)}" for line in data.get("warnings") or []),
+        table(*_rows(data)),
+        *(escaped(line) for line in report_text.row_notes(data)),
+        table(*_differences(data)),
         *_slices(data),
         _source(data),
     ]
@@ -34,7 +34,7 @@ def format_memo(report: dict[str, Any]) -> str:
 def _data(data: dict[str, Any]) -> str:
     users = f" of {report_text.count(data['users'])} users" if data.get("users") is not None else ""
     queries, items, left_out = (report_text.count(data[key]) for key in ("queries", "items", "left_out"))
-    return _text(
+    return escaped(
         f"{data['protocol']}: {queries} queries{users}, {items} items; {left_out} queries without a relevant item left "
         f"out; {data['gain']} gain. Brackets: {report_text.level(data)} intervals."
     )
@@ -72,25 +72,18 @@ def _slices(data: dict[str, Any]) -> list[str]:
     if not sliced or not sliced["slices"]:
         return []
     if not worse:
-        return [f"In none of {sliced['measured']} slices is {_text(sliced['new'])} worse, all looked at together."]
+        return [f"In none of {sliced['measured']} slices is {escaped(sliced['new'])} worse, all looked at together."]
     lines = [[f"{row['slicing']} {row['label']}", report_text.count(row["queries"]), _signed(row["difference"])]
              for row in worse[:_SLICES]]  # fmt: skip
     head = f"Worse in {len(worse)} of {sliced['measured']} slices:"
-    return [head, _table(["slice", "queries", "difference"], lines)]
+    return [head, table(["slice", "queries", "difference"], lines)]
 
 
 def _source(data: dict[str, Any]) -> str:
-    notes = [f"* {_text(line)}" for line in (data.get("notes") or [])[:_NOTES]]
+    notes = [f"* {escaped(line)}" for line in (data.get("notes") or [])[:_NOTES]]
     versions = (data.get("provenance") or {}).get("versions") or {}
     made = f"* siglip-jax {versions['siglip-jax']}; the page and the JSON have all notes." if versions else ""
     return "\n".join(line for line in [*notes, made] if line)
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    if not lines:
-        return ""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(map(_text, cells)) + " |" for cells in [header, rule, *lines])
 
 
 def _estimate(estimate: dict[str, Any] | None) -> str:
@@ -101,11 +94,3 @@ def _estimate(estimate: dict[str, Any] | None) -> str:
 
 def _signed(estimate: dict[str, Any]) -> str:
     return f"{signed(estimate['mean'])} [{signed(estimate['low'])}, {signed(estimate['high'])}]"
-
-
-def _text(text: str) -> str:
-    """Names are data: no table cell, tag or emphasis comes out of them."""
-    plain = " ".join(str(text).split())
-    for sign in "\\`*_<|":
-        plain = plain.replace(sign, f"\\{sign}")
-    return plain

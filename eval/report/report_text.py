@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from eval.statistics import significance
 from eval.statistics.significance import weight_in_words
 
 _WIDTH = 110  # characters of the terminal table
@@ -81,14 +82,14 @@ def format_table(report: dict[str, Any]) -> str:
     for column in extra:  # as many as fit; the page and the JSON have them all
         column = [*column, *[queries_of(data, column[0])] * len(counted)]
         wider = [[*cells, cell] for cells, cell in zip(table, column, strict=True)]
-        if len(_align(wider)[0]) <= _WIDTH:
+        if len(align(wider)[0]) <= _WIDTH:
             table = wider
     pairs = len({(d["a"], d["b"]) for d in data["differences"]})
     shown = [d for d in data["differences"] if pairs <= _ALL_METRICS or d["metric"] == primary]
     differences = [[f"{d['a']} − {d['b']}", d["metric"], _interval(d, signed), verdict(d)] for d in shown]
     if any(d.get("low_all") is not None for d in shown):
         wider = [[*cells, _all_at_once(d)] for cells, d in zip(differences, shown, strict=True)]
-        differences = wider if len(_align(wider)[0]) <= _WIDTH else differences
+        differences = wider if len(align(wider)[0]) <= _WIDTH else differences
     counts = (
         f"{data['queries']} queries, {data['items']} items, {data['left_out']} queries without a relevant item left out"
     )
@@ -104,7 +105,7 @@ def format_table(report: dict[str, Any]) -> str:
     prose += [*data.get("notes", []), ""]
     wrapped = [line for text in prose for line in textwrap.wrap(text, _WIDTH) or [""]]
     own_notes = [line for text in row_notes(data) for line in textwrap.wrap(text, _WIDTH)]
-    tables = [[*_align(table), *own_notes], _align(differences), _earned_lines(data), _ladder_lines(data)]
+    tables = [[*align(table), *own_notes], align(differences), _earned_lines(data), _ladder_lines(data)]
     tables += [_slice_lines(data), _history_lines(data)]
     return "\n".join([*wrapped, *(line for lines in tables if lines for line in [*lines, ""])]).rstrip()
 
@@ -123,7 +124,7 @@ def _ladder_lines(report: dict[str, Any]) -> list[str]:
             ]
             for rung in found["rungs"]
         ]
-        lines += _align(table)
+        lines += align(table)
     return lines
 
 
@@ -139,10 +140,10 @@ def _earned_lines(report: dict[str, Any]) -> list[str]:
         return said if value["enough"] else f"too few ({value['effective']:.0f})"
 
     rows = found["rows"].items()
-    wide = _align([header, *([row, *(cell(c[n], _interval(c[n], number)) for n in names)] for row, c in rows)])
+    wide = align([header, *([row, *(cell(c[n], _interval(c[n], number)) for n in names)] for row, c in rows)])
     if len(wide[0]) <= _WIDTH:
         return wide
-    return _align([[header[0], *names], *([r, *(cell(c[n], number(c[n]["mean"])) for n in names)] for r, c in rows)])
+    return align([[header[0], *names], *([r, *(cell(c[n], number(c[n]["mean"])) for n in names)] for r, c in rows)])
 
 
 def _slice_lines(report: dict[str, Any], *, most: int = 5) -> list[str]:
@@ -157,7 +158,7 @@ def _slice_lines(report: dict[str, Any], *, most: int = 5) -> list[str]:
         table.append(
             [f"{row['slicing']} {row['label']}", str(row["queries"]), _interval(shown, form), row["verdict"] or ""]
         )
-    return _align(table)
+    return align(table)
 
 
 def weights_in_words(report: dict[str, Any]) -> str:
@@ -252,24 +253,19 @@ def plain(value: Any) -> Any:
 
 
 def number(value: float | None) -> str:
-    return "–" if value is None else _unsigned_zero(f"{value:.3f}")
+    return "–" if value is None else significance.unsigned_zero(f"{value:.3f}").replace("-", "−")
 
 
 def signed(value: float | None) -> str:
-    return "–" if value is None else _unsigned_zero(f"{value:+.3f}").replace("-", "−")
+    return "–" if value is None else significance.signed(value)
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else _unsigned_zero(f"{100 * value:.1f}") + " %"
+    return "–" if value is None else significance.unsigned_zero(f"{100 * value:.1f}") + " %"
 
 
 def signed_percent(value: float | None) -> str:
-    return "–" if value is None else _unsigned_zero(f"{100 * value:+.1f}").replace("-", "−") + " %"
-
-
-def _unsigned_zero(text: str) -> str:
-    """What rounds to zero has no sign: "-0.000" is no number, and "+0.000" says which way nothing points."""
-    return text if text.strip("+-0.") else text.lstrip("+-")
+    return "–" if value is None else significance.unsigned_zero(f"{100 * value:+.1f}").replace("-", "−") + " %"
 
 
 def count(value: float | None) -> str:
@@ -296,19 +292,19 @@ def _history_lines(report: dict[str, Any]) -> list[str]:
         table.append(
             [line["report"], line["row"], value, count(line["queries"]), line["against"] or "–", difference, same]
         )
-    return _align(table)
+    return align(table)
 
 
-def _align(table: list[list[str]]) -> list[str]:
-    """Columns padded to their widest cell: the first to the left, the others to the right."""
-    if not table:
-        return []
-    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-    lines = []
-    for cells in table:
-        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
-        lines.append("  ".join(padded).rstrip())
-    return lines
+def align(table: list[list[str]], *, left: Sequence[int] = (0,)) -> list[str]:
+    """Columns padded to their widest cell: those of words to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in table
+    ]
 
 
 def _interval(estimate: dict[str, Any] | None, form: Callable[[float | None], str]) -> str:

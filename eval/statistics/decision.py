@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from eval.statistics.intervals import Difference
-from eval.statistics.significance import verdict_of
+from eval.statistics.significance import signed, verdict_of
 from siglip_jax.errors import UserError
 
 SURE, NOT_SURE, BROKEN = "sure", "not sure", "broken"
@@ -81,11 +81,11 @@ def decide(
         first = {"better": SURE, "worse": BROKEN}.get(verdict, NOT_SURE)
     else:
         first = holds(difference, rules.margin)
-        memo += f" (no worse than {_signed(-rules.margin)}: {first})"
+        memo += f" (no worse than {signed(-rules.margin)}: {first})"
     for line in guardrails:
         name = line["metric"]
         memo += (
-            f"; guardrail {name}: {_in_words(differences[name])}, no worse than {_signed(-line['margin'])}: "
+            f"; guardrail {name}: {_in_words(differences[name])}, no worse than {signed(-line['margin'])}: "
             f"{line['held']}"
         )
     found = [first, *(line["held"] for line in guardrails)]
@@ -106,12 +106,7 @@ def _in_words(difference: Difference, confidence: float | None = None) -> str:
     if not np.isfinite(difference.low_all):
         return "not measured"
     level = "" if confidence is None else f"{100 * confidence:g} % "
-    return f"{_signed(difference.mean)} ({level}{_signed(difference.low_all)} to {_signed(difference.high_all)})"
-
-
-def _signed(value: float) -> str:
-    text = f"{value:+.3f}"
-    return (text if text.strip("+-0.") else text[1:]).replace("-", "−")
+    return f"{signed(difference.mean)} ({level}{signed(difference.low_all)} to {signed(difference.high_all)})"
 
 
 def _number(value: float) -> float | None:

@@ -99,8 +99,8 @@ def conclusion(
         values = metric if means is None else f"{metric} {means[0]:.3f} against {means[1]:.3f}"
         many = difference.comparisons > 1
         text = (
-            f"{claim}: {values}, difference {_signed(difference.mean)} ({100 * confidence:g} % interval "
-            f"{_signed(low)} to {_signed(high)}, {_chance(p)}"
+            f"{claim}: {values}, difference {signed(difference.mean)} ({100 * confidence:g} % interval "
+            f"{signed(low)} to {signed(high)}, {_chance(p)}"
             f"{f', both corrected for {difference.comparisons} comparisons' if many else ''})."
         )
         if verdict == "undecided":
@@ -199,8 +199,14 @@ def _chance(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p {p:.4f}" if p < 0.001 else f"p {p:.3f}"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+def signed(value: float) -> str:
+    """A difference to three digits: "+0.012", "−0.003"."""
+    return unsigned_zero(f"{value:+.3f}").replace("-", "−")
+
+
+def unsigned_zero(text: str) -> str:
+    """What rounds to zero has no sign: "-0.000" is no number, and "+0.000" says which way nothing points."""
+    return text if text.strip("+-0.") else text.lstrip("+-")
 
 
 def _capital(text: str) -> str:

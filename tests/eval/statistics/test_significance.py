@@ -8,7 +8,7 @@ import scipy.stats
 
 from eval.statistics import conclusion, difference_columns, minimum_detectable_effect, paired_difference, verdict_of
 from eval.statistics.intervals import Difference
-from eval.statistics.significance import chance_of_finding, weight_in_words
+from eval.statistics.significance import chance_of_finding, signed, weight_in_words
 from siglip_jax.errors import UserError
 
 CLEAR = Difference(
@@ -143,3 +143,10 @@ def test_weights_in_words():
 def test_errors(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0123, "+0.012"), (-0.0123, "−0.012"), (-0.0001, "0.000"), (0.0, "0.000")]
+)
+def test_what_rounds_to_nothing_has_no_sign(value, text):
+    assert signed(value) == text

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from eval.report.saved_report import read_report
 from siglip_jax.errors import UserError
-from tools.workflow.exports.model_card import CARDS, read_evaluation, write_card
+from tools.workflow.exports.model_card import CARDS, EVALUATION, write_card
 
 if TYPE_CHECKING:
     from siglip_jax.model import Model
@@ -59,7 +60,7 @@ def write_folder(
     output = check_new(output)
     if report is not None and format not in FOLDERS:
         raise UserError(f"--report is for the model card of {', '.join(FOLDERS)}; leave it out for {format}")
-    evaluation = None if report is None else read_evaluation(report)
+    evaluation = None if report is None else read_report(report, flag="report", needs=EVALUATION)
     shard_bytes = bytes_of(shard_size)
     if "://" in str(output):  # no moving there
         lost = model.save(output, format=format, layout=layout, shard_bytes=shard_bytes)

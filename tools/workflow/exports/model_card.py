@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from eval.report import markdown
 from siglip_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,28 +29,13 @@ _OPEN_CLIP = """import open_clip
 model, transform = open_clip.create_model_from_pretrained(f"local-dir:{{folder}}")
 tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}")
 model.encode_image(transform(image)[None], normalize=True), model.encode_text(tokenizer(titles), normalize=True)"""
+EVALUATION = ("protocol", "primary_metric", "rows", "queries", "items")  # what a card tells of a report
 # By format: the library's name on a hub, and how the folder is used.
 CARDS = {
     "huggingface": ("transformers", _TRANSFORMERS),
     "sentence_transformers": ("sentence-transformers", _SENTENCE_TRANSFORMERS),
     "open_clip": ("open_clip", _OPEN_CLIP),
 }
-
-
-def read_evaluation(path: epath.PathLike) -> dict[str, Any]:
-    """The .json that `siglip-jax rank` writes beside its page.
-
-    Raises:
-      UserError: another file.
-    """
-    path = epath.Path(path)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--report={path}: {error}; expected the .json beside a report of siglip-jax rank") from error
-    if not isinstance(found, dict) or not {"protocol", "rows", "primary_metric", "queries", "items"} <= found.keys():
-        raise UserError(f"--report={path}: no ranking report; expected the .json beside one of siglip-jax rank")
-    return found
 
 
 def write_card(
@@ -108,8 +93,7 @@ def _evaluation(report: Mapping[str, Any] | None) -> list[str]:
     try:
         rows = report["rows"]
         names = list(dict.fromkeys(metric for row in rows for metric in row["exact"]))
-        table = [["", *names], ["---", *["---:"] * len(names)]]
-        table += [[_cell(row["name"]), *(_estimate(row["exact"].get(name)) for name in names)] for row in rows]
+        lines = [[row["name"], *(_estimate(row["exact"].get(name)) for name in names)] for row in rows]
         counts = f"{report['queries']:,} queries over {report['items']:,} items"
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"--report: rows that are none ({error!r}); expected the .json of siglip-jax rank") from error
@@ -119,7 +103,7 @@ def _evaluation(report: Mapping[str, Any] | None) -> list[str]:
         f"{report['protocol']}, {counts}; means with intervals of 95 %. {primary}",
         "",
         *conclusion,
-        *(f"| {' | '.join(cells)} |" for cells in table),
+        markdown.table(["", *names], lines),
     ]
 
 
@@ -133,7 +117,3 @@ def _estimate(value: Any) -> str:
     ends = [value.get(name) for name in ("low", "high")]
     interval = "" if None in ends else f" [{ends[0]:.4f}, {ends[1]:.4f}]"
     return f"{value['mean']:.4f}{interval}"
-
-
-def _cell(text: object) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
