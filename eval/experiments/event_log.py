@@ -22,13 +22,13 @@ from eval.experiments.experiment_users import ExperimentUsers, check_numbers, or
 from eval.logs.database import Database, literal
 from eval.logs.log_files import event_file, log_files
 from eval.logs.log_times import AUTO, FIRST, LAST, iso
+from eval.simulate import PREFIX
 from siglip_jax.errors import UserError, check_choice
 
 EXPOSURE, IMPRESSION = "exposure", "impression"
 DAY = 86_400_000_000  # microseconds
 COLUMNS = ("user_id", "time", "variant", "action", VALUE, "item_id", "query_id", "list_id")
 _MANY_DUPLICATES = 0.01
-_SIMULATED = "simulated-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,12 @@ def read_events(paths: Sequence[str], form: ExperimentLog, *, variants: bool = T
             cells["time"] = source.time(there["time"], form.time_unit)[0]
             cells["action"] = _renamed(cells.get("action", literal(EXPOSURE)), form.actions)
             segments = [source.text(name) if name in source.columns else "null" for name in form.segments]
-            source.insert(sql, "raw", [*(cells.get(ours, "null") for ours in COLUMNS), *segments])
+            source.insert(
+                sql,
+                "raw",
+                [*(cells.get(ours, "null") for ours in COLUMNS), *segments],
+                of=[*there.values(), *form.segments],
+            )
             seen |= there.keys() | (set(form.segments) & source.columns.keys())
             notes += [source.assumed] if source.assumed else []
         if variants and "variant" not in seen:
@@ -194,7 +199,7 @@ def read_log_users(events: Events, form: ExperimentLog, metrics: Sequence[Experi
         left_out=left_out,
         notes=[*events.notes, f"exposures are {exposure!r} events; a user's events count from the first one on"],
         warnings=events.warnings,
-        simulated=bool(len(names)) and str(names[0]).startswith(_SIMULATED),
+        simulated=bool(len(names)) and str(names[0]).startswith(PREFIX),
     )
 
 

@@ -10,6 +10,7 @@ from eval.experiments.experiment_metrics import ExperimentMetric, check_terms
 from eval.experiments.experiment_users import ExperimentUsers, check_numbers, order_variants
 from eval.logs.database import Database
 from eval.logs.log_files import event_file, log_files
+from eval.simulate import PREFIX
 from siglip_jax.errors import UserError
 
 
@@ -56,7 +57,7 @@ def read_user_rows(
             if lost := [name for name in segments if name not in source.columns]:
                 raise UserError(f"--segment={lost[0]}: no such column in {file}")
             wanted = [named["user_id"], named["variant"], *keys, *segments]
-            source.insert(sql, "raw", [source.text(name) for name in wanted])
+            source.insert(sql, "raw", [source.text(name) for name in wanted], of=wanted)
             notes += [source.assumed] if source.assumed else []
         check_numbers(sql, {f"c{i}": key for i, key in enumerate(keys)})
         for i, key in enumerate(keys):
@@ -87,7 +88,7 @@ def read_user_rows(
         segments=dict(zip(segments, cells[len(keys) :], strict=True)),
         left_out=left_out,
         notes=notes,
-        simulated=bool(len(names)) and str(names[0]).startswith("simulated-"),
+        simulated=bool(len(names)) and str(names[0]).startswith(PREFIX),
     )
 
 

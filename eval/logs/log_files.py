@@ -94,32 +94,15 @@ def insert_file(sql: Database, file: pathlib.Path, form: LogFormat) -> tuple[set
 
     Folders such as `day=01` on its path are columns too.
     """
-    suffix = file.suffix[1:].lower()
-    dialect, columns = _describe(sql, file, suffix)
-    folders = {name: value for name, value in folder_values(file.as_posix()).items() if name not in columns}
-    names = choose_columns(columns | dict.fromkeys(folders, "FOLDER"), form, file)
-    segments = _segments(columns, folders, form, file)
-    read = (
-        [theirs for theirs in dict.fromkeys([*names.values(), *segments]) if theirs not in folders]
-        if suffix == "jsonl"
-        else columns
-    )
-    source = _source(file, suffix, dialect, list(read))
-    cells = {name: _as_text(name, kind) for name, kind in columns.items()}
-    cells |= {name: literal(value) for name, value in folders.items()}
-    text = {ours: f"nullif(trim({cells[theirs]}), '')" for ours, theirs in names.items()}
+    source = event_file(sql, file)
+    names = choose_columns(source.columns, form, file)
+    segments = _segments(source.columns, form, file)
+    text = {ours: f"nullif(trim({source.cell(theirs)}), '')" for ours, theirs in names.items()}
     for ours in ("user_id", "query_id", "action", "position", "propensity", "randomised"):
         if ours in text:
             text[ours] = f"case when {text[ours]} not in {NO_VALUE!r} then {text[ours]} end"
-    kind, column = columns.get(names["time"], "FOLDER").upper(), quoted(names["time"])
     written = text["time"]
-    if kind.startswith(("TIMESTAMP", "DATE")):
-        text["reading"] = "null" if "TIME ZONE" in kind or "TZ" in kind else "0"
-        instant = f"try_cast({column} as timestamptz)"
-        text["time"] = f"case when isfinite({instant}) then epoch_us({instant}) end"
-    else:
-        text["reading"] = reading_of_text(written, form.time_unit)
-        text["time"] = time_of_text(written, text["reading"])
+    text["time"], text["reading"] = source.time(names["time"], form.time_unit)
     text["odd_time"] = f"case when ({text['time']} between {FIRST} and {LAST - 1}) is not true then {written} end"
     acted = set(names)
     if form.like_from and "rating" in names:
@@ -134,19 +117,16 @@ def insert_file(sql: Database, file: pathlib.Path, form: LogFormat) -> tuple[set
         acted |= {"action"} if "" in form.action_names else set()
     ordered = ("query_id", "list_id", "user_id", "item_id", "time", "position", "action", "query_item_id", "propensity")
     cells_of = [text.get(name, "null") for name in (*ordered, "randomised", "reading", "odd_time")]
-    wanted = ", ".join([*cells_of, *(f"coalesce(trim({cells[name]}), '')" for name in segments)])
-    try:
-        sql.execute(f"insert into raw select {wanted} from {source}")
-    except Unreadable as error:
-        raise _damaged(file, suffix, dialect, columns) from error
-    return acted, f"{file}: {dialect.assumed}" if dialect.assumed else ""
+    cells_of += [f"coalesce(trim({source.cell(name)}), '')" for name in segments]
+    source.insert(sql, "raw", cells_of, of=[*names.values(), *segments])
+    return acted, source.assumed
 
 
-def _segments(columns: Mapping[str, str], folders: Mapping[str, str], form: LogFormat, file: pathlib.Path) -> list[str]:
+def _segments(columns: Mapping[str, str], form: LogFormat, file: pathlib.Path) -> list[str]:
     """The columns of `form.segments`; raises a UserError where one is not there."""
     for name in form.segments:
-        if name not in columns and name not in folders:
-            known = ", ".join([*columns, *folders])
+        if name not in columns:
+            known = ", ".join(columns)
             raise UserError(f"log {file}: no column {name}, which --segment or --cluster names; columns are {known}")
     return list(form.segments)
 
@@ -264,11 +244,10 @@ def _as_text(name: str, kind: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class EventFile:
-    """A file of rows of any columns, and SQL of its columns as text; an empty text is null.
+    """A file of rows of any columns, and SQL of its columns.
 
     Attributes:
       columns: {name: type}; folders such as `day=01` on its path are of type "FOLDER".
-      source: SQL of its rows.
       assumed: what its suffix does not say of how it is written, "" for nothing.
     """
 
@@ -277,15 +256,18 @@ class EventFile:
     dialect: Dialect
     columns: Mapping[str, str]
     folders: Mapping[str, str]
-    source: str
 
     @property
     def assumed(self) -> str:
         return f"{self.file}: {self.dialect.assumed}" if self.dialect.assumed else ""
 
+    def cell(self, name: str) -> str:
+        """As text."""
+        return literal(self.folders[name]) if name in self.folders else _as_text(name, self.columns[name])
+
     def text(self, name: str) -> str:
-        cell = literal(self.folders[name]) if name in self.folders else _as_text(name, self.columns[name])
-        return f"case when trim({cell}) not in {NO_VALUE!r} then trim({cell}) end"
+        """As text without blanks around it; what stands for no value is null."""
+        return f"case when trim({self.cell(name)}) not in {NO_VALUE!r} then trim({self.cell(name)}) end"
 
     def time(self, name: str, unit: str) -> tuple[str, str]:
         """SQL of (microseconds since 1970, the one of `log_times.READINGS` that its text has)."""
@@ -297,12 +279,22 @@ class EventFile:
         reading = reading_of_text(self.text(name), unit)
         return time_of_text(self.text(name), reading), reading
 
-    def insert(self, sql: Database, table: str, cells: Sequence[str]) -> None:
-        """Adds SQL cells of every row to a table. UserError where the file is damaged."""
+    def insert(self, sql: Database, table: str, cells: Sequence[str], *, of: Sequence[str]) -> None:
+        """Adds SQL cells of every row to a table.
+
+        Args:
+          of: the columns that the cells are of; of JSON lines no other key is looked at.
+
+        Raises:
+          UserError: the file is damaged.
+        """
+        own = [name for name in self.columns if name not in self.folders]
+        read = [name for name in dict.fromkeys(of) if name in own] if self.suffix == "jsonl" else own
         try:
-            sql.execute(f"insert into {table} select {', '.join(cells)} from {self.source}")
+            source = _source(self.file, self.suffix, self.dialect, read)
+            sql.execute(f"insert into {table} select {', '.join(cells)} from {source}")
         except Unreadable as error:
-            raise _damaged(self.file, self.suffix, self.dialect, self.columns) from error
+            raise _damaged(self.file, self.suffix, self.dialect, own) from error
 
 
 def event_file(sql: Database, file: pathlib.Path) -> EventFile:
@@ -310,5 +302,4 @@ def event_file(sql: Database, file: pathlib.Path) -> EventFile:
     suffix = file.suffix[1:].lower()
     dialect, columns = _describe(sql, file, suffix)
     folders = {name: value for name, value in folder_values(file.as_posix()).items() if name not in columns}
-    source = _source(file, suffix, dialect, list(columns))
-    return EventFile(file, suffix, dialect, columns | dict.fromkeys(folders, "FOLDER"), folders, source)
+    return EventFile(file, suffix, dialect, columns | dict.fromkeys(folders, "FOLDER"), folders)
