@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from eval.metrics.topk import select_top
 from eval.protocols.relevance import Relevance
 from eval.simulate import PREFIX
 from siglip_jax.errors import UserError
@@ -133,7 +134,7 @@ def _lists(
         labels[np.arange(len(queries)), queries] = -np.inf  # the item itself
         wanted = rng.random(labels.shape) + np.where(labels > 0, rng.random(labels.shape) < 0.5, 0)
         wanted[np.isinf(labels)] = -1
-        pool = np.argpartition(-wanted, sessions.pool - 1, axis=1)[:, : sessions.pool]
+        pool = select_top(wanted, sessions.pool).columns
         scores = np.stack([ranker.scores(queries, pool) for ranker in rankers])
         chosen = scores[shown_by[begin : begin + _BLOCK], np.arange(len(queries))]
         order = np.argsort(-chosen, axis=1, kind="stable")[:, : sessions.length]

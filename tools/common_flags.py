@@ -199,3 +199,20 @@ def define_folders(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "report", None, "The .json beside a report of siglip-jax rank, for the folder's model card.", flag_values=values
     )
+
+
+def read_ids(path: str, *, flag: str) -> list[str]:
+    """Different ids of a file, one a line, empty lines left out; UserError where there is none."""
+    from etils import epath
+
+    from siglip_jax.files import is_regular
+
+    if not is_regular(epath.Path(path)):
+        raise UserError(f"--{flag}={path}: no such file; expected one id a line")
+    try:
+        lines = epath.Path(path).read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--{flag}={path}: not UTF-8 (byte {error.start}); expected one id a line") from None
+    if ids := list(dict.fromkeys(id_ for line in lines if (id_ := line.removesuffix("\r")))):
+        return ids
+    raise UserError(f"--{flag}={path}: empty; expected one id a line")

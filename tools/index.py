@@ -167,7 +167,7 @@ def _update(values: flags.FlagValues, index: Index) -> Index:
 def _delete(values: flags.FlagValues, index: Index) -> Index:
     from eval.search.updates import deleted
 
-    ids = _read_ids(values.delete)
+    ids = common_flags.read_ids(values.delete, flag="delete")
     found = deleted(index, ids)
     if len(found.unknown) == len(ids):
         raise UserError(
@@ -180,23 +180,6 @@ def _delete(values: flags.FlagValues, index: Index) -> Index:
     if found.unknown:
         print(f"{len(found.unknown)} unknown to the index: {_some(found.unknown)}")
     return found.index
-
-
-def _read_ids(path: str) -> list[str]:
-    """Different ids of a file, one a line, empty lines left out."""
-    from etils import epath
-
-    from siglip_jax.files import is_regular
-
-    if not is_regular(epath.Path(path)):
-        raise UserError(f"--delete={path}: no such file; expected one id a line")
-    try:
-        lines = epath.Path(path).read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--delete={path}: not UTF-8 (byte {error.start}); expected one id a line") from None
-    if ids := list(dict.fromkeys(id_ for line in lines if (id_ := line.removesuffix("\r")))):
-        return ids
-    raise UserError(f"--delete={path}: empty; expected one id a line")
 
 
 def _print_health(values: flags.FlagValues) -> None:

@@ -8,8 +8,6 @@ The shop shows the lists and logs list_id with each event; `siglip-jax abtest --
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
 from siglip_jax.errors import UserError
@@ -30,12 +28,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    import numpy as np
-    import pyarrow as pa
-
     from eval.comparison.choose_rankers import read_vectors
     from eval.comparison.items import read_items
-    from eval.experiments import draft_lists, write_lists
+    from eval.experiments import drafted_table, write_lists
     from eval.rankers import VectorRanker
 
     if not values.output.endswith(".parquet"):
@@ -48,28 +43,9 @@ def main(values: flags.FlagValues) -> None:
         VectorRanker(name, read_vectors(name, path, items=items, dataset=None, any_order=True)[0], ids=items.ids)
         for name, path in stores.items()
     ]
-    place = {item: row for row, item in enumerate(items.ids)}
-    asked = list(items.ids)
-    if values.queries:
-        try:
-            asked = [line for line in pathlib.Path(values.queries).read_text().splitlines() if line]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--queries={values.queries}: expected a text file with an item id a line") from error
-        if unknown := [item for item in asked if item not in place]:
-            raise UserError(f"--queries: {len(unknown)} ids are not in the stores, such as {unknown[0]!r}")
-    if len(items.ids) < 2 or not asked:
-        raise UserError("--store: expected two items or more, and a query item")
-    names = list(stores)
-    columns: dict[str, list] = {name: [] for name in ("list_id", "query_item_id", "position", "item_id", "ranker")}
-    queries = np.array([place[item] for item in asked])
-    for query, draft, drafted, teams in draft_lists(
-        rankers, queries, length=values.length, drafts=values.drafts, seed=values.seed
-    ):
-        columns["list_id"] += [f"{items.ids[query]}#{draft}"] * len(drafted)
-        columns["query_item_id"] += [items.ids[query]] * len(drafted)
-        columns["position"] += range(len(drafted))
-        columns["item_id"] += [items.ids[row] for row in drafted]
-        columns["ranker"] += [names[team] for team in teams]
-    table = pa.table(columns)
-    write_lists(values.output, table, rankers=names)
-    print(f"{len(set(columns['list_id']))} lists of {names[0]} and {names[1]} in {values.output}")
+    asked = common_flags.read_ids(values.queries, flag="queries") if values.queries else items.ids
+    table = drafted_table(
+        rankers, items.ids, asked, names=list(stores), length=values.length, drafts=values.drafts, seed=values.seed
+    )
+    write_lists(values.output, table, rankers=list(stores))
+    print(f"{len(table['list_id'].unique())} lists of {' and '.join(stores)} in {values.output}")

@@ -12,6 +12,7 @@ from .event_log import read_log_users as read_log_users
 from .experiment_page import write_experiment as write_experiment
 from .experiment_page import write_interleaving as write_interleaving
 from .experiment_users import ExperimentUsers as ExperimentUsers
+from .interleaved_log import drafted_table as drafted_table
 from .interleaved_log import read_credits as read_credits
 from .interleaved_log import read_lists as read_lists
 from .interleaved_log import write_lists as write_lists

@@ -13,7 +13,7 @@ from eval.experiments.effects import Looks, compare
 from eval.experiments.experiment_metrics import ExperimentMetric
 from eval.experiments.experiment_users import ExperimentUsers
 from eval.experiments.moments import UserMoments, moments, ratio
-from eval.experiments.read_out import NO_VERDICT, UNDECIDED, compare_users
+from eval.experiments.read_out import UNDECIDED, compare_users
 
 WEARS_OFF, GROWS = "wears off", "grows"
 
@@ -142,6 +142,3 @@ def _cumulative(users: ExperimentUsers, most: int) -> Iterator[tuple[int, dict[s
             np.add.at(running[key], users.user[rows], values[rows])
         begin = end
         yield day, running
-
-
-__all__ = ["GROWS", "NO_VERDICT", "WEARS_OFF", "novelty", "sequences"]

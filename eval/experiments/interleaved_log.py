@@ -6,13 +6,16 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.experiments.event_log import Events, ExperimentLog, read_events
+from eval.experiments.interleaving import draft_lists
 from eval.logs.database import literal
+from eval.simulate import PREFIX
 from siglip_jax.errors import UserError
 
 LISTS = ("list_id", "query_item_id", "position", "item_id", "ranker")
@@ -28,6 +31,42 @@ class Credits:
     requests: int
     notes: list[str]
     simulated: bool = False
+
+
+def drafted_table(
+    rankers: Sequence[Any],
+    ids: Sequence[str],
+    asked: Sequence[str],
+    *,
+    names: Sequence[str],
+    length: int,
+    drafts: int,
+    seed: int,
+) -> pa.Table:
+    """Interleaved lists, columns LISTS; a list is called by its query item and its number.
+
+    Args:
+      rankers, length, drafts, seed: as of `draft_lists`; names: of the rankers.
+      ids: of the catalogue.
+      asked: ids of the query items.
+
+    Raises:
+      UserError: query items that are not in the catalogue, a catalogue of one item, or as of `draft_lists`.
+    """
+    place = {item: row for row, item in enumerate(ids)}
+    if unknown := [item for item in asked if item not in place]:
+        raise UserError(f"--queries: {len(unknown)} ids are not in the stores, such as {unknown[0]!r}")
+    if len(ids) < 2 or not asked:
+        raise UserError("--store: expected two items or more, and a query item")
+    columns: dict[str, list[Any]] = {name: [] for name in LISTS}
+    queries = np.array([place[item] for item in asked])
+    for query, draft, drafted, teams in draft_lists(rankers, queries, length=length, drafts=drafts, seed=seed):
+        columns["list_id"] += [f"{ids[query]}#{draft}"] * len(drafted)
+        columns["query_item_id"] += [ids[query]] * len(drafted)
+        columns["position"] += range(len(drafted))
+        columns["item_id"] += [ids[row] for row in drafted]
+        columns["ranker"] += [names[team] for team in teams]
+    return pa.table(columns)
 
 
 def write_lists(path: str | Path, table: pa.Table, *, rankers: Sequence[str]) -> None:
@@ -101,4 +140,4 @@ def _credits(events: Events, table: pa.Table, names: tuple[str, str], *, lists: 
             f"{taps - joined:,} of {taps:,} {action} events are on no item of these lists, and count for nobody"
         )
     credits = np.stack([first, second], axis=1).astype(np.int64)
-    return Credits(users, credits, names, int(requests), notes, str(users[0]).startswith("simulated-"))
+    return Credits(users, credits, names, int(requests), notes, str(users[0]).startswith(PREFIX))

@@ -16,6 +16,7 @@ import scipy.stats
 
 from eval.experiments.effects import Looks, sequence_p, sequence_radius
 from eval.experiments.moments import moments, sample
+from eval.metrics.topk import select_top
 from siglip_jax.errors import UserError
 
 _BLOCK = 256
@@ -74,10 +75,7 @@ def draft_lists(
         for ranker in rankers:
             scores = np.array(ranker.scores(asked), np.float32)
             scores[np.arange(len(asked)), asked] = -np.inf
-            depth = min(length, scores.shape[1] - 1)
-            top = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
-            order = np.lexsort((top, -np.take_along_axis(scores, top, axis=1)), axis=1)  # equal scores by row
-            best.append(np.take_along_axis(top, order, axis=1))
+            best.append(select_top(scores, min(length, scores.shape[1] - 1)).columns)  # equal scores by row
         for place, query in enumerate(asked):
             for draft in range(drafts):
                 rng = np.random.default_rng([seed, int(query), draft])

@@ -6,9 +6,9 @@ import math
 from statistics import NormalDist
 
 import scipy.optimize
-import scipy.stats
 
 from eval.experiments.effects import Looks, sequence_radius
+from eval.statistics.significance import chance_of_finding
 from siglip_jax.errors import UserError
 
 _MOST = 1e13  # users
@@ -33,9 +33,7 @@ def power_of(users: float, *, variance: float, effect: float, share: float = 0.5
         return normal.cdf(abs(effect) / error - reach) + normal.cdf(-abs(effect) / error - reach)
     a, b = variance / treated, variance / others
     freedom = (a + b) ** 2 / (a**2 / (treated - 1) + b**2 / (others - 1))
-    critical = scipy.stats.t.isf(level / 2, freedom)
-    found = scipy.stats.nct(df=freedom, nc=effect / error)
-    return float(found.sf(critical) + found.cdf(-critical))
+    return chance_of_finding(abs(effect), error, degrees=freedom, level=level)
 
 
 def users_needed(

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval.embeddings import write_store
+from eval.experiments import draft_lists
 from siglip_jax import cli
 
 
@@ -86,9 +87,24 @@ def test_bad_input_is_one_line(lists, tmp_path, capsys):
     for flags, said in (
         ([store, "--output=x.parquet"], "expected two"),
         ([store, f"--store=new={lists.parent / 'new'}", "--output=x.csv"], "ending in .parquet"),
-        ([store, f"--store=new={lists.parent / 'new'}", "--output=x.parquet", "--queries=none"], "an item id a line"),
+        (
+            [store, f"--store=new={lists.parent / 'new'}", "--output=x.parquet", "--queries=none"],
+            "--queries=none: no such file; expected one id a line",
+        ),
     ):
         assert cli.main(["interleave", *flags]) == 2
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+class Equal:
+    """A ranker to which all items are alike."""
+
+    def scores(self, queries):
+        return np.zeros((len(queries), 60), np.float32)
+
+
+def test_of_equal_items_the_first_are_drafted():
+    for query, _, items, _ in draft_lists([Equal(), Equal()], np.array([1, 40]), length=4, drafts=1, seed=0):
+        assert sorted(items.tolist()) == [row for row in range(5 if query < 4 else 4) if row != query]
