@@ -56,6 +56,7 @@ def main(values: flags.FlagValues) -> None:
     from tools.workflow import data, training
     from tools.workflow.adapters import adapter_demo
     from tools.workflow.exports import export
+    from tools.workflow.exports.export_target import check_target
 
     begin = time.monotonic()
     config, workdir = common_flags.config_of(values), pathlib.Path(values.workdir)
@@ -112,7 +113,8 @@ def main(values: flags.FlagValues) -> None:
         announce("exporting the image encoder")
         shutil.rmtree(workdir / "savedmodel", ignore_errors=True)
         ranking = export.RankingOptions(config=config)
-        export.export(trained, workdir / "savedmodel", dataset=dataset, split=config.evaluation.split, ranking=ranking)
+        target = check_target(workdir / "savedmodel", dataset=dataset, split=config.evaluation.split)
+        export.export(trained, target, ranking=ranking)
 
     announce("done")
     print(format_table(report))

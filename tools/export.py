@@ -233,22 +233,22 @@ def _export_model(values: flags.FlagValues) -> None:
     from tools.workflow.exports.export_target import check_target
     from tools.workflow.termination import terminable
 
-    options = {
-        "dataset": values.dataset,
-        "split": values.split,
-        "encoders": common_flags.named_paths(values.encoder, flag="encoder", expected="name=NETWORK"),
-        "target_tensorflow": values.target_tensorflow or "",
-        "text": values.text,
-        "tower": values.tower,
-        "precision": values.precision,
-        "takes": values.takes or "",
-        "serving_version": values.serving_version,
-        "reduce": values.reduce or "",
-        "output_dtype": values.output_dtype,
-        "store": values.store,
-    }
     with terminable():
-        check_target(values.output, **options)  # before a model is loaded, which can take minutes
+        target = check_target(
+            values.output,
+            dataset=values.dataset,
+            split=values.split,
+            encoders=common_flags.named_paths(values.encoder, flag="encoder", expected="name=NETWORK"),
+            target_tensorflow=values.target_tensorflow or "",
+            text=values.text,
+            tower=values.tower,
+            precision=values.precision,
+            takes=values.takes or "",
+            serving_version=values.serving_version,
+            reduce=values.reduce or "",
+            output_dtype=values.output_dtype,
+            store=values.store,
+        )
 
         from siglip_jax.loading import load
         from tools.workflow.exports import export
@@ -257,8 +257,7 @@ def _export_model(values: flags.FlagValues) -> None:
         paths = common_flags.features_of(values)
         export.export(
             load(values.model),
-            values.output,
+            target,
             features=Features.open(paths) if paths else None,
             ranking=export.RankingOptions(config=values.config, items=values.rank_sample, max_change=values.max_change),
-            **options,
         )

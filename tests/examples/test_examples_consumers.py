@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from tools.workflow.exports.export import export
+from tools.workflow.exports.export_target import check_target
 
 SERVING = pathlib.Path(__file__).parents[2] / "examples" / "serving"
 CONSUMERS = pathlib.Path(os.environ.get("SIGLIP_JAX_CONSUMERS", ".consumers")).absolute()  # holds node_modules
@@ -27,7 +28,7 @@ def golden(tiny_model, shop_dataset, tmp_path_factory):
     onnxruntime = pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp("golden")
     path = folder / "images.onnx"
-    export(tiny_model, path, dataset=shop_dataset, split="test", takes="images")
+    export(tiny_model, check_target(path, dataset=shop_dataset, split="test", takes="images"))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     pictures, expected, by_python = [], [], []
     with np.load(folder / f"{path.name}.golden" / "golden.npz") as arrays:

@@ -19,7 +19,7 @@ from siglip_jax.export.golden import Call, check_golden, golden_folder, write_go
 from siglip_jax.export.limits import Limits, limits_of
 from tools.workflow.adapters.export_encoders import open_encoders, stacked
 from tools.workflow.exports import ranking_check
-from tools.workflow.exports.export_target import check_target
+from tools.workflow.exports.export_target import ExportTarget
 from tools.workflow.exports.golden_calls import (
     GoldenSource,
     asked_of,
@@ -58,48 +58,20 @@ class RankingOptions:
 
 
 def export(
-    model: Any,
-    output: epath.PathLike,
-    *,
-    dataset: epath.PathLike | None,
-    split: str,
-    features: Features | None = None,
-    encoders: Mapping[str, str] | None = None,
-    target_tensorflow: str = "",
-    text: str = "ids",
-    tower: str = "image",
-    precision: str = "float32",
-    takes: str = "",
-    serving_version: int | None = None,
-    reduce: str = "",
-    output_dtype: str = "float32",
-    store: epath.PathLike | None = None,
-    ranking: RankingOptions | None = None,
+    model: Any, target: ExportTarget, *, features: Features | None = None, ranking: RankingOptions | None = None
 ) -> None:
     """Writes a SavedModel, an .onnx file or StableHLO programs, with golden inputs and answers, which check it.
 
     Args:
-      output: a name that ends in .onnx means ONNX, one in .stablehlo a folder of programs for JAX.
-      dataset, split: whose pictures and titles check the export, or whose stored vectors.
+      target: what is written where, by `check_target`.
       features: of an adapter; without them its export is checked with vectors that are made up.
-      encoders: {feature: network} to join with an adapter, one for each of its features.
-      text: what the text tower of a SavedModel takes, see `export_saved_model`.
-      serving_version: of a SavedModel: it is written to that number in `output`, as TensorFlow Serving wants it.
-      tower, precision, takes: of an .onnx file, see `export_tower`; of an adapter of stored vectors the defaults.
-      reduce, output_dtype, store: of a SavedModel: smaller embeddings, "pca:64" of the vectors of that store, or
-        "truncate:64"; and "int8", with a scale for each.
       ranking: how the ranking is compared, with a dataset.
 
     Raises:
       UserError: an answer differs from the model's by more than its limits, or the ranking does, or the export cannot
         be made or run. Nothing is left of it then.
     """
-    ranking = ranking or RankingOptions()
-    target = check_target(
-        output, dataset=dataset, split=split, encoders=encoders, target_tensorflow=target_tensorflow, text=text,
-        tower=tower, precision=precision, takes=takes, serving_version=serving_version, reduce=reduce,
-        output_dtype=output_dtype, store=store,
-    )  # fmt: skip
+    ranking, encoders, takes = ranking or RankingOptions(), target.encoders, target.takes
     wanted, runtime = model.architecture.features, target.runtime
     onnx = runtime == "onnx"
     if features is not None:
@@ -110,25 +82,28 @@ def export(
             f"--encoder for {', '.join(encoders)}; expected "
             + (f"{flags}, or none" if wanted else "none, since this model takes pictures")
         )
-    if dataset is None and (features is not None or encoders or not wanted):
+    if target.dataset is None and (features is not None or encoders or not wanted):
         raise UserError(f"--dataset is missing: its {'items' if features else 'pictures'} check the export")
-    source = GoldenSource(dataset=dataset, split=split, features=features)
-    smaller = SmallerOutput.of(target.smaller, model, store=store)
+    source = GoldenSource(dataset=target.dataset, split=target.split, features=features)
+    smaller = SmallerOutput.of(target.smaller, model, store=target.store)
     with target.written_aside() as path:
         opened = open_encoders(encoders, savedmodel=not onnx) if encoders else {}
         if onnx:
-            if wanted and tower == "image":
+            if wanted and target.tower == "image":
                 if takes:
                     raise UserError(f"--takes={takes} is of towers; an adapter takes vectors or what its encoders do")
-                calls, limits = _write_onnx_adapter(model, path, source, opened=opened, precision=precision)
+                calls, limits = _write_onnx_adapter(model, path, source, opened=opened, precision=target.precision)
             else:
-                calls, limits = _write_onnx_tower(model, path, source, tower=tower, precision=precision, takes=takes)
+                calls, limits = _write_onnx_tower(
+                    model, path, source, tower=target.tower, precision=target.precision, takes=takes
+                )
         elif runtime == "jax":
             calls, limits = _write_programs(model, path, source)
         else:
             calls, limits = _write_saved_model(
-                model, path, source, opened=opened, target_tensorflow=target_tensorflow, text=text, smaller=smaller
-            )
+                model, path, source, opened=opened, target_tensorflow=target.target_tensorflow, text=target.text,
+                smaller=smaller,
+            )  # fmt: skip
         golden, asked = golden_folder(path), path.with_name(f"{path.name}.sample")
         write_golden(golden, calls, model=f"../{path.name}" if onnx else "..", runtime=runtime)
         if smaller is not None:

@@ -24,10 +24,10 @@ OUTPUT_DTYPES = ("float32", "int8")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportTarget:
-    """A place for an export, and its kind.
+    """An export that was asked for and can be made, as far as can be told without the model; see `check_target`.
 
     Attributes:
-      output: where it will be.
+      output: where it will be, below the number of a serving version.
       runtime: "savedmodel", "onnx" or "jax".
       kind: for people.
       smaller: what becomes of the embeddings.
@@ -37,6 +37,15 @@ class ExportTarget:
     runtime: str
     kind: str
     smaller: Spec
+    dataset: epath.PathLike | None
+    split: str
+    encoders: Mapping[str, str]
+    target_tensorflow: str
+    text: str
+    tower: str
+    precision: str
+    takes: str
+    store: epath.PathLike | None
 
     @contextlib.contextmanager
     def written_aside(self) -> Iterator[pathlib.Path]:
@@ -89,7 +98,17 @@ def check_target(
     output_dtype: str = "float32",
     store: epath.PathLike | None = None,
 ) -> ExportTarget:
-    """See `export.export` for the arguments.
+    """What an export is asked for, checked before a model is loaded, which can take minutes.
+
+    Args:
+      output: a name that ends in .onnx means ONNX, one in .stablehlo a folder of programs for JAX.
+      dataset, split: whose pictures and titles check the export, or whose stored vectors.
+      encoders: {feature: network} to join with an adapter, one for each of its features.
+      text: what the text tower of a SavedModel takes, see `export_saved_model`.
+      serving_version: of a SavedModel: it is written to that number in `output`, as TensorFlow Serving wants it.
+      tower, precision, takes: of an .onnx file, see `export_tower`; of an adapter of stored vectors the defaults.
+      reduce, output_dtype, store: of a SavedModel: smaller embeddings, "pca:64" of the vectors of that store, or
+        "truncate:64"; and "int8", with a scale for each.
 
     Raises:
       UserError: flags of another format, an output that is there or cannot be written, a dataset without the split.
@@ -124,7 +143,10 @@ def check_target(
     _check_writable(output)
     if dataset is not None:
         open_split(dataset, split)
-    return ExportTarget(output=output, runtime=runtime, kind=kind, smaller=spec)
+    return ExportTarget(
+        output=output, runtime=runtime, kind=kind, smaller=spec, dataset=dataset, split=split, encoders=encoders or {},
+        target_tensorflow=target_tensorflow, text=text, tower=tower, precision=precision, takes=takes, store=store,
+    )  # fmt: skip
 
 
 def _check_writable(output: pathlib.Path) -> None:

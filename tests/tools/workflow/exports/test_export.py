@@ -15,8 +15,13 @@ from siglip_jax.models.architecture import Architecture, FeatureSize, TowerSize
 from siglip_jax.models.towers import TwoTowers
 from tools.workflow.embedding import embed, image_encoder, load_encoder
 from tools.workflow.exports import export as workflow
-from tools.workflow.exports.export import export, verify
+from tools.workflow.exports.export import verify
+from tools.workflow.exports.export_target import check_target
 from tools.workflow.item_vectors import Features
+
+
+def export(model, output, *, features=None, **asked):
+    workflow.export(model, check_target(output, **asked), features=features)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from siglip_jax.errors import UserError
 from siglip_jax.export import verify_export
 from tools.workflow.embedding import description_of
 from tools.workflow.exports import export as workflow
+from tools.workflow.exports.export_target import check_target
 from tools.workflow.exports.smaller_output import FOLDER, SmallerOutput
 
 tf = pytest.importorskip("tensorflow")
@@ -52,7 +53,7 @@ def test_an_export_of_fewer_and_shorter_numbers(tiny_model, store, shop_dataset,
     # In this process: TensorFlow is here already, and that it needs no library of ours is tested elsewhere.
     monkeypatch.setattr(workflow, "check_golden", verify_export.verify)
     options = {"dataset": shop_dataset, "split": "test", "reduce": "pca:6", "store": store}
-    workflow.export(tiny_model, tmp_path / "small", output_dtype="int8", **options)
+    workflow.export(tiny_model, check_target(tmp_path / "small", output_dtype="int8", **options))
     said = capsys.readouterr().out
     assert "; the smaller embedding itself " in said
     folder = tmp_path / "small"
