@@ -245,8 +245,8 @@ class Model:
             each = min(batch_size, 1 << (-(-size // mesh.size) - 1).bit_length())
             batch = jax.tree.map(lambda x: _padded(x[begin : begin + size], each * mesh.size - size), rows)  # noqa: B023
             outputs.append((encode(params, jax.device_put(batch, spread)), size))
-            if len(outputs) > _IN_FLIGHT:  # the device has the next one: wait for this, so that inputs do not pile up
-                outputs[-_IN_FLIGHT - 1] = np.asarray(outputs[-_IN_FLIGHT - 1][0]), outputs[-_IN_FLIGHT - 1][1]
+            if len(outputs) > _IN_FLIGHT:  # so that inputs do not pile up
+                jax.block_until_ready(outputs[-1 - _IN_FLIGHT][0])
         embeddings = np.concatenate([np.asarray(z)[:size] for z, size in outputs])
         if bad := np.flatnonzero(~np.isfinite(embeddings).all(axis=1)).tolist():
             raise UserError(f"{method}: NaN in the embeddings of rows {bad[:10]}; are their inputs finite?")

@@ -16,6 +16,7 @@ import http.server
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -30,8 +31,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     path_asked = os.environ.get("AIP_PREDICT_ROUTE", "")
 
-    def embed(self, photos: list[bytes]) -> list[list[float]]:
-        raise NotImplementedError
+    embed: Callable[[list[bytes]], list[list[float]]]  # of the model that is served
 
     def do_GET(self) -> None:
         self._answer(200, {"state": "AVAILABLE"})
@@ -68,13 +68,13 @@ def serve(model: Any, *, host: str, port: int) -> http.server.ThreadingHTTPServe
     """A server that is bound and answers once `serve_forever` is called."""
     signature = model.signatures["serving_default"]
 
-    class OfModel(Handler):
-        def embed(self, photos: list[bytes]) -> list[list[float]]:
-            found = signature(image_bytes=tf.constant(photos))
-            numbers = found["embedding"].numpy()
-            return (numbers * found["scale"].numpy().reshape(-1, 1) if "scale" in found else numbers).tolist()
+    def embed(photos: list[bytes]) -> list[list[float]]:
+        found = signature(image_bytes=tf.constant(photos))
+        numbers = found["embedding"].numpy()
+        return (numbers * found["scale"].numpy().reshape(-1, 1) if "scale" in found else numbers).tolist()
 
-    return http.server.ThreadingHTTPServer((host, port), OfModel)
+    handler = type("OfModel", (Handler,), {"embed": staticmethod(embed)})
+    return http.server.ThreadingHTTPServer((host, port), handler)
 
 
 def main() -> None:
