@@ -302,7 +302,7 @@ def test_a_name_of_the_log_is_no_markup_in_the_memo(tmp_path, abtest):
     path = tmp_path / "users.csv"
     path.write_text("user_id,variant,n\n" + "".join(f"u{u},{('A', '<i>|*x*')[u % 2]},{u % 5}\n" for u in range(300)))
     report = abtest(f"--users={path}", "--metric=n=n", "--control=A")
-    (memo,) = [each for each in tmp_path.rglob("*.md")]
+    (memo,) = tmp_path.rglob("*.md")
     assert report["variants"] == ["A", "<i>|*x*"]
     assert "\\<i>\\|\\*x\\*" in memo.read_text()
     assert "<i>" not in memo.read_text().replace("\\<i>", "")
