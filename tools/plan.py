@@ -66,9 +66,7 @@ def main(values: flags.FlagValues) -> None:
         comparisons = values.comparisons or len(metrics) * (len(split) - 1)
         test = dataclasses.replace(test, comparisons=comparisons)
         made = plan(events, metrics, test, since=form.start, until=form.end)
-    print(format_plan(made))
-    if offline:
-        print(f"\n{offline}")
+    print(format_plan(made, offline=offline))
     if values.output:
         path = epath.Path(values.output)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from siglip_jax.errors import UserError
 
 _STEPS = (1, 2, 3, 5, 7, 10, 14, 21, 28, 42, 56)
 _LEAST_USERS = 100
+_WIDTH = 110
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,16 +193,16 @@ def offline_difference(report: dict[str, Any]) -> str:
     )
 
 
-def format_plan(made: dict[str, Any]) -> str:
-    """For the terminal."""
-    lines = [
+def format_plan(made: dict[str, Any], *, offline: str = "") -> str:
+    """For the terminal; offline: a sentence for the end."""
+    head = (
         f"To find a lift of {100 * made['lift']:+g} % with a chance of {100 * made['power']:g} %, at "
         f"{100 * made['confidence']:g} % confidence"
         + (f" over {made['comparisons']} comparisons" if made["comparisons"] > 1 else "")
         + (", looking every day" if made["looks"] == "many" else ", at one look")
-        + f"; variance of the log, {made['first']} to {made['last']}:",
-        "",
-    ]
+        + f"; variance of the log, {made['first']} to {made['last']}:"
+    )
+    lines = [*textwrap.wrap(head, _WIDTH), ""]
     table = [["metric", "value", "users", "without CUPED", "variance less", "days"]]
     for row in made["metrics"]:
         days = "–" if row["days"] is None else f"{row['days']:,}" + (" (estimated)" if row["days_estimated"] else "")
@@ -220,7 +222,8 @@ def format_plan(made: dict[str, Any]) -> str:
         for each in row["lengths"]:
             ends = (f"{100 * each['lift']:.1f} %", f"{100 * each['lift_plain']:.1f} %")
             table.append([row["metric"], str(each["days"]), f"{each['users']:,}", *ends])
-    return "\n".join([*lines, "", *report_text.align(table)])
+    said = ["", *textwrap.wrap(offline, _WIDTH)] if offline else []
+    return "\n".join([*lines, "", *report_text.align(table), *said])
 
 
 def _number(value: float | None) -> str:
